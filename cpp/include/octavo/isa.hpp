@@ -1,0 +1,28 @@
+// Which instruction set the process runs with.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace octavo {
+
+// Levels the generic kernels are compiled for. OCTAVO_ISA=baseline|avx2|avx512 forces one (never above the CPU's own).
+enum class Isa : std::uint8_t { baseline, avx2, avx512 };
+
+// What hand-written kernels ask for beyond a level.
+struct CpuFeatures {
+  bool avx2 = false;         // with FMA and F16C
+  bool avx512 = false;       // F, BW, VL, DQ
+  bool avx512_bf16 = false;  // vdpbf16ps
+  bool avx512_vnni = false;  // vpdpbusd
+  bool avx512_vbmi = false;  // vpermi2b
+};
+
+const CpuFeatures& cpu_features();  // the machine's, cut down to the forced level
+Isa active_isa();
+const char* to_string(Isa isa);
+
+// Forces a level from now on (tests). False when the CPU or the name cannot do it; then nothing changes.
+bool force_isa(const std::string& name);
+
+}  // namespace octavo

@@ -1,0 +1,91 @@
+// Linear layers: y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "octavo/memory.hpp"
+#include "octavo/types.hpp"
+
+namespace octavo {
+
+// A numerics class: activation format and scaling, weight format and scaling, accumulation. A kernel serves exactly one.
+enum class Numerics : std::uint8_t {
+  fp32,
+  bf16,              // x and W in BF16, FP32 accumulation
+  e4m3_row,          // x and W in E4M3 with row-wise FP32 scales (W8A8), FP32 accumulation
+  e4m3_weight_only,  // W in E4M3 with row-wise scales, x in BF16 (W8A16), FP32 accumulation
+  int8_dynamic,      // x and W in symmetric INT8 with row-wise scales, INT32 accumulation
+};
+const char* to_string(Numerics numerics);
+
+enum class NormKind : std::uint8_t { none, layer, rms, block };  // block: parameter-free RMS over blocks of 256 columns
+enum class Activation : std::uint8_t { none, relu, silu, gelu, hardswish, sigmoid };  // gelu: exact (erf)
+
+struct Epilogue {
+  const float* bias = nullptr;         // [N]
+  NormKind norm = NormKind::none;
+  const float* norm_weight = nullptr;  // [N], layer and rms only
+  const float* norm_bias = nullptr;    // [N], layer only
+  float eps = 1e-5f;
+  std::int64_t norm_block = 256;       // block norm: a last short block has its own mean
+  Activation activation = Activation::none;
+  MatrixView residual;                 // [M, N] f32 or bf16; data == nullptr: none
+  bool residual_before_norm = false;
+};
+
+// Canonical weight codes, owned by the caller and outliving this object, and the layouts kernels made of them.
+// The caller makes a new one when the weight changes.
+class PackedWeight {
+ public:
+  // codes [N, K] contiguous: E4M3 or INT8 bytes with scale [N], BF16 with scale == nullptr.
+  PackedWeight(const void* codes, const float* scale, std::int64_t n, std::int64_t k, DType format)
+      : codes_(codes), scale_(scale), n_(n), k_(k), format_(format) {}
+
+  const void* codes() const { return codes_; }
+  const float* scale() const { return scale_; }
+  std::int64_t n() const { return n_; }
+  std::int64_t k() const { return k_; }
+  DType format() const { return format_; }
+
+  // The layout a kernel asks for, made once by make(*this) and kept. `tag` is the address of a static of that kernel.
+  template <class Make>
+  const AlignedBuffer& layout(const void* tag, Make&& make) const {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& entry : layouts_)
+      if (entry->tag == tag) return entry->buffer;
+    layouts_.push_back(std::make_unique<Entry>(Entry{tag, make(*this)}));
+    return layouts_.back()->buffer;
+  }
+
+  std::size_t layout_bytes() const;
+
+ private:
+  struct Entry {
+    const void* tag;
+    AlignedBuffer buffer;
+  };
+  const void* codes_;
+  const float* scale_;
+  std::int64_t n_, k_;
+  DType format_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Entry>> layouts_;
+};
+
+struct LinearArgs {
+  MatrixView x;                          // [M, K] f32 or bf16
+  const PackedWeight* weight = nullptr;  // [N, K]
+  Epilogue epilogue;
+  MatrixView y;                          // [M, N] f32 or bf16
+  void* stream = nullptr;                // CUDA only
+};
+
+using LinearLauncher = Status (*)(const LinearArgs&);
+
+// Shapes, strides and types that no kernel could accept, in words that name the argument.
+Status validate(const LinearArgs& args);
+
+}  // namespace octavo

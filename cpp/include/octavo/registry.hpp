@@ -1,0 +1,77 @@
+// One table of kernels: octavo's own and those of other libraries.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "octavo/embedding.hpp"
+#include "octavo/isa.hpp"
+#include "octavo/linear.hpp"
+#include "octavo/quantize.hpp"
+
+namespace octavo {
+
+enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward };
+const char* to_string(Op op);
+
+enum class Qualification : std::uint8_t { unknown, trusted, qualified, quarantined };
+const char* to_string(Qualification state);
+
+// What a kernel costs before anyone measured it: overhead + work / rate + bytes / bandwidth.
+struct CostPrior {
+  double overhead_us = 1.0;
+  double gmacs_per_s = 1.0;    // per thread (CPU) or whole device (CUDA)
+  double gbytes_per_s = 10.0;  // likewise
+};
+
+using QuantizeLauncher = Status (*)(const QuantizeArgs&);
+
+struct Launchers {
+  LinearLauncher linear = nullptr;
+  QuantizeLauncher quantize = nullptr;
+  BagForwardLauncher bag_forward = nullptr;
+  BagBackwardLauncher bag_backward = nullptr;
+};
+
+struct KernelInfo {
+  std::string name;     // library.arch.op.class for octavo's: cpu.avx512.linear.e4m3_row
+  Op op = Op::linear;
+  std::string library = "octavo";
+  Device device = Device::cpu;
+  Numerics numerics = Numerics::fp32;  // linear only
+  std::string formats;                 // others: what the kernel reads and writes, in words
+  bool deterministic = true;
+  CostPrior cost;
+  bool (*supported)() = nullptr;       // ISA or architecture of this machine; null: everywhere
+  bool (*accepts)(std::int64_t m, std::int64_t n, std::int64_t k) = nullptr;  // null: every shape
+  Launchers run;                       // empty for other libraries: octavo.ops runs them
+  Qualification state = Qualification::unknown;
+  std::string note;                    // why it was quarantined
+  std::uint64_t calls = 0;
+};
+
+// Rows live as long as the process and never move.
+class Registry {
+ public:
+  static Registry& instance();
+
+  Status add(KernelInfo info);  // a name that exists is refused
+  KernelInfo* find(std::string_view name);
+  std::vector<KernelInfo*> all();
+
+ private:
+  Registry();
+  struct Rows;
+  Rows* rows_;
+};
+
+// Each kernel family appends its rows here: one file, one row (or one line per ISA copy).
+void register_generic_kernels(Registry& registry);
+void register_avx512_kernels(Registry& registry);
+#ifdef OCTAVO_WITH_CUDA
+void register_cuda_kernels(Registry& registry);
+#endif
+
+}  // namespace octavo

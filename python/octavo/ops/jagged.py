@@ -1,0 +1,1 @@
+"""Variable-length rows of several features: the one sparse container of octavo."""
