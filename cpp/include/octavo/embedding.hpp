@@ -10,15 +10,15 @@ namespace octavo {
 enum class Pooling : std::uint8_t { sum, mean };
 enum class Bounds : std::uint8_t { error, warn, ignore };  // warn and ignore skip the row; warn counts it
 
-// Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32 scale
-// and bias a row (value = code * scale + bias), as FBGEMM has it.
+// Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32
+// scale and bias a row (value = code * scale + bias), as FBGEMM has it.
 struct TableView {
-  void* rows = nullptr;            // [num_rows, dim] in `dtype`, row_stride elements apart
+  void* rows = nullptr;  // [num_rows, dim] in `dtype`, row_stride elements apart
   std::int64_t num_rows = 0;
   std::int64_t dim = 0;
   std::int64_t row_stride = 0;
-  DType dtype = DType::f32;        // f32, bf16, e4m3, u8
-  const float* scale = nullptr;    // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
+  DType dtype = DType::f32;      // f32, bf16, e4m3, u8
+  const float* scale = nullptr;  // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
   Pooling pooling = Pooling::sum;
   float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
 };
@@ -27,7 +27,7 @@ struct TableView {
 struct BagIndices {
   std::int64_t batch = 0;
   std::int64_t num_tables = 0;
-  const std::int64_t* values = nullptr;   // [num_values]
+  const std::int64_t* values = nullptr;  // [num_values]
   std::int64_t num_values = 0;
   const std::int64_t* offsets = nullptr;  // [num_tables * batch + 1]
   const float* weights = nullptr;         // [num_values] or null
@@ -52,7 +52,7 @@ struct BagBackwardArgs {
   const TableView* tables = nullptr;  // FP32 rows, updated in place
   BagIndices indices;
   Bounds bounds = Bounds::error;
-  MatrixView grad_out;                // [batch, sum of dims] f32
+  MatrixView grad_out;  // [batch, sum of dims] f32
   OptimizerConfig optimizer;
 };
 

@@ -2,6 +2,7 @@
 //
 // E4M3FN: bias 7, max 448, min normal 2^-6, min subnormal 2^-9, NaN = 0x7F/0xFF, no infinity.
 // E5M2: IEEE-like, bias 15, max 57344, infinities and NaNs.
+// Always inlined: these are compiled with several instruction sets, and the linker must never mix the copies.
 // Encoding rounds to nearest even and saturates: +-infinity and everything beyond the largest finite value become it.
 #pragma once
 
@@ -19,13 +20,14 @@ namespace detail {
 
 // Rounds |x| to `mantissa_bits` bits with exponents from `min_exponent` up; returns the code without its sign.
 template <int mantissa_bits, int bias>
-inline std::uint8_t encode_magnitude(std::uint32_t magnitude, std::uint32_t max_code) {
+[[gnu::always_inline]] inline std::uint8_t encode_magnitude(std::uint32_t magnitude, std::uint32_t max_code) {
   constexpr int shift = 23 - mantissa_bits;
   constexpr std::uint32_t min_normal = static_cast<std::uint32_t>(127 - bias + 1) << 23;
   if (magnitude < min_normal) {  // subnormal: the FP32 adder rounds at the spacing of 2^(1 - bias - mantissa_bits)
     constexpr std::uint32_t magic_bits = static_cast<std::uint32_t>(127 + 23 + 1 - bias - mantissa_bits) << 23;
     const float magic = std::bit_cast<float>(magic_bits);
-    return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + magic) - magic_bits);
+    return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + magic) -
+                                     magic_bits);
   }
   const std::uint32_t odd = (magnitude >> shift) & 1;
   const std::uint32_t rounded = magnitude + ((1u << (shift - 1)) - 1) + odd;
@@ -35,7 +37,7 @@ inline std::uint8_t encode_magnitude(std::uint32_t magnitude, std::uint32_t max_
 
 }  // namespace detail
 
-inline std::uint8_t encode_e4m3(float x) {
+[[gnu::always_inline]] inline std::uint8_t encode_e4m3(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   const std::uint8_t sign = static_cast<std::uint8_t>((bits >> 24) & 0x80);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -43,7 +45,7 @@ inline std::uint8_t encode_e4m3(float x) {
   return sign | detail::encode_magnitude<3, 7>(magnitude, 0x7e);
 }
 
-inline std::uint8_t encode_e5m2(float x) {
+[[gnu::always_inline]] inline std::uint8_t encode_e5m2(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   const std::uint8_t sign = static_cast<std::uint8_t>((bits >> 24) & 0x80);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
@@ -51,25 +53,30 @@ inline std::uint8_t encode_e5m2(float x) {
   return sign | detail::encode_magnitude<2, 15>(magnitude, 0x7b);
 }
 
-inline float decode_e4m3(std::uint8_t code) {
+[[gnu::always_inline]] inline float decode_e4m3(std::uint8_t code) {
   const int exponent = (code >> 3) & 15, mantissa = code & 7;
   const float sign = code & 0x80 ? -1.0f : 1.0f;
   if ((code & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
   if (exponent == 0) return sign * static_cast<float>(mantissa) * 0x1p-9f;
-  return sign * std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 120) << 23 | static_cast<std::uint32_t>(mantissa) << 20);
+  return sign * std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 120) << 23 |
+                                     static_cast<std::uint32_t>(mantissa) << 20);
 }
 
-inline float decode_e5m2(std::uint8_t code) {
+[[gnu::always_inline]] inline float decode_e5m2(std::uint8_t code) {
   const int exponent = (code >> 2) & 31, mantissa = code & 3;
   const float sign = code & 0x80 ? -1.0f : 1.0f;
-  if (exponent == 31) return sign * (mantissa ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity());
+  if (exponent == 31)
+    return sign * (mantissa ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity());
   if (exponent == 0) return sign * static_cast<float>(mantissa) * 0x1p-16f;
-  return sign * std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 112) << 23 | static_cast<std::uint32_t>(mantissa) << 21);
+  return sign * std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 112) << 23 |
+                                     static_cast<std::uint32_t>(mantissa) << 21);
 }
 
-inline float decode_bf16(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+[[gnu::always_inline]] inline float decode_bf16(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
 
-inline std::uint16_t encode_bf16(float x) {
+[[gnu::always_inline]] inline std::uint16_t encode_bf16(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40);  // quiet the NaN
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);

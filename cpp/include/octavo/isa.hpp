@@ -21,6 +21,7 @@ struct CpuFeatures {
 const CpuFeatures& cpu_features();  // the machine's, cut down to the forced level
 Isa active_isa();
 const char* to_string(Isa isa);
+bool isa_from_string(const std::string& name, Isa& isa);  // false for an unknown name
 
 // Forces a level from now on (tests). False when the CPU or the name cannot do it; then nothing changes.
 bool force_isa(const std::string& name);

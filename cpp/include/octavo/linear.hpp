@@ -11,7 +11,8 @@
 
 namespace octavo {
 
-// A numerics class: activation format and scaling, weight format and scaling, accumulation. A kernel serves exactly one.
+// A numerics class: activation format and scaling, weight format and scaling, accumulation. A kernel serves exactly
+// one.
 enum class Numerics : std::uint8_t {
   fp32,
   bf16,              // x and W in BF16, FP32 accumulation
@@ -20,19 +21,20 @@ enum class Numerics : std::uint8_t {
   int8_dynamic,      // x and W in symmetric INT8 with row-wise scales, INT32 accumulation
 };
 const char* to_string(Numerics numerics);
+DType weight_format(Numerics numerics);
 
 enum class NormKind : std::uint8_t { none, layer, rms, block };  // block: parameter-free RMS over blocks of 256 columns
 enum class Activation : std::uint8_t { none, relu, silu, gelu, hardswish, sigmoid };  // gelu: exact (erf)
 
 struct Epilogue {
-  const float* bias = nullptr;         // [N]
+  const float* bias = nullptr;  // [N]
   NormKind norm = NormKind::none;
   const float* norm_weight = nullptr;  // [N], layer and rms only
   const float* norm_bias = nullptr;    // [N], layer only
   float eps = 1e-5f;
-  std::int64_t norm_block = 256;       // block norm: a last short block has its own mean
+  std::int64_t norm_block = 256;  // block norm: a last short block has its own mean
   Activation activation = Activation::none;
-  MatrixView residual;                 // [M, N] f32 or bf16; data == nullptr: none
+  MatrixView residual;  // [M, N] f32 or bf16; data == nullptr: none
   bool residual_before_norm = false;
 };
 
@@ -79,8 +81,8 @@ struct LinearArgs {
   MatrixView x;                          // [M, K] f32 or bf16
   const PackedWeight* weight = nullptr;  // [N, K]
   Epilogue epilogue;
-  MatrixView y;                          // [M, N] f32 or bf16
-  void* stream = nullptr;                // CUDA only
+  MatrixView y;            // [M, N] f32 or bf16
+  void* stream = nullptr;  // CUDA only
 };
 
 using LinearLauncher = Status (*)(const LinearArgs&);

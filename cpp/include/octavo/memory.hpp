@@ -27,7 +27,8 @@ class AlignedBuffer {
   std::size_t size_ = 0;
 };
 
-// This thread's scratch memory: grows, never shrinks, valid until the thread's next call with the same slot.
+// This thread's scratch memory in slot 0..7: grows, never shrinks, valid until the thread's next call with the same
+// slot.
 void* scratch(int slot, std::size_t bytes);
 
 // Asks the kernel for transparent huge pages on the whole pages inside [data, data + bytes). True when it agreed.

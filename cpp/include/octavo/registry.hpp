@@ -36,7 +36,7 @@ struct Launchers {
 };
 
 struct KernelInfo {
-  std::string name;     // library.arch.op.class for octavo's: cpu.avx512.linear.e4m3_row
+  std::string name;  // library.arch.op.class for octavo's: cpu.avx512.linear.e4m3_row
   Op op = Op::linear;
   std::string library = "octavo";
   Device device = Device::cpu;
@@ -44,11 +44,11 @@ struct KernelInfo {
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;
-  bool (*supported)() = nullptr;       // ISA or architecture of this machine; null: everywhere
+  bool (*supported)() = nullptr;  // ISA or architecture of this machine; null: everywhere
   bool (*accepts)(std::int64_t m, std::int64_t n, std::int64_t k) = nullptr;  // null: every shape
-  Launchers run;                       // empty for other libraries: octavo.ops runs them
+  Launchers run;  // empty for other libraries: octavo.ops runs them
   Qualification state = Qualification::unknown;
-  std::string note;                    // why it was quarantined
+  std::string note;  // why it was quarantined
   std::uint64_t calls = 0;
 };
 
@@ -67,9 +67,10 @@ class Registry {
   Rows* rows_;
 };
 
-// Each kernel family appends its rows here: one file, one row (or one line per ISA copy).
-void register_generic_kernels(Registry& registry);
-void register_avx512_kernels(Registry& registry);
+// Each kernel family appends its rows (cpp/src/cpu/rows, cuda/rows.cpp): one file, one row.
+void register_quantize_kernels(Registry& registry);
+void register_linear_kernels(Registry& registry);
+void register_embedding_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);
 #endif

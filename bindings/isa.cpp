@@ -1,0 +1,33 @@
+#include "octavo/isa.hpp"
+
+#include "module.hpp"
+#include "octavo/memory.hpp"
+#include "octavo/threading.hpp"
+
+namespace octavo::bindings {
+
+void bind_isa(py::module_& m) {
+  m.def("isa", [] { return std::string(to_string(active_isa())); });
+  m.def("force_isa", [](const std::string& name) {
+    if (!force_isa(name))
+      throw py::value_error("isa: this CPU has no '" + name + "'; use baseline, avx2 or avx512 as far as it goes");
+  });
+  m.def("cpu_features", [] {
+    const CpuFeatures& f = cpu_features();
+    py::dict d;
+    d["avx2"] = f.avx2;
+    d["avx512"] = f.avx512;
+    d["avx512_bf16"] = f.avx512_bf16;
+    d["avx512_vnni"] = f.avx512_vnni;
+    d["avx512_vbmi"] = f.avx512_vbmi;
+    return d;
+  });
+  m.def("threads", &threads);
+  m.def("set_threads", &set_threads, py::arg("n"));
+  m.def("borrows_openmp", &borrows_openmp);
+  m.def("advise_huge_pages", [](std::uintptr_t data, std::size_t bytes) {
+    return advise_huge_pages(reinterpret_cast<const void*>(data), bytes);
+  });
+}
+
+}  // namespace octavo::bindings

@@ -1,0 +1,36 @@
+#include "module.hpp"
+
+#include <pybind11/native_enum.h>
+
+namespace octavo::bindings {
+
+void raise_if_failed(const Status& status) {
+  switch (status.code()) {
+    case Code::ok: return;
+    case Code::invalid_argument: throw py::value_error(status.message());
+    case Code::out_of_range: throw py::index_error(status.message());
+    case Code::unsupported: PyErr_SetString(PyExc_NotImplementedError, status.message().c_str()); break;
+    case Code::internal: PyErr_SetString(PyExc_RuntimeError, status.message().c_str()); break;
+  }
+  throw py::error_already_set();
+}
+
+}  // namespace octavo::bindings
+
+PYBIND11_MODULE(_core, m) {
+  using namespace octavo::bindings;
+  m.doc() = "octavo's compiled engine. Private: use octavo.ops and octavo.nn.";
+  pybind11::native_enum<octavo::DType>(m, "DType", "enum.IntEnum")
+      .value("f32", octavo::DType::f32)
+      .value("bf16", octavo::DType::bf16)
+      .value("f16", octavo::DType::f16)
+      .value("e4m3", octavo::DType::e4m3)
+      .value("e5m2", octavo::DType::e5m2)
+      .value("i8", octavo::DType::i8)
+      .value("u8", octavo::DType::u8)
+      .value("i32", octavo::DType::i32)
+      .value("i64", octavo::DType::i64)
+      .finalize();
+  bind_isa(m);
+  bind_quantize(m);
+}

@@ -1,0 +1,36 @@
+// One function per bindings/*.cpp; each fills octavo._core with what its header offers.
+//
+// Nothing here knows torch: Python passes addresses (tensor.data_ptr()), shapes and strides as integers, already
+// checked.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "octavo/types.hpp"
+
+namespace octavo::bindings {
+
+namespace py = pybind11;
+
+void bind_isa(py::module_& m);
+void bind_quantize(py::module_& m);
+
+// Runs Python-visible work without the interpreter lock and turns a Status into the exception of its code.
+void raise_if_failed(const Status& status);
+
+template <class Work>
+void run_released(Work&& work) {
+  Status status;
+  {
+    const py::gil_scoped_release release;
+    status = work();
+  }
+  raise_if_failed(status);
+}
+
+inline MatrixView matrix(std::uintptr_t data, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+                         DType dtype) {
+  return {reinterpret_cast<void*>(data), rows, cols, row_stride, dtype};
+}
+
+}  // namespace octavo::bindings

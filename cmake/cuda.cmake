@@ -1,0 +1,1 @@
+# The CUDA kernels (target octavo_cuda) and the toolchain that compiles them.

@@ -1,0 +1,81 @@
+#include "octavo/isa.hpp"
+
+#include <atomic>
+#include <cstdlib>
+
+namespace octavo {
+namespace {
+
+CpuFeatures detect() {
+  CpuFeatures f;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  f.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  f.avx512 = f.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
+  f.avx512_vnni = f.avx512 && __builtin_cpu_supports("avx512vnni");
+  f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
+#endif
+  return f;
+}
+
+const CpuFeatures& machine() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+constexpr CpuFeatures kNone{};
+constexpr CpuFeatures kAvx2{.avx2 = true};
+
+std::atomic<Isa>& level() {
+  static std::atomic<Isa> current = [] {
+    const CpuFeatures& f = machine();
+    const Isa best = f.avx512 ? Isa::avx512 : f.avx2 ? Isa::avx2 : Isa::baseline;
+    const char* forced = std::getenv("OCTAVO_ISA");
+    Isa wanted = best;
+    if (forced != nullptr && isa_from_string(forced, wanted) && wanted < best) return wanted;
+    return best;
+  }();
+  return current;
+}
+
+}  // namespace
+
+bool isa_from_string(const std::string& name, Isa& isa) {
+  for (const Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (name == to_string(candidate)) {
+      isa = candidate;
+      return true;
+    }
+  return false;
+}
+
+const CpuFeatures& cpu_features() {
+  switch (active_isa()) {
+    case Isa::baseline: return kNone;
+    case Isa::avx2: return kAvx2;
+    default: return machine();
+  }
+}
+
+Isa active_isa() { return level().load(std::memory_order_relaxed); }
+
+const char* to_string(Isa isa) {
+  switch (isa) {
+    case Isa::baseline: return "baseline";
+    case Isa::avx2: return "avx2";
+    default: return "avx512";
+  }
+}
+
+bool force_isa(const std::string& name) {
+  Isa wanted;
+  if (!isa_from_string(name, wanted)) return false;
+  if (wanted == Isa::avx512 && !machine().avx512) return false;
+  if (wanted == Isa::avx2 && !machine().avx2) return false;
+  level().store(wanted, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace octavo

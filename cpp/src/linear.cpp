@@ -1,0 +1,62 @@
+// Names, checks and bookkeeping shared by every linear kernel.
+#include "octavo/linear.hpp"
+
+namespace octavo {
+
+const char* to_string(Numerics numerics) {
+  switch (numerics) {
+    case Numerics::fp32: return "fp32";
+    case Numerics::bf16: return "bf16";
+    case Numerics::e4m3_row: return "e4m3_row";
+    case Numerics::e4m3_weight_only: return "e4m3_weight_only";
+    default: return "int8_dynamic";
+  }
+}
+
+DType weight_format(Numerics numerics) {
+  switch (numerics) {
+    case Numerics::fp32: return DType::f32;
+    case Numerics::bf16: return DType::bf16;
+    case Numerics::int8_dynamic: return DType::i8;
+    default: return DType::e4m3;
+  }
+}
+
+std::size_t PackedWeight::layout_bytes() const {
+  const std::scoped_lock lock(mutex_);
+  std::size_t total = 0;
+  for (const auto& entry : layouts_) total += entry->buffer.size();
+  return total;
+}
+
+namespace {
+bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16; }
+std::string shape(const MatrixView& v) { return "[" + std::to_string(v.rows) + ", " + std::to_string(v.cols) + "]"; }
+}  // namespace
+
+Status validate(const LinearArgs& args) {
+  if (args.weight == nullptr) return Status::invalid("linear: weight is missing");
+  const PackedWeight& w = *args.weight;
+  const Epilogue& e = args.epilogue;
+  if (args.x.cols != w.k())
+    return Status::invalid("linear: x is " + shape(args.x) + " but weight is [" + std::to_string(w.n()) + ", " +
+                           std::to_string(w.k()) + "]: the last dimension of x must be " + std::to_string(w.k()));
+  if (args.y.rows != args.x.rows || args.y.cols != w.n())
+    return Status::invalid("linear: out is " + shape(args.y) + ", expected [" + std::to_string(args.x.rows) + ", " +
+                           std::to_string(w.n()) + "]");
+  if (!is_float(args.x.dtype)) return Status::invalid("linear: x must be float32 or bfloat16");
+  if (!is_float(args.y.dtype)) return Status::invalid("linear: out_dtype must be float32 or bfloat16");
+  if (e.residual.data != nullptr) {
+    if (!is_float(e.residual.dtype)) return Status::invalid("linear: residual must be float32 or bfloat16");
+    if (e.residual.rows != args.y.rows || e.residual.cols != args.y.cols)
+      return Status::invalid("linear: residual is " + shape(e.residual) + ", expected " + shape(args.y));
+  }
+  if (e.norm == NormKind::block && (e.norm_weight != nullptr || e.norm_bias != nullptr))
+    return Status::invalid("linear: block norm has no parameters; norm weight and bias must be None");
+  if (e.norm == NormKind::rms && e.norm_bias != nullptr)
+    return Status::invalid("linear: RMS norm has no bias; norm bias must be None");
+  if (e.norm == NormKind::block && e.norm_block <= 0) return Status::invalid("linear: norm block must be positive");
+  return {};
+}
+
+}  // namespace octavo

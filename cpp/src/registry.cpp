@@ -1,0 +1,69 @@
+#include "octavo/registry.hpp"
+
+#include <deque>
+#include <mutex>
+
+namespace octavo {
+
+struct Registry::Rows {
+  std::mutex mutex;
+  std::deque<KernelInfo> rows;  // a deque never moves what it holds
+};
+
+const char* to_string(Op op) {
+  switch (op) {
+    case Op::linear: return "linear";
+    case Op::quantize: return "quantize";
+    case Op::bag_forward: return "bag_forward";
+    default: return "bag_backward";
+  }
+}
+
+const char* to_string(Qualification state) {
+  switch (state) {
+    case Qualification::unknown: return "unknown";
+    case Qualification::trusted: return "trusted";
+    case Qualification::qualified: return "qualified";
+    default: return "quarantined";
+  }
+}
+
+Registry::Registry() : rows_(new Rows) {}
+
+Registry& Registry::instance() {
+  static Registry* registry = [] {
+    auto* r = new Registry;  // never destroyed: kernels may run during interpreter shutdown
+    register_quantize_kernels(*r);
+    register_linear_kernels(*r);
+    register_embedding_kernels(*r);
+#ifdef OCTAVO_WITH_CUDA
+    register_cuda_kernels(*r);
+#endif
+    return r;
+  }();
+  return *registry;
+}
+
+Status Registry::add(KernelInfo info) {
+  const std::scoped_lock lock(rows_->mutex);
+  for (const KernelInfo& row : rows_->rows)
+    if (row.name == info.name) return Status::invalid("register: a kernel named " + info.name + " exists already");
+  rows_->rows.push_back(std::move(info));
+  return {};
+}
+
+KernelInfo* Registry::find(std::string_view name) {
+  const std::scoped_lock lock(rows_->mutex);
+  for (KernelInfo& row : rows_->rows)
+    if (row.name == name) return &row;
+  return nullptr;
+}
+
+std::vector<KernelInfo*> Registry::all() {
+  const std::scoped_lock lock(rows_->mutex);
+  std::vector<KernelInfo*> out;
+  for (KernelInfo& row : rows_->rows) out.push_back(&row);
+  return out;
+}
+
+}  // namespace octavo
