@@ -1,0 +1,136 @@
+"""The sections of a run's configuration: data, model, training, plan.
+
+Every field is a YAML key; unknown keys are errors. Defaults are the values used when a key is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Activation = Literal["relu", "silu", "gelu", "hardswish", "sigmoid"]
+NormKind = Literal["layer", "rms", "block"]
+
+
+class Section(BaseModel):
+    """A group of keys: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the events come from.
+
+    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates) or ``log``
+    (a directory written by :class:`octavo.data.EventLog`).
+    """
+
+    source: Literal["movielens", "demo", "log"] = "movielens"
+    path: str | None = Field(
+        default=None, description="source=log: the log's directory; source=movielens: the data root"
+    )
+    events: PositiveInt | None = Field(default=None, description="source=demo: how many events to generate")
+    seed: int = Field(default=0, ge=0, description="source=demo: seed of the generated world")
+    limit: PositiveInt | None = Field(default=None, description="use only the first events of the log")
+
+    @model_validator(mode="after")
+    def _keys_fit_the_source(self) -> DataConfig:
+        if self.source == "log" and self.path is None:
+            raise ValueError("source=log needs path: the directory of the event log")
+        if self.source == "demo" and self.path is not None:
+            raise ValueError("path means nothing for source=demo; remove it")
+        if self.source != "demo" and self.events is not None:
+            raise ValueError(f"events means nothing for source={self.source}; use limit")
+        return self
+
+
+class TableOptimizerConfig(Section):
+    """The optimizer fused into the embedding tables' backward."""
+
+    kind: Literal["row_wise_adagrad", "sgd"] = "row_wise_adagrad"
+    lr: PositiveFloat = 0.05
+
+
+class DLRMConfig(Section):
+    """A DLRM [Naumov et al. 2019] with LoKA's Mods: each hidden layer is linear, norm, activation in one layer.
+
+    ``embedding_dim`` is the width of every table and of the bottom MLP's output; ``bottom`` and ``top`` are the hidden
+    widths. ``norm: null`` leaves the norm out. ``table_init`` is the half-width of the tables' uniform initial values.
+    """
+
+    kind: Literal["dlrm"] = "dlrm"
+    embedding_dim: PositiveInt = 32
+    bottom: list[PositiveInt] = [64]
+    top: list[PositiveInt] = Field(default=[256, 128], min_length=1)
+    norm: NormKind | None = "layer"
+    activation: Activation = "hardswish"
+    bias: bool = Field(
+        default=True, description="biases of the hidden layers (LoKA's No Bias: false); heads always have one"
+    )
+    embeddings_to_top: bool = Field(
+        default=True, description="pass the embeddings to the top MLP beside their dot products"
+    )
+    table_init: float = Field(default=0.01, ge=0)
+    table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
+    seed: int = Field(default=0, ge=0)
+
+
+class OptimizerConfig(Section):
+    """The optimizer of the dense parameters. ``warmup`` is the number of batches over which lr rises linearly."""
+
+    kind: Literal["adam", "adamw", "adagrad"] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=0, ge=0)
+
+
+class TrainingConfig(Section):
+    """One streaming pass in event time.
+
+    ``holdout`` is the fraction of the log's last events that is scored after training and never trained on.
+    ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
+    ``window`` is the number of events per point of the progressive metrics. ``threads: null`` leaves torch's setting.
+    """
+
+    batch_size: PositiveInt = 256
+    holdout: float = Field(default=0.2, ge=0, lt=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    clip_norm: PositiveFloat | None = None
+    window: PositiveInt = 5000
+    checkpoint_every: int = Field(default=100, ge=0, description="batches between checkpoints; 0 = only at the end")
+    keep_checkpoints: PositiveInt = 2
+    threads: PositiveInt | None = None
+    seed: int = Field(default=0, ge=0)
+
+
+class PlanConfig(Section):
+    """What the low-precision plan must hold, and how its effect is measured.
+
+    ``min_sqnr_db`` is the demand on every layer's output; ``compare`` are the classes applied to all layers for
+    comparison; ``batch_sizes`` and ``rounds`` say how speed is measured; ``bootstrap`` is the number of resamples
+    behind every 95% interval.
+    """
+
+    min_sqnr_db: float = 25.0
+    calibration_events: PositiveInt = Field(
+        default=2048, description="training events whose batch the plan is chosen on"
+    )
+    compare: list[Literal["bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic"]] = ["e4m3_row", "int8_dynamic"]
+    batch_sizes: list[PositiveInt] = Field(default=[64, 512, 2048], min_length=1)
+    rounds: PositiveInt = 30
+    bootstrap: PositiveInt = Field(default=1000, ge=100)
+
+
+class RunConfig(Section):
+    """A whole run. ``name`` is the readable part of the run id."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig = DataConfig()
+    model: DLRMConfig = DLRMConfig()
+    training: TrainingConfig = TrainingConfig()
+    plan: PlanConfig = PlanConfig()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, as plain JSON types."""
+        return self.model_dump(mode="json")

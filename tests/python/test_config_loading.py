@@ -1,0 +1,108 @@
+"""Configuration: overrides, errors that name the key and its neighbours, the hash that names a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pydantic")
+pytest.importorskip("yaml")
+
+from octavo.config import ConfigError, RunConfig, build_config, config_hash, load_config, run_id, save_config
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_file_values_and_overrides_win_in_that_order(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.yaml", "name: a\ntraining: {batch_size: 64, optimizer: {lr: 1e-3}}\nmodel: {norm: block}\n"
+    )
+    config = load_config(path, ["training.batch_size=128", "training.batch_size=256", "model.norm=null"])
+    assert config.training.batch_size == 256
+    assert config.training.optimizer.lr == 0.001
+    assert config.model.norm is None
+    assert config.training.holdout == 0.2
+    nested = load_config(path, ["model.top=[8, 4]", "training.optimizer.kind=adagrad", "training.clip_norm=1.5"])
+    assert nested.model.top == [8, 4]
+    assert nested.training.optimizer.kind == "adagrad"
+    assert nested.training.clip_norm == 1.5
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path / "a.yaml", "")) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training: {batchsize: 3}", ["unknown key 'training.batchsize'", "did you mean training.batch_size?"]),
+        ("trainning: {batch_size: 3}", ["unknown key 'trainning'", "did you mean training?", "name, data, model"]),
+        ("model: {lr: 3}", ["unknown key 'model.lr'", "model.table_optimizer.lr", "training.optimizer.lr"]),
+        ("model: {table_optimizer: {rl: 1}}", ["unknown key 'model.table_optimizer.rl'", "model.table_optimizer.lr"]),
+        ("training: {batch_size: 0}", ["training.batch_size", "greater than 0", "found 0"]),
+        ("training: {batch_size: many}", ["training.batch_size", "found 'many'"]),
+        ("training: {holdout: 1.0}", ["training.holdout", "less than 1", "found 1.0"]),
+        ("training: {clip_norm: .nan}", ["training.clip_norm", "found nan"]),
+        ("model: {norm: batch}", ["model.norm", "'layer', 'rms' or 'block'", "found 'batch'"]),
+        ("data: {source: log}", ["data", "source=log needs path"]),
+        ("data: {source: movielens, events: 5}", ["events means nothing for source=movielens; use limit"]),
+        ("training: {seed: 1, seed: 2}", ["key 'seed' appears twice", "line 1"]),
+        ("training: 3", ["training", "found 3"]),
+        ("- a\n- b", ["expected sections", "found ['a', 'b']"]),
+        ("a: [", ["not valid YAML"]),
+    ],
+)
+def test_bad_files_get_one_line_that_names_key_and_file(tmp_path: Path, text: str, expected: list[str]) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    found = message(path)
+    assert found.startswith(f"{path}: ")
+    for part in expected:
+        assert part in found
+
+
+def test_bad_overrides_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "")
+    assert message(path, "training.batchsize=3").startswith("override 'training.batchsize=3': unknown key")
+    assert "did you mean training.batch_size" in message(path, "training.batchsize=3")
+    assert "expected section.key=value" in message(path, "training.batch_size")
+    assert "expected section.key=value" in message(path, "training..seed=1")
+    assert "holds a value, not keys" in message(write(tmp_path / "b.yaml", "name: x"), "name.first=3")
+    assert "not valid YAML" in message(path, "model.top=[1")
+    assert "cannot read" in message(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
+    assert "cannot read" in message(tmp_path / "latin.yaml")
+
+
+def test_hash_is_of_canonical_json_and_names_the_run() -> None:
+    config = build_config({"name": "trial", "model": {"top": [8]}})
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    assert config_hash(config) == hashlib.sha256(canonical.encode()).hexdigest()
+    assert run_id(config) == f"trial-{config_hash(config)[:12]}"
+    same = build_config({"model": {"top": [8]}, "name": "trial"})
+    other = build_config({"name": "trial", "model": {"top": [9]}})
+    assert run_id(same) == run_id(config) != run_id(other)
+
+
+def test_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = build_config(
+        {"name": "x"}, ["model.norm=null", "training.optimizer.lr=0.0123456789012345", "plan.rounds=3"]
+    )
+    save_config(config, tmp_path / "config.yaml")
+    again = load_config(tmp_path / "config.yaml")
+    assert again == config
+    assert config_hash(again) == config_hash(config)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
