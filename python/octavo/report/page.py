@@ -1,0 +1,68 @@
+"""The HTML page: one self-contained file."""
+
+from __future__ import annotations
+
+import importlib.resources
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from octavo.report import plots
+from octavo.report.results import Results, write_atomically
+
+
+def render(results: Results) -> str:
+    """The report as HTML text without external resources."""
+    template_text = importlib.resources.files("octavo.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters |= {"number": number, "signed": signed, "microseconds": microseconds}
+    template = environment.from_string(template_text)
+    points = [point for point in results.progressive if point.task == results.task]
+    end_ms = int(results.data.get("end_ms", points[-1].time_ms if points else 0))
+    figures = {
+        "progressive": plots.progressive(points, results.heldout, end_ms, results.floor_ne) if points else None,
+        "calibration": plots.calibration(results.calibration) if results.calibration else None,
+        "differences": _differences(results),
+        "speed": plots.speed(results.speed) if results.speed else None,
+    }
+    data = {name: value for name, value in results.data.items() if name != "end_ms"}
+    config = yaml.safe_dump(dict(results.config), sort_keys=False)
+    return template.render(r=results, data=data, figures=figures, config_text=config, colours=plots.COLOURS)
+
+
+def write_report(results: Results, path: str | Path) -> Path:
+    """Write the page to ``path``, atomically. Returns the path."""
+    path = Path(path)
+    write_atomically(path, render(results))
+    return path
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure with fixed digits; a dash where it is not defined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float, scale: float = 1e4, digits: int = 2) -> str:
+    """A difference in units of 1 / scale with its sign; a value that rounds to 0 has none."""
+    text = f"{value * scale:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def microseconds(value: float) -> str:
+    """A time with three significant digits in us or ms."""
+    if value < 999.5:
+        return f"{value:.3g} µs"
+    return f"{value / 1e3:.3g} ms" if value < 999_500 else f"{value / 1e3:,.0f} ms"
+
+
+def now() -> str:
+    """The current UTC time to the minute, for people."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _differences(results: Results) -> str | None:
+    rows = [row for row in results.numerics if row.task == results.task]
+    return plots.ne_differences(rows) if any(row.ne_difference for row in rows) else None

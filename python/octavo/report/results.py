@@ -1,0 +1,128 @@
+"""What a run found, as plain values: written to ``results.json``, read by the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Ranking quality of one task over some events. ``calibration`` is sum(p) / sum(y); None = not defined there."""
+
+    events: int
+    ne: float | None
+    auc: float | None
+    calibration: float | None
+
+
+@dataclass(frozen=True)
+class ProgressPoint:
+    """Quality of predictions made before training on the events, over one window that ends at ``time_ms``."""
+
+    task: str
+    position: int
+    time_ms: int
+    quality: Quality
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class NumericsRow:
+    """Held-out quality of the model in one numerics, and NE minus the FP32 model's NE (None for FP32 itself)."""
+
+    numerics: str
+    task: str
+    quality: Quality
+    ne_difference: Interval | None = None
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Forward time of one contestant at one batch size: us per batch over the interleaved rounds.
+
+    ``ratio`` is the time of torch's eager FP32 model divided by this one's, taken per round: its median, p10 and p90.
+    """
+
+    contestant: str
+    batch_size: int
+    p10_us: float
+    p50_us: float
+    p90_us: float
+    ratio: float
+    ratio_p10: float
+    ratio_p90: float
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One layer's entry of the plan. ``kernels`` maps the bucket of M to the kernel's name."""
+
+    site: str
+    n: int
+    k: int
+    epilogue: str
+    numerics: str
+    kernels: Mapping[str, str]
+    predicted_sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Held-out events of one prediction bin: mean prediction, mean label, and the label's 95% Wilson interval."""
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    events: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report shows. ``floor_ne`` is the NE of the generator's own probabilities where they are known."""
+
+    run_id: str
+    title: str
+    created: str
+    task: str
+    config: Mapping[str, Any]
+    config_sha256: str
+    machine: Mapping[str, str]
+    data: Mapping[str, str]
+    training: Mapping[str, str]
+    requirement: str
+    progressive: list[ProgressPoint]
+    heldout: Quality | None
+    floor_ne: float | None = None
+    baselines: Mapping[str, Quality] = field(default_factory=dict)
+    calibration: list[CalibrationBin] = field(default_factory=list)
+    numerics: list[NumericsRow] = field(default_factory=list)
+    speed: list[SpeedRow] = field(default_factory=list)
+    plan: list[PlanRow] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_atomically(Path(path), json.dumps(asdict(self), indent=1, allow_nan=False))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write to a temporary file beside ``path``, flush it to the disk, rename."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
