@@ -1,0 +1,99 @@
+"""What a model's state is made of: dense tensors, embedding tables with their slots, and imported state dicts."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from octavo import nn
+from octavo.training.checkpoint import CheckpointError, TableState
+
+
+def table_states(model: torch.nn.Module) -> dict[str, TableState]:
+    """Every embedding table below ``model`` as views of its memory: ``<module path>.<table>`` -> rows and slots."""
+    tables: dict[str, TableState] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.EmbeddingBags):
+            continue
+        tensors = module.state_dict()
+        for table in module.tables:
+            slot = tensors.get(f"state.{table.name}")
+            slots = {} if slot is None else {"state": slot}
+            tables[f"{path}.{table.name}" if path else table.name] = TableState(tensors[f"rows.{table.name}"], slots)
+    return tables
+
+
+def dense_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state dict without the embedding tables, as views of its memory."""
+    prefixes = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.EmbeddingBags):
+            lead = f"{path}." if path else ""
+            prefixes += [f"{lead}{kind}.{table.name}" for table in module.tables for kind in ("rows", "state")]
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in prefixes}
+
+
+def copy_dense(into: dict[str, torch.Tensor], source: dict[str, torch.Tensor], where: str) -> None:
+    """Copy tensors by name; ``where`` is what errors call the source."""
+    missing, extra = sorted(into.keys() - source.keys()), sorted(source.keys() - into.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{where}: the model's tensors differ: missing {missing or 'none'}, extra {extra or 'none'}"
+        )
+    with torch.no_grad():
+        for name, target in into.items():
+            if source[name].shape != target.shape:
+                found, wanted = list(source[name].shape), list(target.shape)
+                raise CheckpointError(f"{where}: tensor {name!r} has shape {found}, the model's has {wanted}")
+            target.copy_(source[name])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """The optimizer's state as ``<slot>/<parameter name>`` -> tensor. ``names`` follow the optimizer's order."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {f"{slot}/{names[index]}": value for index, slots in state.items() for slot, value in slots.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of :func:`optimizer_tensors`. Tensors are cloned into memory that torch aligned."""
+    numbers = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        slot, _, name = key.partition("/")
+        if name not in numbers:
+            raise CheckpointError(f"optimizer state for {name!r}, which the model does not have")
+        state.setdefault(numbers[name], {})[slot] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """A plain state dict from a ``.safetensors`` file or a ``torch.save`` file, read without executing anything in it.
+
+    Raises :class:`CheckpointError` for a damaged file, a pickle that needs code, or content that is not
+    ``{name: tensor}``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .safetensors file or one written by torch.save")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: holds more than tensors ({reason}); save model.state_dict() alone") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: damaged or not a state dict ({reason}); export it again") from error
+    wrong = next((k for k, v in content.items() if not isinstance(v, torch.Tensor)), None) if _is_dict(content) else ""
+    if wrong is not None:
+        found = f"{wrong!r} holds a {type(content[wrong]).__name__}" if wrong else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path}: expected {{name: tensor}}, found {found}; save model.state_dict() alone")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _is_dict(content: object) -> bool:
+    return isinstance(content, dict)
