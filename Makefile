@@ -9,6 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: dev
 # The compiled module in place, for PYTHONPATH=python.
 dev:
+	@mkdir -p build
 	cmake -S . -B build/dev -G Ninja -DOCTAVO_MODULE=ON -DOCTAVO_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/octavo > build/dev.log 2>&1 || (mkdir -p build && cat build/dev.log && false)
+	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/octavo > build/dev.log 2>&1 || (cat build/dev.log && false)
 	cmake --build build/dev

@@ -32,5 +32,7 @@ PYBIND11_MODULE(_core, m) {
       .value("i64", octavo::DType::i64)
       .finalize();
   bind_isa(m);
+  bind_registry(m);
+  bind_dispatch(m);
   bind_quantize(m);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -44,12 +45,15 @@ struct KernelInfo {
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;
-  bool (*supported)() = nullptr;  // ISA or architecture of this machine; null: everywhere
-  bool (*accepts)(std::int64_t m, std::int64_t n, std::int64_t k) = nullptr;  // null: every shape
+  std::function<bool()> supported;  // ISA or architecture of this machine; empty: everywhere
+  std::function<bool(std::int64_t m, std::int64_t n, std::int64_t k)> accepts;  // empty: every shape
   Launchers run;  // empty for other libraries: octavo.ops runs them
   Qualification state = Qualification::unknown;
-  std::string note;  // why it was quarantined
-  std::uint64_t calls = 0;
+  std::string note;         // why it was quarantined
+  std::uint64_t calls = 0;  // counted by the caller, one thread at a time (in Python: under the interpreter lock)
+
+  bool is_supported() const { return !supported || supported(); }
+  bool may_be_chosen() const { return state == Qualification::trusted || state == Qualification::qualified; }
 };
 
 // Rows live as long as the process and never move.

@@ -1,0 +1,103 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "octavo/dispatch.hpp"
+
+namespace octavo {
+
+ErrorEstimate nominal_error(Numerics numerics) {
+  ErrorEstimate error;
+  switch (numerics) {
+    case Numerics::fp32: return {0.0, 0.0, 0.0, 0.0, std::numeric_limits<double>::infinity()};
+    case Numerics::bf16: error.sqnr_db = 52.0; break;
+    case Numerics::e4m3_row: error.sqnr_db = 28.5; break;
+    case Numerics::e4m3_weight_only: error.sqnr_db = 31.5; break;
+    case Numerics::int8_dynamic: error.sqnr_db = 39.5; break;
+  }
+  error.rel_l1 = std::pow(10.0, -error.sqnr_db / 20.0);  // equal for Gaussian outputs and errors
+  return error;
+}
+
+namespace {
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+std::string above(const char* name, double value, double bound) {
+  if (std::isnan(value)) return std::string(name) + " is not known here and the requirement bounds it";
+  return value <= bound ? "" : std::string(name) + " " + number(value) + " > " + number(bound);
+}
+
+std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, const Requirement& requirement) {
+  if (!kernel.is_supported()) return "this machine lacks what it needs";
+  if (kernel.state == Qualification::quarantined) return "quarantined: " + kernel.note;
+  if (!kernel.may_be_chosen()) return "not qualified on this machine yet";
+  if (kernel.accepts && !kernel.accepts(problem.m, problem.n, problem.k)) return "does not take this shape";
+  if (requirement.deterministic && !kernel.deterministic) return "not deterministic";
+  return "";
+}
+
+}  // namespace
+
+std::string first_miss(const Requirement& requirement, const ErrorEstimate& error) {
+  if (requirement.min_sqnr_db) {
+    if (std::isnan(error.sqnr_db)) return "SQNR is not known here and the requirement bounds it";
+    if (!(error.sqnr_db >= *requirement.min_sqnr_db))
+      return "SQNR " + number(error.sqnr_db) + " dB < " + number(*requirement.min_sqnr_db) + " dB";
+  }
+  const struct {
+    const char* name;
+    double value;
+    const std::optional<double>& bound;
+  } upper[] = {{"relative L1", error.rel_l1, requirement.max_rel_l1},
+               {"MERE", error.mere, requirement.max_mere},
+               {"signal-relative error", error.signal_rel, requirement.max_signal_rel},
+               {"post-norm error", error.post_norm, requirement.max_post_norm}};
+  for (const auto& demand : upper)
+    if (demand.bound)
+      if (std::string miss = above(demand.name, demand.value, *demand.bound); !miss.empty()) return miss;
+  return "";
+}
+
+Decision choose(const Problem& problem, const Requirement& requirement, const Evidence& evidence) {
+  Decision decision;
+  for (const KernelInfo* kernel : Registry::instance().all()) {
+    if (kernel->op != problem.op || kernel->device != problem.device) continue;
+    if (problem.numerics && kernel->numerics != *problem.numerics) continue;
+    Candidate candidate;
+    candidate.kernel = kernel;
+    const auto known = evidence.find(kernel->numerics);
+    candidate.error = known != evidence.end() ? known->second : nominal_error(kernel->numerics);
+    const Cost cost = predicted_cost(*kernel, problem);
+    candidate.predicted_us = cost.us;
+    candidate.measured = cost.measured;
+    candidate.reason = predicate_miss(*kernel, problem, requirement);
+    if (candidate.reason.empty() && problem.op == Op::linear && kernel->numerics != Numerics::fp32)
+      candidate.reason = first_miss(requirement, candidate.error);
+    candidate.admitted = candidate.reason.empty();
+    decision.candidates.push_back(std::move(candidate));
+  }
+  // Of equally fast kernels the more precise one, then the one registered first.
+  std::stable_sort(decision.candidates.begin(), decision.candidates.end(), [](const Candidate& a, const Candidate& b) {
+    if (a.admitted != b.admitted) return a.admitted;
+    if (a.predicted_us != b.predicted_us) return a.predicted_us < b.predicted_us;
+    return a.error.sqnr_db > b.error.sqnr_db;
+  });
+  if (const Candidate* best = decision.chosen()) {
+    const auto admitted = std::count_if(decision.candidates.begin(), decision.candidates.end(),
+                                        [](const Candidate& c) { return c.admitted; });
+    decision.reason = "fastest of " + std::to_string(admitted) + " admitted (" + number(best->predicted_us) + " us " +
+                      (best->measured ? "measured" : "predicted") + ")";
+    if (admitted > 1) {
+      const Candidate& next = decision.candidates[1];
+      decision.reason += "; next " + next.kernel->name + " " + number(next.predicted_us) + " us";
+    }
+  }
+  return decision;
+}
+
+}  // namespace octavo
