@@ -7,21 +7,20 @@
 namespace octavo::bindings {
 
 void bind_quantize(py::module_& m) {
-  m.def("quantize",
-        [](const std::string& kernel, std::uintptr_t x, std::int64_t rows, std::int64_t cols, std::int64_t stride,
-           int dtype, int format, bool per_row, bool pow2_scale, std::uintptr_t codes, std::uintptr_t scale) {
-          KernelInfo* row = Registry::instance().find(kernel);
-          if (row == nullptr || row->run.quantize == nullptr)
-            throw py::value_error("quantize: no kernel named " + kernel);
-          const QuantizeArgs args{matrix(x, rows, cols, stride, static_cast<DType>(dtype)),
-                                  static_cast<DType>(format),
-                                  per_row ? Scaling::row : Scaling::tensor,
-                                  pow2_scale,
-                                  reinterpret_cast<void*>(codes),
-                                  reinterpret_cast<float*>(scale)};
-          ++row->calls;
-          run_released([&] { return row->run.quantize(args); });
-        });
+  m.def("quantize", [](KernelInfo& kernel, std::uintptr_t x, std::int64_t rows, std::int64_t cols, std::int64_t stride,
+                       int dtype, int format, bool per_row, bool pow2_scale, std::uintptr_t codes, std::uintptr_t scale,
+                       std::uintptr_t stream) {
+    if (kernel.run.quantize == nullptr) throw py::value_error("quantize: " + kernel.name + " is no quantizer");
+    const QuantizeArgs args{matrix(x, rows, cols, stride, static_cast<DType>(dtype)),
+                            static_cast<DType>(format),
+                            per_row ? Scaling::row : Scaling::tensor,
+                            pow2_scale,
+                            reinterpret_cast<void*>(codes),
+                            reinterpret_cast<float*>(scale),
+                            reinterpret_cast<void*>(stream)};
+    ++kernel.calls;
+    run_released([&] { return kernel.run.quantize(args); });
+  });
   m.def("dequantize", [](std::uintptr_t codes, int format, bool per_row, std::uintptr_t scale, std::uintptr_t out,
                          std::int64_t rows, std::int64_t cols, std::int64_t stride, int dtype) {
     const DequantizeArgs args{reinterpret_cast<const void*>(codes), static_cast<DType>(format),

@@ -24,6 +24,7 @@ struct QuantizeArgs {
   bool pow2_scale = false;
   void* codes = nullptr;   // [M, K] contiguous, one byte each
   float* scale = nullptr;  // [M] for row, [1] for tensor
+  void* stream = nullptr;  // CUDA only
 };
 
 // scale and multiplier for a largest finite magnitude `amax`: the one definition, used by every kernel.

@@ -1,1 +1,31 @@
+"""Event logs: what their columns mean, how they are stored, and the batches a model sees."""
 
+from __future__ import annotations
+
+from octavo.data.batch import Batch
+from octavo.data.demo import write_demo_log
+from octavo.data.encoding import encode_events, encode_table
+from octavo.data.errors import DataError
+from octavo.data.event_log import EventLog
+from octavo.data.movielens import movielens
+from octavo.data.roots import data_root
+from octavo.data.schema import Dense, Label, Schema, Sparse
+from octavo.data.transforms import Clip, Log1p, Standardise
+
+__all__ = [
+    "Batch",
+    "Clip",
+    "DataError",
+    "Dense",
+    "EventLog",
+    "Label",
+    "Log1p",
+    "Schema",
+    "Sparse",
+    "Standardise",
+    "data_root",
+    "encode_events",
+    "encode_table",
+    "movielens",
+    "write_demo_log",
+]
