@@ -1,1 +1,24 @@
+"""Operators on torch tensors: quantize, linear, embedding bags; dispatch between kernels; tensor errors."""
 
+from octavo.ops import dispatch, errors
+from octavo.ops.epilogue import Norm
+from octavo.ops.jagged import Jagged
+from octavo.ops.linear import linear
+from octavo.ops.packing import PackedWeight, pack_weight
+from octavo.ops.quantization import QuantizedTensor, dequantize, quantize
+from octavo.ops.torch_kernels import register_torch_kernels
+
+register_torch_kernels()
+
+__all__ = [
+    "Jagged",
+    "Norm",
+    "PackedWeight",
+    "QuantizedTensor",
+    "dequantize",
+    "dispatch",
+    "errors",
+    "linear",
+    "pack_weight",
+    "quantize",
+]

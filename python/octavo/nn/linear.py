@@ -1,0 +1,140 @@
+"""Linear layers: FP32 until a numerics class is given, then one fused low-precision kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from octavo import ops
+from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
+from octavo.ops.epilogue import apply_epilogue
+from octavo.ops.packing import PackedWeight, pack_as
+
+
+class _Numerics(torch.nn.Module):
+    """A layer with a [N, K] weight that runs in a numerics class."""
+
+    is_octavo_linear = True
+    weight: torch.Tensor
+    _numerics: str = "fp32"
+    _packed: PackedWeight | None = None
+    _packed_from: tuple[Any, ...] = ()
+
+    @property
+    def numerics(self) -> str:
+        """The numerics class of the forward: ``fp32`` (torch) or a class of :func:`octavo.ops.pack_weight`.
+        Settable.
+        """
+        return self._numerics
+
+    @numerics.setter
+    def numerics(self, value: str) -> None:
+        choice("numerics", value, NUMERICS)
+        self._numerics, self._packed = value, None
+
+    def packed(self) -> PackedWeight:
+        """The weight in this layer's class; packed again when the weight changed."""
+        if self._packed is not None and torch.compiler.is_compiling():
+            return self._packed
+        weight = self.weight
+        version = 0 if weight.is_inference() else weight._version
+        state = (weight.data_ptr(), version, weight.requires_grad and torch.is_grad_enabled())
+        if self._packed is None or state != self._packed_from:
+            self._packed, self._packed_from = pack_as(weight if state[2] else weight.detach(), self._numerics), state
+        return self._packed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        import copy as copying
+
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_packed", "_packed_from")}
+        copy.__dict__.update(copying.deepcopy(state, memo))
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_packed", "_packed_from")}
+
+
+class Linear(_Numerics, torch.nn.Linear):
+    """y = x W^T + b, as ``torch.nn.Linear`` (same parameters, same state dict), in any numerics class.
+
+    x [..., in_features] float32 or bfloat16 -> [..., out_features] in x's dtype.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._numerics == "fp32":
+            return functional.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.packed(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, numerics={self._numerics}"
+
+
+class LinearNorm(_Numerics):
+    """y = act(norm(x W^T + b)) in one layer: linear, norm and activation fused where the class has a kernel (LoKA,
+    Mods).
+
+    Args:
+        in_features, out_features: K and N.
+        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns) or None.
+        activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
+        bias: LoKA's No Bias leaves it out.
+        eps: added to the norm's variance or mean square.
+
+    Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms), ``norm_bias`` [N] (layer).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        norm: str | None = "layer",
+        activation: str | None = "hardswish",
+        bias: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if norm is not None:
+            choice("norm", norm, NORMS)
+        if activation is not None:
+            choice("activation", activation, ACTIVATIONS)
+        self.in_features, self.out_features = in_features, out_features
+        self.norm, self.activation, self.eps = norm, activation, eps
+        self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
+        self.norm_weight = torch.nn.Parameter(torch.ones(out_features)) if norm in ("layer", "rms") else None
+        self.norm_bias = torch.nn.Parameter(torch.zeros(out_features)) if norm == "layer" else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values as ``torch.nn.Linear`` and ``torch.nn.LayerNorm`` have them."""
+        torch.nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
+            torch.nn.init.uniform_(self.bias, -bound, bound)
+        if self.norm_weight is not None:
+            torch.nn.init.ones_(self.norm_weight)
+        if self.norm_bias is not None:
+            torch.nn.init.zeros_(self.norm_bias)
+
+    @property
+    def norm_spec(self) -> ops.Norm | None:
+        """The layer's norm with its present parameters."""
+        return None if self.norm is None else ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] float32 or bfloat16 -> [..., N] in x's dtype."""
+        if self._numerics == "fp32":
+            z = functional.linear(x, self.weight, self.bias)
+            return apply_epilogue(z, None, self.norm_spec, self.activation)
+        return ops.linear(x, self.packed(), self.bias, self.norm_spec, self.activation)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, norm={self.norm}, "
+            f"activation={self.activation}, bias={self.bias is not None}, numerics={self._numerics}"
+        )

@@ -1,0 +1,49 @@
+"""What octavo.ops and the compiled core call the same things: element types, numerics classes, devices."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo import _core
+
+DTYPES = {
+    torch.float32: _core.DType.f32,
+    torch.bfloat16: _core.DType.bf16,
+    torch.float16: _core.DType.f16,
+    torch.float8_e4m3fn: _core.DType.e4m3,
+    torch.float8_e5m2: _core.DType.e5m2,
+    torch.int8: _core.DType.i8,
+}
+FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8, "bf16": torch.bfloat16}
+NUMERICS = ("fp32", "bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")
+ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "sigmoid")
+NORMS = ("layer", "rms", "block")
+
+
+def choice(argument: str, value: object, allowed: tuple[str, ...] | list[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{argument}: found {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def expect_tensor(
+    argument: str, value: object, dtypes: tuple[torch.dtype, ...], rank: int | None = None
+) -> torch.Tensor:
+    """``value`` as a tensor of one of ``dtypes`` and of this rank; TypeError or ValueError otherwise."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, found {type(value).__name__}")
+    if value.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(
+            f"{argument}: expected {names}, found {str(value.dtype).removeprefix('torch.')}; convert it with .to()"
+        )
+    if rank is not None and value.dim() != rank:
+        raise ValueError(f"{argument}: expected {rank} dimension(s), found shape {list(value.shape)}")
+    if value.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument}: is on {value.device}; octavo runs on cpu and cuda, move it with .to()")
+    return value
+
+
+def device_of(tensor: torch.Tensor) -> _core.Device:
+    """The core's device of a tensor."""
+    return _core.Device.cuda if tensor.is_cuda else _core.Device.cpu

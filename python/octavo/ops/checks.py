@@ -1,0 +1,147 @@
+"""What each family of kernels is held to before it may be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops._types import FORMATS
+from octavo.ops.epilogue import Norm
+from octavo.ops.linear import run
+from octavo.ops.packing import pack_as
+from octavo.ops.reference import linear_reference, quantize_reference
+
+FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
+BF16_TOLERANCE = 2.0**-8
+
+# M, N, K: the smallest, tails in each, one that crosses every blocking limit on all threads.
+LINEAR_SHAPES = ((1, 1, 1), (1, 67, 515), (7, 64, 31), (19, 130, 257), (211, 331, 1090))
+QUANTIZE_SHAPES = ((1, 1), (5, 67), (67, 515), (3, 16390))
+
+
+@dataclass(frozen=True)
+class _Case:
+    norm: str | None = None
+    activation: str | None = None
+    residual: bool = False
+    before: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+_PLAIN = _Case()
+_CASES = (
+    _Case("layer", "hardswish", dtype=torch.bfloat16),
+    _Case("rms", "gelu", residual=True),
+    _Case("block", "silu", residual=True, before=True, dtype=torch.bfloat16),
+    _Case(None, "sigmoid"),
+    _Case(None, "relu", dtype=torch.bfloat16),
+)
+
+
+def check_linear(kernel: _core.Kernel) -> str:
+    """Every shape bare, and every epilogue on the tail shape, against FP64 on dequantized operands."""
+    for shape in LINEAR_SHAPES:
+        if failure := _linear_failure(kernel, shape, _PLAIN):
+            return failure
+    for case in _CASES:
+        if failure := _linear_failure(kernel, LINEAR_SHAPES[3], case):
+            return failure
+    return ""
+
+
+def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Case) -> str:
+    m, n, k = shape
+    device = kernel.device.name
+    numerics = kernel.numerics.name
+    g = torch.Generator().manual_seed(m * 7919 + n * 31 + k)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=g)
+
+    x = (normal(m, k) * (1 + normal(m, 1).abs()) + 0.1).to(case.dtype)
+    w = pack_as(normal(n, k) / max(k, 1) ** 0.5, numerics)
+    bias, residual = normal(n), normal(m, n).to(case.dtype) if case.residual else None
+    norm = None
+    if case.norm is not None:
+        weight = None if case.norm == "block" else 1 + 0.1 * normal(n)
+        norm = Norm(case.norm, weight, 0.1 * normal(n) if case.norm == "layer" else None)
+    ref = linear_reference(x, w.dequantize().double(), numerics, bias, norm, case.activation, residual, case.before)
+
+    def there(t: torch.Tensor | None) -> torch.Tensor | None:
+        return None if t is None else t.to(device)
+
+    if norm is not None:
+        norm = Norm(norm.kind, there(norm.weight), there(norm.bias), norm.eps, norm.block)
+    if device != "cpu":
+        w = pack_as(w.dequantize().to(device), numerics)
+    y = run(x.to(device), w, there(bias), norm, case.activation, there(residual), case.before, kernel=kernel)
+    error = relative_to_largest(y, ref)
+    bound = FP32_TOLERANCE if case.dtype == torch.float32 else BF16_TOLERANCE
+    external = kernels.externals.get(kernel.name)
+    if external is not None and external.product == torch.bfloat16:
+        bound = 2 * BF16_TOLERANCE
+    if error <= bound:
+        return ""
+    epilogue = f", norm {case.norm}, activation {case.activation}" if case is not _PLAIN else ""
+    return (
+        f"linear m={m} n={n} k={k}{epilogue}: expected error <= {bound:.1e} of the largest element, found {error:.1e}"
+    )
+
+
+def relative_to_largest(y: torch.Tensor, ref: torch.Tensor) -> float:
+    """max |y - ref| / max |ref|; inf when y holds NaN where ref does not."""
+    if ref.numel() == 0:
+        return 0.0
+    error = (y.double().cpu() - ref).abs().max() / ref.abs().max().clamp_min(1e-30)
+    return float(error) if bool(error == error) else float("inf")
+
+
+def check_quantize(kernel: _core.Kernel) -> str:
+    """Codes and scales equal the definition, bit for bit, special values and all-zero rows included."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for format in ("e4m3", "e5m2", "int8"):
+            for scaling in ("row", "tensor"):
+                words = (str(dtype).removeprefix("torch."), format, scaling)
+                if not kernels.allows(kernel.formats, words):
+                    continue
+                for shape in QUANTIZE_SHAPES:
+                    for pow2 in (False, True):
+                        if failure := _quantize_failure(kernel, shape, dtype, format, scaling, pow2):
+                            return failure
+    return ""
+
+
+def _quantize_failure(
+    kernel: _core.Kernel, shape: tuple[int, int], dtype: torch.dtype, format: str, scaling: str, pow2: bool
+) -> str:
+    from octavo.ops.quantization import CODES
+
+    m, k = shape
+    device = kernel.device.name
+    g = torch.Generator().manual_seed(m + k)
+    x = torch.randn(m, k, generator=g) * torch.exp2(torch.randint(-12, 12, (m, 1), generator=g))
+    if m > 2:
+        x[0] = 0
+        x[1, k // 2] = float("inf")
+        x[2, k // 3] = float("nan")
+    x = x.to(dtype)
+    data = torch.empty(m, k, dtype=FORMATS[format], device=device)
+    scale = torch.empty(m if scaling == "row" else 1, device=device)
+    kernels.run_quantize(kernel, x.to(device), CODES[format], scaling == "row", pow2, data, scale)
+    codes, scales = quantize_reference(x, format, scaling, pow2)
+    wrong_scales = int((~_same(scale.cpu(), scales)).sum())
+    wrong_codes = int((~_same(data.cpu().float(), codes.float())).sum())
+    if wrong_codes == 0 and wrong_scales == 0:
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"quantize {name} [{m}, {k}] -> {format}, {scaling}{', pow2' if pow2 else ''}: expected equal codes "
+        f"and scales, found {wrong_codes} wrong codes and {wrong_scales} wrong scales"
+    )
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a == b) | (a.isnan() & b.isnan())

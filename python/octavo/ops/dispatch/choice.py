@@ -1,0 +1,83 @@
+"""Choosing a kernel, saying why, counting what ran."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels, qualification
+from octavo.ops.dispatch.problem import Alternative, Decision, Evidence, Problem, Requirement
+from octavo.ops.packing import PackedWeight
+
+_NO_DEMAND = Requirement()
+
+
+def choose(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> Decision:
+    """The fastest qualified kernel whose class meets ``requirement`` at this site.
+
+    FP32 is always admitted on accuracy and serves as the fallback; a class without ``evidence`` is judged by its
+    nominal SQNR and relative L1 on Gaussian data (unknown for other metrics, so a demand on those refuses it). The
+    first call qualifies the kernels on this machine. Raises RuntimeError with the whole table when nothing is admitted.
+    """
+    decision = judge(problem, requirement, evidence)
+    rows = [_alternative(candidate) for candidate in decision.candidates]
+    if not rows or not rows[0].admitted:
+        raise RuntimeError(f"dispatch: no kernel may serve {problem}\n{table(rows)}")
+    best = decision.candidates[0]
+    error = {
+        name: value
+        for name in ("rel_l1", "mere", "signal_rel", "post_norm", "sqnr_db")
+        if not math.isnan(value := getattr(best.error, name))
+    }
+    return Decision(rows[0].kernel, rows[0].numerics, best.predicted_us, error, decision.reason, tuple(rows[1:]))
+
+
+def judge(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> _core.Decision:
+    """Every candidate with its verdict, the admitted first, the fastest first."""
+    qualification.ensure(_core.Op[problem.op])
+    return _core.choose(problem.core(), requirement.core(), {} if evidence is None else evidence.core())
+
+
+def explain(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> str:
+    """The table behind :func:`choose`, as text: kernel, class, predicted time, SQNR, verdict."""
+    decision = judge(problem, requirement, evidence)
+    rows = [_alternative(candidate) for candidate in decision.candidates]
+    demands = ", ".join(f"{k}={v}" for k, v in requirement.demands().items()) or "none"
+    head = f"{problem.op} m={problem.m} n={problem.n} k={problem.k} {problem.x_dtype} -> {problem.out_dtype}"
+    epilogue = f", epilogue {problem.epilogue}" if problem.epilogue else ""
+    verdict = decision.reason or "nothing admitted"
+    return f"{head}{epilogue} on {problem.device}; requirement: {demands}\n{table(rows)}\nchosen: {verdict}"
+
+
+def table(rows: list[Alternative]) -> str:
+    """Alternatives in aligned columns."""
+    lines = [("kernel", "class", "us", "", "SQNR dB", "verdict")]
+    lines += [
+        (r.kernel, r.numerics, f"{r.predicted_us:.1f}", "measured" if r.measured else "prior", f"{r.sqnr_db:.1f}",
+         r.reason or "admitted")
+        for r in rows
+    ]  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[5]]) for line in lines)
+
+
+def counters() -> dict[str, int]:
+    """How often each kernel ran in this process; kernels that never ran are left out."""
+    return {kernel.name: kernel.calls for kernel in _core.kernels() if kernel.calls}
+
+
+def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
+    """The kernel that serves a packed weight on m rows: of its class, the fastest."""
+    names = (str(dtype).removeprefix("torch.") for dtype in (x_dtype, out_dtype))
+    problem = Problem("linear", m, w.n, w.k, *names, epilogue, w.device.type, w.numerics)
+    return kernels.by_name(choose(problem).kernel)
+
+
+def _alternative(candidate: _core.Candidate) -> Alternative:
+    kernel = candidate.kernel
+    return Alternative(
+        kernel.name, kernel.numerics.name, candidate.predicted_us, candidate.measured, candidate.error.sqnr_db,
+        candidate.admitted, candidate.reason,
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Measured costs: the route a call really takes, timed on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops.dispatch.choice import judge
+from octavo.ops.dispatch.problem import Problem, Requirement
+from octavo.ops.epilogue import Norm, apply_epilogue
+from octavo.ops.linear import run
+from octavo.ops.packing import PackedWeight, pack_as
+
+_HOPELESS = 10.0  # candidates whose prior is this many times the best one's are not timed
+
+
+def measure(problem: Problem, requirement: Requirement | None = None, budget_ms: float = 10.0) -> dict[str, float]:
+    """Time every admitted candidate of a linear problem, interleaved, and let dispatch use the results.
+
+    About ``budget_ms`` per candidate. Candidates that their priors put far behind are skipped. Returns name -> median
+    us.
+    """
+    if problem.op != "linear":
+        raise ValueError(f"op: only linear problems are measured, found {problem.op!r}")
+    decision = judge(problem, requirement or Requirement())
+    admitted = [c for c in decision.candidates if c.admitted]
+    admitted = [c for c in admitted if c.predicted_us <= _HOPELESS * admitted[0].predicted_us]
+    calls = {
+        c.kernel.name: call for c, call in zip(admitted, _calls(problem, [c.kernel for c in admitted]), strict=True)
+    }
+    with torch.no_grad():
+        medians = _interleaved(calls, budget_ms)
+    core = problem.core()
+    for name, us in medians.items():
+        _core.record_cost(kernels.by_name(name), core, us)
+    kernels.new_generation()
+    return medians
+
+
+def is_measured(problem: Problem) -> bool:
+    """Whether the fastest candidate of ``problem`` was timed already."""
+    rows = judge(problem).candidates
+    return bool(rows) and rows[0].measured
+
+
+def _calls(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], torch.Tensor]]:
+    m, n, k = problem.m, problem.n, problem.k
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(*size, generator=g).to(problem.device, dtype)
+
+    x_dtype, out_dtype = getattr(torch, problem.x_dtype), getattr(torch, problem.out_dtype)
+    x, weight = normal(m, k, dtype=x_dtype), normal(n, k) / max(k, 1) ** 0.5
+    words = problem.epilogue.split("+") if problem.epilogue else []
+    kind = next((w for w in words if w in ("layer", "rms", "block")), None)
+    norm = None if kind is None else _norm(kind, n, problem.device)
+    activation = next((w for w in words if w not in ("bias", "residual", kind)), None)
+    before = "residual" in words and kind is not None and words.index("residual") < words.index(kind)
+    bias = normal(n) if "bias" in words else None
+    residual = normal(m, n, dtype=out_dtype) if "residual" in words else None
+    packed: dict[str, PackedWeight] = {}
+
+    def call_of(kernel: _core.Kernel) -> Callable[[], torch.Tensor]:
+        numerics = kernel.numerics.name
+        if numerics == "fp32":
+            return lambda: apply_epilogue(
+                functional.linear(x.float(), weight, bias), None, norm, activation, residual, before
+            ).to(out_dtype)
+        if numerics not in packed:
+            packed[numerics] = pack_as(weight, numerics)
+        w = packed[numerics]
+        return lambda: run(x, w, bias, norm, activation, residual, before, out_dtype, kernel=kernel)
+
+    return [call_of(kernel) for kernel in rows]
+
+
+def _norm(kind: str, n: int, device: str) -> Norm:
+    weight = None if kind == "block" else torch.ones(n, device=device)
+    return Norm(kind, weight, torch.zeros(n, device=device) if kind == "layer" else None)
+
+
+def _interleaved(calls: dict[str, Callable[[], torch.Tensor]], budget_ms: float) -> dict[str, float]:
+    """Median us of each call, taken in turns."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    slowest = 0.0
+    for call in calls.values():
+        call()  # layouts are made here
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        slowest = max(slowest, time.perf_counter() - start)
+    rounds = min(50, max(5, math.floor(budget_ms / 1e3 / max(slowest, 1e-6))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: sorted(values)[len(values) // 2] * 1e6 for name, values in times.items()}

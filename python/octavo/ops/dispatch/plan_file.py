@@ -1,0 +1,96 @@
+"""The plan: which numerics class each layer runs in, and why. A JSON file to review, diff and reload."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from octavo import _core
+from octavo.ops._types import NUMERICS, choice
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One site: canonical module path + direction.
+
+    ``kernels``: preferred kernel per M bucket (key: the largest M of the bucket). ``measured``: errors of each class on
+    the batch the plan was made from. ``reason``: why this class.
+    """
+
+    site: str
+    n: int
+    k: int
+    epilogue: str
+    numerics: str
+    direction: str = "forward"
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    requirement: Mapping[str, float | bool] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    predicted_us: float | None = None
+    reason: str = ""
+
+    @property
+    def predicted_sqnr_db(self) -> float | None:
+        """SQNR of the chosen class on the plan's batch; None for FP32."""
+        return self.measured.get(self.numerics, {}).get("sqnr_db")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries of one model, in module order."""
+
+    entries: tuple[PlanEntry, ...]
+
+    def __iter__(self) -> Iterator[PlanEntry]:
+        return iter(self.entries)
+
+    def __getitem__(self, site: str) -> PlanEntry:
+        for entry in self.entries:
+            if entry.site == site:
+                return entry
+        raise KeyError(f"plan: no site {site!r}; it has {', '.join(e.site for e in self.entries) or 'none'}")
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        path = Path(path)
+        content = {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan. Raises ValueError that names the file for anything that is not one."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            version = content["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise ValueError(f"schema version {version}, this octavo reads {SCHEMA_VERSION}; make the plan again")
+            entries = tuple(PlanEntry(**entry) for entry in content["entries"])
+            for entry in entries:
+                choice(f"numerics of {entry.site}", entry.numerics, NUMERICS)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a plan of octavo ({error}); write one with Plan.save") from error
+        return cls(entries)
+
+    def missing_kernels(self) -> dict[str, list[str]]:
+        """Site -> preferred kernels this machine does not have; there another kernel of the same class runs."""
+        here = {kernel.name for kernel in _core.kernels() if kernel.supported}
+        gone = {e.site: sorted({k for k in e.kernels.values() if k not in here}) for e in self.entries}
+        return {site: names for site, names in gone.items() if names}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))}
+    return value

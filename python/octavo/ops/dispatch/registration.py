@@ -1,0 +1,59 @@
+"""Adding a kernel of another library to the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops._types import NUMERICS, choice
+from octavo.ops.packing import PackedWeight
+
+
+def register(
+    name: str,
+    numerics: str,
+    run: Callable[[torch.Tensor, PackedWeight], torch.Tensor],
+    *,
+    library: str,
+    device: str = "cpu",
+    accepts: Callable[[int, int, int], bool] | None = None,
+    product: str = "float32",
+    trusted: bool = False,
+    deterministic: bool = True,
+    overhead_us: float = 5.0,
+    gmacs_per_s: float = 10.0,
+    gbytes_per_s: float = 5.0,
+) -> None:
+    """Add a linear kernel of another library as a candidate; it is qualified like octavo's own before it may run.
+
+    Args:
+        name: ``library.device.linear.class``, unique.
+        numerics: the one class it serves exactly (``bf16``, ``e4m3_row``, ``e4m3_weight_only``, ``int8_dynamic``).
+        run: ``run(x [M, K] float32 or bfloat16, weight: PackedWeight) -> x W^T [M, N]``; the epilogue is applied after
+            it.
+        accepts: ``accepts(m, n, k) -> bool``; None = every shape.
+        product: what the returned product is rounded to, ``float32`` or ``bfloat16``: sets the tolerance it is held to.
+        trusted: skip qualification. Leave it False.
+        overhead_us, gmacs_per_s, gbytes_per_s: the cost prior, per thread on a CPU; measurements replace it.
+
+    Example::
+
+        def run(x, weight):  # a slow but correct BF16 product
+            return x.bfloat16().float() @ weight.codes.float().T
+
+        ops.dispatch.register("mylib.cpu.linear.bf16", "bf16", run, library="mylib", gmacs_per_s=30)
+        print(ops.dispatch.explain(ops.dispatch.Problem("linear", 256, 512, 512)))
+    """
+    choice("numerics", numerics, NUMERICS)
+    choice("device", device, ("cpu", "cuda"))
+    choice("product", product, ("float32", "bfloat16"))
+    _core.register(
+        name=name, op=_core.Op.linear, numerics=_core.Numerics[numerics], library=library, device=_core.Device[device],
+        trusted=trusted, deterministic=deterministic, overhead_us=overhead_us, gmacs_per_s=gmacs_per_s,
+        gbytes_per_s=gbytes_per_s, accepts=accepts,
+    )  # fmt: skip
+    kernels.externals[name] = kernels.External(run, getattr(torch, product))
+    kernels.new_generation()

@@ -1,0 +1,110 @@
+"""The Python side of the one table of kernels: which may run, how other libraries' rows are run, when to forget.
+
+Every memo of a chosen kernel holds the ``generation`` it was made in; quarantining a kernel or forcing another
+instruction set starts a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo import _core
+from octavo.ops._types import DTYPES
+
+
+@dataclass(frozen=True)
+class External:
+    """How a kernel of another library is run: ``run(x [M, K], weight) -> x W^T [M, N]``, rounded to ``product``."""
+
+    run: Callable[[torch.Tensor, Any], torch.Tensor]
+    product: torch.dtype
+
+
+externals: dict[str, External] = {}
+generation = 0
+_serving: dict[tuple[Any, ...], _core.Kernel] = {}
+
+
+def new_generation() -> None:
+    """Forget every chosen kernel."""
+    global generation
+    generation += 1
+    _serving.clear()
+
+
+def force_isa(level: str) -> None:
+    """Run with instruction set ``baseline | avx2 | avx512`` from now on, as ``OCTAVO_ISA`` does at start-up.
+
+    Kernels are qualified anew at that level. Raises ValueError for a level this CPU lacks.
+    """
+    _core.force_isa(level)
+    for kernel in _core.kernels():
+        if kernel.library == "octavo":
+            kernel.forget()
+    new_generation()
+
+
+def by_name(name: str) -> _core.Kernel:
+    """A row of the table. Raises KeyError for a name that is not there."""
+    return _core.kernel(name)
+
+
+def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
+    """The preferred qualified kernel of ``op`` whose formats allow ``words`` (device, then left to right).
+
+    Formats read ``float32|bfloat16 -> e4m3, row``. Rows registered later are hand-written for fewer formats and go
+    first. Raises RuntimeError when none qualified.
+    """
+    key = (op, *words)
+    kernel = _serving.get(key)
+    if kernel is None:
+        from octavo.ops import qualification
+
+        qualification.ensure(op)
+        device = _core.Device.cuda if words[0] == "cuda" else _core.Device.cpu
+        rows = [k for k in _core.kernels() if k.op == op and k.device == device and k.supported]
+        able = [k for k in rows if allows(k.formats, words[1:])]
+        usable = [k for k in able if k.state in ("trusted", "qualified")]
+        if not usable:
+            found = ", ".join(f"{k.name} ({k.state})" for k in able) or "none registered"
+            raise RuntimeError(f"{op.name}: no usable kernel for {', '.join(words)}; found {found}")
+        kernel = _serving[key] = usable[-1]
+    return kernel
+
+
+def allows(formats: str, words: tuple[str, ...]) -> bool:
+    """Whether a kernel's ``formats`` (``float32|bfloat16 -> e4m3, row``) has each of ``words`` in its place."""
+    columns = formats.replace(" -> ", ", ").split(", ")
+    return len(columns) == len(words) and all(w in c.split("|") for w, c in zip(words, columns, strict=True))
+
+
+def run_quantize(
+    kernel: _core.Kernel,
+    rows: torch.Tensor,
+    format: _core.DType,
+    per_row: bool,
+    pow2_scale: bool,
+    data: torch.Tensor,
+    scale: torch.Tensor,
+) -> None:
+    """Launch one quantizer on ``rows`` [M, K] into ``data`` and ``scale``."""
+    m, k = rows.shape
+    stream = torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else 0
+    _core.quantize(
+        kernel,
+        rows.data_ptr(),
+        m,
+        k,
+        rows.stride(0) if m > 1 else k,
+        DTYPES[rows.dtype],
+        format,
+        per_row,
+        pow2_scale,
+        data.data_ptr(),
+        scale.data_ptr(),
+        stream,
+    )

@@ -1,0 +1,72 @@
+"""The scaling recipes and the class semantics in plain torch, FP64 where it sums: what kernels are checked against.
+
+One definition for qualification and the tests; slow, and never run in a forward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.ops._types import FORMATS
+from octavo.ops.epilogue import Norm, apply_epilogue
+
+LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}
+_TINY = 2.0**-126
+
+
+def quantize_reference(
+    x: torch.Tensor, format: str, scaling: str = "row", pow2_scale: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of ``x`` [M, K] by the rules of ``octavo.ops.quantize``: (codes [M, K], scale [M] or [1])."""
+    x = x.float()
+    finite = torch.where(torch.isfinite(x), x.abs(), 0.0)
+    if x.shape[1] == 0 or x.numel() == 0:
+        amax = torch.zeros(x.shape[0] if scaling == "row" else 1)
+    else:
+        amax = finite.amax(1) if scaling == "row" else finite.amax().reshape(1)
+    largest = torch.tensor(LARGEST[format])
+    scale = (amax / largest).clamp_min(_TINY)
+    multiplier = torch.where(amax / largest < _TINY, torch.tensor(1.0 / _TINY), largest / amax)
+    if pow2_scale:
+        mantissa, exponent = torch.frexp(scale)
+        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+        multiplier = torch.ones(()) / scale
+    scale, multiplier = torch.where(amax == 0, 1.0, scale), torch.where(amax == 0, 1.0, multiplier)
+    scaled = x * multiplier[:, None] if scaling == "row" else x * multiplier
+    if format == "int8":
+        codes = scaled.clamp(-127, 127).nan_to_num(0.0).round().to(torch.int8)
+        poisoned = torch.isnan(x).any(1) if scaling == "row" else torch.isnan(x).any().reshape(1)
+        return codes, torch.where(poisoned, torch.nan, scale)
+    limit = LARGEST[format]
+    return scaled.clamp(-limit, limit).to(FORMATS[format]), scale
+
+
+def dequantize_reference(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """FP64 values of codes [M, K] with scale [M] or [1]."""
+    return codes.double() * scale.double().reshape(-1, 1)
+
+
+def operands_reference(x: torch.Tensor, numerics: str) -> torch.Tensor:
+    """The activations [M, K] as a class sees them, in FP64."""
+    if numerics == "fp32":
+        return x.double()
+    if numerics == "e4m3_row":
+        return dequantize_reference(*quantize_reference(x, "e4m3"))
+    if numerics == "int8_dynamic":
+        return dequantize_reference(*quantize_reference(x, "int8"))
+    return x.to(torch.bfloat16).double()
+
+
+def linear_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    numerics: str,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+) -> torch.Tensor:
+    """The layer in FP64 on dequantized operands. ``weight`` [N, K] FP64, dequantized already. Returns [M, N] FP64."""
+    z = operands_reference(x, numerics) @ weight.T
+    return apply_epilogue(z, bias, norm, activation, residual, residual_before_norm)

@@ -1,0 +1,56 @@
+"""torch's own linear kernels as rows of the table: candidates that octavo's must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from octavo.ops.dispatch.registration import register
+from octavo.ops.packing import PackedWeight
+from octavo.ops.quantization import quantize
+
+
+def _bf16(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    return functional.linear(x.to(torch.bfloat16), w.codes)
+
+
+def _int8_dynamic(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    assert w.scale is not None
+    q = quantize(x, "int8", "row")
+    return torch._int_mm(q.data, w.codes.T).float() * q.scale[:, None] * w.scale
+
+
+def _e4m3_row(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    assert w.scale is not None
+    q = quantize(x, "e4m3", "row")
+    out_dtype = torch.bfloat16 if x.is_cuda else torch.float32
+    return torch._scaled_mm(q.data, w.codes.T, scale_a=q.scale[:, None], scale_b=w.scale[None, :], out_dtype=out_dtype)
+
+
+def _fp32(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    return functional.linear(x.float(), w.dequantize())
+
+
+def _multiples_of_16(m: int, n: int, k: int) -> bool:
+    return n % 16 == 0 and k % 16 == 0 and m > 0
+
+
+def register_torch_kernels() -> None:
+    """Add torch's rows. FP32 and BF16 are trusted; the others are qualified as octavo's own are."""
+    register("torch.cpu.linear.fp32", "fp32", _fp32, library="torch", trusted=True,
+             overhead_us=3.5, gmacs_per_s=45, gbytes_per_s=8)  # fmt: skip
+    register("torch.cpu.linear.bf16", "bf16", _bf16, library="torch", trusted=True, product="bfloat16",
+             overhead_us=9, gmacs_per_s=90, gbytes_per_s=8)  # fmt: skip
+    register("torch.cpu.linear.int8_dynamic", "int8_dynamic", _int8_dynamic, library="torch",
+             overhead_us=20, gmacs_per_s=120, gbytes_per_s=6)  # fmt: skip
+    register("torch.cpu.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch",
+             overhead_us=60, gmacs_per_s=15, gbytes_per_s=3)  # fmt: skip
+    if torch.cuda.is_available():
+        register("torch.cuda.linear.fp32", "fp32", _fp32, library="torch", device="cuda", trusted=True,
+                 overhead_us=8, gmacs_per_s=20_000, gbytes_per_s=2000)  # fmt: skip
+        register("torch.cuda.linear.bf16", "bf16", _bf16, library="torch", device="cuda", trusted=True,
+                 product="bfloat16", overhead_us=8, gmacs_per_s=300_000, gbytes_per_s=2000)  # fmt: skip
+        if torch.cuda.get_device_capability() >= (9, 0):
+            register("torch.cuda.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch", device="cuda",
+                     accepts=_multiples_of_16, product="bfloat16", overhead_us=20,
+                     gmacs_per_s=500_000, gbytes_per_s=1500)  # fmt: skip
