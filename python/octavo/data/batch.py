@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -80,13 +80,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same events on ``device``."""
-        return Batch(**{field.name: _move(getattr(self, field.name), device) for field in fields(self)})
-
-
-def _move(value: torch.Tensor | Jagged | Mapping[str, torch.Tensor | Jagged], device: torch.device | str) -> object:
-    if isinstance(value, Mapping):
-        return {name: entry.to(device) for name, entry in value.items()}
-    return value.to(device)
+        return Batch(
+            dense=self.dense.to(device),
+            sparse=self.sparse.to(device),
+            sequences={name: bags.to(device) for name, bags in self.sequences.items()},
+            labels={task: column.to(device) for task, column in self.labels.items()},
+            delay={task: column.to(device) for task, column in self.delay.items()},
+            **{name: getattr(self, name).to(device) for name in _COLUMNS},
+        )
 
 
 def _bag_rows(bags: Jagged, events: int, begin: int, end: int) -> Jagged:

@@ -14,7 +14,7 @@ from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.transforms import Clip, Log1p, Standardise
 
 DAYS = 14
-CATEGORIES, SEGMENTS, TAGS = 24, 12, 64
+CATEGORIES, SEGMENTS, TAGS, ADVERTISERS = 24, 12, 64, 200
 DEVICES = ("android", "ios", "web")
 COUNTRIES = ("BR", "DE", "FR", "GB", "IN", "JP", "MX", "US")
 _START = 1_767_225_600_000
@@ -32,6 +32,7 @@ DEMO_SCHEMA = Schema(
     sparse=(
         Sparse("user", rows=1 << 15, encoding="hash"),
         Sparse("item", rows=1 << 13, encoding="hash"),
+        Sparse("advertiser", rows=1 << 10, encoding="hash_text"),
         Sparse("segment", rows=SEGMENTS),
         Sparse("category", rows=CATEGORIES),
         Sparse("position", rows=8),
@@ -68,6 +69,7 @@ def _generate(events: int, rng: np.random.Generator) -> pa.Table:
     item = (alive * (1 - rng.random(events) ** 1.8)).astype(np.int64)
     item = np.minimum(item, alive - 1)
 
+    advertiser_of = _skewed(rng, ADVERTISERS, items)
     segment_of, category_of = rng.integers(0, SEGMENTS, users), _skewed(rng, CATEGORIES, items)
     segment, category = segment_of[user], category_of[item]
     appeal = rng.normal(0, 0.9, (SEGMENTS, CATEGORIES))
@@ -95,7 +97,8 @@ def _generate(events: int, rng: np.random.Generator) -> pa.Table:
         -1.6
         + affinity
         + rng.normal(0, 0.5, users)[user]
-        + rng.normal(0, 0.6, items)[item]
+        + rng.normal(0, 0.5, items)[item]
+        + rng.normal(0, 0.4, ADVERTISERS)[advertiser_of[item]]
         + tag_sum
         - 0.35 * (np.log1p(price) - 2.4)
         + 0.5 * (rating - 3.6)
@@ -114,11 +117,14 @@ def _generate(events: int, rng: np.random.Generator) -> pa.Table:
             "request": pa.array(np.cumsum(rng.random(events) < 0.25)),
             "user": pa.array(user),
             "item": pa.array(item),
+            "advertiser": pa.array([f"advertiser-{number}" for number in range(ADVERTISERS)]).take(
+                pa.array(advertiser_of[item])
+            ),
             "segment": pa.array(segment.astype(np.int16)),
             "category": pa.array(category.astype(np.int16)),
             "position": pa.array(position.astype(np.int8)),
-            "device": pa.DictionaryArray.from_arrays(device.astype(np.int8), list(DEVICES)).cast(pa.string()),
-            "country": pa.DictionaryArray.from_arrays(country.astype(np.int8), list(COUNTRIES)).cast(pa.string()),
+            "device": pa.array(DEVICES).take(pa.array(device)),
+            "country": pa.array(COUNTRIES).take(pa.array(country)),
             "tags": _lists(tag_values, tag_start, item),
             "price": pa.array(price.astype(np.float32)),
             "item_age_hours": pa.array(age.astype(np.float32)),

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from octavo.data.batch import Batch
-from octavo.data.errors import DataError
+from octavo.data.errors import DataError, one_line
 from octavo.data.schema import Dense, Schema, Sparse
 from octavo.ops.jagged import Jagged
 
@@ -44,9 +44,9 @@ def encode_events(schema: Schema, events: Sequence[Mapping[str, Any]], where: st
         if name in (schema.time, schema.id):
             values = [-1 if value is None else value for value in values]
         try:
-            columns[name] = pa.array(values, None if any(v is not None for v in values) else _null_type(schema, name))
+            columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise DataError(f"{where}: column {name!r}: {' '.join(str(error).split())}") from None
+            raise DataError(f"{where}: column {name!r}: {one_line(error)}") from None
     return _encode(schema, columns, len(events), where)
 
 
@@ -54,13 +54,16 @@ def _null_type(schema: Schema, name: str) -> pa.DataType:
     """The type of a column that holds nothing but nulls."""
     for feature in (*schema.sparse, *schema.sequences):
         if feature.name == name:
-            item = pa.string() if feature.encoding == "vocabulary" else pa.int64()
+            item = pa.string() if feature.encoding in ("hash_text", "vocabulary") else pa.int64()
             return pa.list_(item) if feature.multi else item
     integers = (schema.time, schema.id, schema.user, schema.item, schema.request, schema.domain)
     return pa.int64() if name in integers else pa.float64()
 
 
-def _encode(schema: Schema, columns: Mapping[str, pa.Array], events: int, where: str) -> Batch:
+def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: str) -> Batch:
+    for name, column in columns.items():
+        if pa.types.is_null(column.type):
+            columns[name] = column.cast(_null_type(schema, name))
     dense = np.empty((events, len(schema.dense)), np.float32)
     for position, feature in enumerate(schema.dense):
         dense[:, position] = _dense(feature, columns[feature.name], where)
@@ -112,33 +115,33 @@ def _bags(feature: Sparse, column: pa.Array, where: str) -> tuple[Ids, Ids]:
     if feature.multi:
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise DataError(f"{where}: expected lists, found {column.type}; declare multi=False or store lists")
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        lengths = _plain(pc.fill_null(pc.list_value_length(column), 0))
         values = column.flatten()
         if values.null_count:
             raise DataError(f"{where}: a list holds a null; remove it from the list")
     else:
-        lengths = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+        lengths = _plain(column.is_valid())
         values = column.drop_null()
     return _row_ids(feature, values, where), lengths
 
 
 def _row_ids(feature: Sparse, values: pa.Array, where: str) -> Ids:
+    if len(values) == 0:
+        return np.empty(0, np.int64)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    text = feature.encoding in ("hash_text", "vocabulary")
+    if not (_is_text(values.type) if text else pa.types.is_integer(values.type)):
+        wanted = "text" if text else "integers"
+        raise DataError(f"{where}: encoding {feature.encoding} takes {wanted}, found {values.type}; convert the column")
     if feature.encoding == "vocabulary":
-        if not _is_text(values.type):
-            raise DataError(f"{where}: expected text for its vocabulary, found {values.type}")
         known = pa.array(feature.vocabulary, values.type)
-        ids: Ids = pc.fill_null(pc.index_in(values, known), -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
-        return ids
-    if feature.encoding == "hash" and _is_text(values.type):
+        return _plain(pc.fill_null(pc.index_in(values, known), -1)) + 1
+    if feature.encoding == "hash_text":
         coded = values.dictionary_encode()
         keys = np.array([_text_key(word) for word in coded.dictionary.to_pylist()], np.uint64)
-        return _hash(keys, feature.rows)[coded.indices.to_numpy(zero_copy_only=False)]
-    if not pa.types.is_integer(values.type):
-        wanted = "integers or text" if feature.encoding == "hash" else "integers"
-        raise DataError(f"{where}: expected {wanted}, found {values.type}; convert the column")
-    numbers: Ids = _integers(values, where)
+        return _hash(keys, feature.rows)[_plain(coded.indices)]
+    numbers = _integers(values, where)
     if feature.encoding == "hash":
         return _hash(numbers.view(np.uint64), feature.rows)
     wrong = (numbers < 0) | (numbers >= feature.rows)
@@ -206,13 +209,18 @@ def _ids(columns: Mapping[str, pa.Array], name: str | None, events: int, where: 
 
 def _integers(column: pa.Array, where: str) -> Ids:
     try:
-        values: Ids = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return _plain(column.cast(pa.int64()))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{where}: {' '.join(str(error).split())}; ids are signed 64-bit") from None
-    return np.array(values, np.int64)
+        raise DataError(f"{where}: {one_line(error)}; ids are signed 64-bit") from None
+
+
+def _plain(column: pa.Array) -> Ids:
+    """A writable copy of a column without nulls."""
+    return np.array(column.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _numbers(column: pa.Array, where: str) -> npt.NDArray[np.float64]:
+    """float64, nan for null."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from octavo.data.errors import DataError, one_line
 
 FORMAT = 1
@@ -28,7 +26,7 @@ class LogFile:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The content of ``log.json``, whole and of this format."""
+    """The content of ``log.json`` below ``path``: whole, unedited, of this format."""
     index = path / "log.json"
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -40,7 +38,7 @@ def read_index(path: Path) -> dict[str, Any]:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{index}: log format {found!r}; this octavo reads format {FORMAT}")
     if content.get("sha256") != index_hash(content):
-        raise DataError(f"{index}: damaged or edited (it does not match its own sha256); write the log again")
+        raise DataError(f"{index}: damaged or edited (its own sha256 does not match); write the log again")
     return content
 
 
@@ -50,18 +48,7 @@ def index_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
 
 
-def check_sorted(time: pa.ChunkedArray, last: int | None, where: str) -> int | None:
-    """The last of ``time`` (ms); :class:`DataError` where it falls below ``last`` or below its neighbour.
-
-    Nulls are passed over: the encoder names them.
-    """
-    values = time.drop_null().to_numpy()
-    if len(values) == 0:
-        return last
-    if last is not None and values[0] < last:
-        raise DataError(f"{where}: time falls from {last} to {values[0]} ms; sort the events by time")
-    falls = values[1:] < values[:-1]
-    if falls.any():
-        at = int(falls.argmax())
-        raise DataError(f"{where}: time falls from {values[at]} to {values[at + 1]} ms; sort the events by time")
-    return int(values[-1])
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

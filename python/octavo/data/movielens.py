@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ MOVIELENS_SCHEMA = Schema(
         Sparse("item", rows=1683),
         Sparse("gender", encoding="vocabulary", vocabulary=("F", "M")),
         Sparse("occupation", encoding="vocabulary", vocabulary=_OCCUPATIONS),
-        Sparse("zip_region", rows=32, encoding="hash"),
+        Sparse("zip_region", encoding="vocabulary", vocabulary=tuple("0123456789")),
         Sparse("genres", encoding="vocabulary", vocabulary=_GENRES, multi=True),
     ),
     labels=(Label("like"),),
@@ -76,7 +77,10 @@ def movielens(root: str | Path | None = None, cache: str | Path | None = None) -
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo" if cache is None else Path(cache)
     path = home / f"movielens-100k-{digest.hexdigest()[:16]}"
     if path.exists():
-        return EventLog(path)
+        try:
+            return EventLog(path)
+        except DataError:
+            shutil.rmtree(path)  # a damaged cache is built again
     table = build(*(_read(source / name) for name in _FILES))
     try:
         return EventLog.write(path, MOVIELENS_SCHEMA, [table])

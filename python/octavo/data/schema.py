@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from octavo.data.errors import DataError
 from octavo.data.transforms import Transform
 
 FORMAT = 1
+ENCODINGS = ("index", "hash", "hash_text", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -27,27 +29,37 @@ class Dense:
     transforms: tuple[Transform, ...] = ()
     missing: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.missing is not None:
+            object.__setattr__(self, "missing", float(self.missing))
+            if not math.isfinite(float(self.missing)):
+                raise DataError(f"dense feature {self.name!r}: expected a finite missing, found {self.missing}")
+
 
 @dataclass(frozen=True)
 class Sparse:
     """A bag of ids per event, each in 0 .. rows-1, from the column of the same name; a null is an empty bag.
 
-    ``encoding``: ``index`` - integers that already are ids, out of range is an error; ``hash`` - integers or text,
-    id = splitmix64(key) mod rows, where text's key is the first 8 bytes (little endian) of BLAKE2b with an 8-byte
-    digest over UTF-8; ``vocabulary`` - text, id = 1 + position in ``vocabulary``, 0 for anything else.
+    ``encoding``:
+
+    * ``index``: integers that already are ids; one out of range is an error
+    * ``hash``: 64-bit integers; id = splitmix64(integer) mod rows
+    * ``hash_text``: text; id = splitmix64(key) mod rows, key = its UTF-8's 8-byte BLAKE2b digest, little endian
+    * ``vocabulary``: text; id = 1 + position in ``vocabulary``, 0 for any other word
+
     ``multi``: the column holds lists.
     """
 
     name: str
     rows: int = 0
-    encoding: Literal["index", "hash", "vocabulary"] = "index"
+    encoding: Literal["index", "hash", "hash_text", "vocabulary"] = "index"
     vocabulary: tuple[str, ...] = ()
     multi: bool = False
 
     def __post_init__(self) -> None:
         where = f"sparse feature {self.name!r}"
-        if self.encoding not in ("index", "hash", "vocabulary"):
-            raise DataError(f"{where}: unknown encoding {self.encoding!r}; expected index, hash or vocabulary")
+        if self.encoding not in ENCODINGS:
+            raise DataError(f"{where}: unknown encoding {self.encoding!r}; expected one of {', '.join(ENCODINGS)}")
         if self.encoding == "vocabulary":
             if not self.vocabulary or len(set(self.vocabulary)) != len(self.vocabulary):
                 raise DataError(f"{where}: expected a vocabulary of distinct words, found {len(self.vocabulary)} words")
@@ -96,12 +108,11 @@ class Schema:
         for sequence in self.sequences:
             if not sequence.multi:
                 raise DataError(f"sequence {sequence.name!r}: expected multi=True, found a single-valued feature")
-        inputs = {feature.name for group in (self.dense, self.sparse, self.sequences) for feature in group}
-        outcomes = {*self.tasks, *(label.delay for label in self.labels)} & inputs
-        if outcomes:
-            raise DataError(
-                f"labels: column {min(map(str, outcomes))!r} is also a feature; a model would read the answer"
-            )
+        inputs = self._features()
+        for label in self.labels:
+            leak = next((name for name in (label.task, label.delay) if name in inputs), None)
+            if leak is not None:
+                raise DataError(f"labels: column {leak!r} is also a feature; a model would read the answer")
 
     @property
     def tasks(self) -> list[str]:
@@ -143,12 +154,14 @@ class Schema:
             raise DataError(f"{where}: not a schema ({' '.join(str(error).split())})") from None
         return schema
 
+    def _features(self) -> list[str]:
+        return [f.name for f in self.dense] + [f.name for f in (*self.sparse, *self.sequences)]
+
     def columns(self) -> list[str]:
         """Every column the schema reads, without duplicates."""
         names = [self.time, self.id]
         names += [name for name in (self.user, self.item, self.request, self.domain, self.weight) if name is not None]
-        for feature in (*self.dense, *self.sparse, *self.sequences):
-            names.append(feature.name)
+        names += self._features()
         for label in self.labels:
             names += [label.task] if label.delay is None else [label.task, label.delay]
         return list(dict.fromkeys(names))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.data.errors import DataError
+from octavo.data.errors import DataError, one_line
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +35,7 @@ class Clip:
     high: float
 
     def __post_init__(self) -> None:
+        _as_floats(self)
         if not self.low <= self.high:
             raise DataError(f"clip: expected low <= high, found {self.low}, {self.high}")
 
@@ -51,11 +52,18 @@ class Standardise:
     std: float
 
     def __post_init__(self) -> None:
+        _as_floats(self)
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise DataError(f"standardise: expected a finite mean and std > 0, found {self.mean}, {self.std}")
 
     def apply(self, x: Array) -> Array:
         return (x - self.mean) / self.std
+
+
+def _as_floats(transform: Clip | Standardise) -> None:
+    """Clip(0, 1) and Clip(0.0, 1.0) are equal, so they must have one fingerprint."""
+    for name, value in asdict(transform).items():
+        object.__setattr__(transform, name, float(value))
 
 
 Transform = Log1p | Clip | Standardise
@@ -80,5 +88,5 @@ def from_json(value: dict[str, Any], where: str) -> Transform:
         raise DataError(f"{where}: unknown transform {kind!r}; expected one of {', '.join(_KINDS)}")
     try:
         return _KINDS[kind](**parameters)
-    except TypeError:
-        raise DataError(f"{where}: transform {kind!r} does not take {sorted(parameters)}") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: transform {kind!r}: {one_line(error)}") from None

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float64]
 
 
 def as_array(value: Any, argument: str) -> npt.NDArray[Any]:
     """A one-dimensional numpy array of a tensor (any device), array or sequence."""
-    if hasattr(value, "detach"):
+    if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy() if value.itemsize < 4 else value.numpy()
+        value = (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()
     array = np.asarray(value)
     if array.ndim != 1:
         raise ValueError(f"{argument}: expected 1 dimension, found shape {list(array.shape)}")

@@ -70,7 +70,7 @@ class Progressive:
                 as_array(values[task], f"{name}[{task!r}]") for name, values in (("logits", logits), ("labels", labels))
             ]
             columns.append(np.ones(len(times)) if weight is None else as_array(weight, "weight"))
-            known_events(*columns, logits=True, binary=True)
+            known_events(columns[0], columns[1], columns[2], logits=True, binary=True)
             if len(columns[1]) != len(times):
                 raise ValueError(f"labels[{task!r}]: expected one per time ({len(times)}), found {len(columns[1])}")
             rows[task] = np.stack([column.astype(np.float32) for column in columns])
