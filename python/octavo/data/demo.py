@@ -94,7 +94,7 @@ def _generate(events: int, rng: np.random.Generator) -> pa.Table:
     zeros = np.zeros(events)
     user_events, item_events = before(user, time, zeros)[0], before(item, time, zeros)[0]
     logit = (
-        -1.6
+        -1.2
         + affinity
         + rng.normal(0, 0.5, users)[user]
         + rng.normal(0, 0.5, items)[item]

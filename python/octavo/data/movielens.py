@@ -84,6 +84,8 @@ def movielens(root: str | Path | None = None, cache: str | Path | None = None) -
     table = build(*(_read(source / name) for name in _FILES))
     try:
         return EventLog.write(path, MOVIELENS_SCHEMA, [table])
+    except DataError:
+        return EventLog(path)  # another process was first
     except OSError as error:
         raise DataError(f"{home}: cannot be written ({error.strerror}); give cache=... or set XDG_CACHE_HOME") from None
 
