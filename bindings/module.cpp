@@ -35,4 +35,5 @@ PYBIND11_MODULE(_core, m) {
   bind_registry(m);
   bind_dispatch(m);
   bind_quantize(m);
+  bind_embedding(m);
 }

@@ -190,5 +190,44 @@ def linear(
     stream: int = 0,
 ) -> None: ...
 
+# --- embedding.hpp ---
+class TableSet:
+    # name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state
+    def __init__(self, tables: list[tuple[str, int, int, int, int, int, int, bool, int]]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def dims(self) -> int: ...
+
+def bag_forward(
+    kernel: Kernel,
+    tables: TableSet,
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    weights: int,
+    bounds: int,
+    out: int,
+    out_stride: int,
+    out_dtype: int,
+) -> int: ...
+def bag_backward(
+    kernel: Kernel,
+    tables: TableSet,
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    weights: int,
+    bounds: int,
+    grad: int,
+    grad_stride: int,
+    optimizer: int,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    grad_weights: int,
+) -> None: ...
+
 # --- cuda ---
 def cuda_info() -> dict[str, Any] | None: ...
