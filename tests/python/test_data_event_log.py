@@ -340,3 +340,14 @@ def test_a_kill_while_writing_leaves_nothing_that_looks_like_a_log(tmp_path: Pat
         ["events-00000.parquet", "events-00001.parquet"]
     ]
     assert len(EventLog.write(path, SCHEMA, [events()])) == EVENTS
+
+
+def test_memory_is_one_row_group_whatever_the_log(tmp_path: Path) -> None:
+    count, group = 64_000, 1000
+    wide = events(count)
+    log = EventLog.write(tmp_path / "log", SCHEMA, [wide], rows_per_group=group)
+    del wide
+    whole = log.columns(SCHEMA.columns()).nbytes
+    base = pa.total_allocated_bytes()
+    held = max(pa.total_allocated_bytes() - base for _ in log.batches(64))
+    assert held < whole / 8

@@ -115,7 +115,7 @@ def _bags(feature: Sparse, column: pa.Array, where: str) -> tuple[Ids, Ids]:
     if feature.multi:
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise DataError(f"{where}: expected lists, found {column.type}; declare multi=False or store lists")
-        lengths = _plain(pc.fill_null(pc.list_value_length(column), 0))
+        lengths = _integers(pc.list_value_length(column), where).clip(min=0)
         values = column.flatten()
         if values.null_count:
             raise DataError(f"{where}: a list holds a null; remove it from the list")
@@ -209,7 +209,8 @@ def _ids(columns: Mapping[str, pa.Array], name: str | None, events: int, where: 
 def _integers(column: pa.Array, where: str) -> Ids:
     """int64, -1 for null."""
     try:
-        return _plain(pc.fill_null(column.cast(pa.int64()), -1))
+        column = column if column.type == pa.int64() else column.cast(pa.int64())
+        return _plain(pc.fill_null(column, -1) if column.null_count else column)
     except pa.ArrowInvalid as error:
         raise DataError(f"{where}: {one_line(error)}; ids are signed 64-bit") from None
 
