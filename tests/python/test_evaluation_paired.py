@@ -130,6 +130,7 @@ def test_one_cluster_or_no_events_have_no_interval() -> None:
         (lambda: paired_difference([1.0], [1.0], [1, 2]), r"clusters: expected one per event of a \(1\), found 2"),
         (lambda: paired_difference([1.0], [1.0], [1], [1, 0]), r"labels: expected one per event of a \(1\), found 2"),
         (lambda: paired_difference([1.0, math.nan], [1.0, 2.0], [1, 2]), "a, b: event 1 is nan in one model only"),
+        (lambda: paired_difference([1.0, math.inf], [1.0, 2.0], [1, 2]), "a, b: a loss is infinite"),
         (lambda: paired_difference([1.0], [1.0], [1], resamples=10), "resamples: expected at least 100"),
         (
             lambda: paired_difference([[1.0], [1.0]], [[1.0]], [[1], [1]]),

@@ -89,6 +89,8 @@ def movielens(root: str | Path | None = None, cache: str | Path | None = None) -
     try:
         return EventLog.write(path, MOVIELENS_SCHEMA, [table])
     except DataError:
+        if not path.exists():
+            raise
         return EventLog(path)  # another process was first
     except OSError as error:
         raise DataError(f"{home}: cannot be written ({error.strerror}); give cache=... or set XDG_CACHE_HOME") from None
