@@ -38,8 +38,8 @@ def paired_difference(
 
     ``a``, ``b`` [n]: both models' per-event losses over the same events (:func:`octavo.evaluation.log_loss`), nan where
     the label is not known (in both); ``clusters`` [n] integers: what is resampled whole (users; days where users do not
-    repeat; events without one share -1 and so are one cluster). With ``labels`` [n] the result is the difference in NE: divided by the entropy of the mean label, which
-    is recomputed in every resample. ``weight`` [n] or None.
+    repeat; events without one share -1 and so are one cluster). With ``labels`` [n] the result is the difference in NE:
+    divided by the entropy of the mean label, which is recomputed in every resample. ``weight`` [n] or None.
 
     Several seeds: pass lists (one entry per seed, each world its own events); the estimate is the mean over seeds and
     the bootstrap has two levels, seeds and then clusters within each drawn seed.
