@@ -93,13 +93,16 @@ class Batch:
 def _bag_rows(bags: Jagged, events: int, begin: int, end: int) -> Jagged:
     """Events ``begin`` to ``end`` of every feature."""
     features = bags.bags // events if events else 0
-    bounds = [(int(bags.offsets[f * events + begin]), int(bags.offsets[f * events + end])) for f in range(features)]
+    if features == 0:
+        return bags
+    firsts = bags.offsets[begin::events][:features].tolist()
+    lasts = bags.offsets[end::events][:features].tolist()
     lengths = bags.lengths().view(features, events)[:, begin:end].reshape(-1)
     offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
     torch.cumsum(lengths, 0, out=offsets[1:])
 
     def gather(column: torch.Tensor) -> torch.Tensor:
-        return torch.cat([column[first:last] for first, last in bounds]) if bounds else column[:0]
+        return torch.cat([column[first:last] for first, last in zip(firsts, lasts)])
 
     return Jagged(gather(bags.values), offsets, None if bags.weights is None else gather(bags.weights))
 

@@ -92,7 +92,7 @@ def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: st
 
 def _dense(feature: Dense, column: pa.Array, where: str) -> npt.NDArray[np.float32]:
     where = f"{where}: dense column {feature.name!r}"
-    raw = _numbers(column, where).astype(np.float32).astype(np.float64)
+    raw = _single(_numbers(column, where)).astype(np.float64)
     absent = np.isnan(raw)
     if absent.any():
         if feature.missing is None:
@@ -101,7 +101,7 @@ def _dense(feature: Dense, column: pa.Array, where: str) -> npt.NDArray[np.float
     value = raw
     for transform in feature.transforms:
         value = transform.apply(value)
-    result = value.astype(np.float32)
+    result = _single(value)
     wrong = ~np.isfinite(result)
     if wrong.any():
         at = int(wrong.argmax())
@@ -115,7 +115,7 @@ def _bags(feature: Sparse, column: pa.Array, where: str) -> tuple[Ids, Ids]:
     if feature.multi:
         if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             raise DataError(f"{where}: expected lists, found {column.type}; declare multi=False or store lists")
-        lengths = _plain(pc.fill_null(pc.list_value_length(column), 0))
+        lengths = _integers(pc.list_value_length(column), where).clip(min=0)
         values = column.flatten()
         if values.null_count:
             raise DataError(f"{where}: a list holds a null; remove it from the list")
@@ -173,22 +173,21 @@ def _jagged(features: list[tuple[Ids, Ids]], events: int) -> Jagged:
     return Jagged(torch.from_numpy(values), torch.from_numpy(offsets))
 
 
-def _outcome(column: pa.Array, name: str, where: str, limit: float | None = None) -> torch.Tensor:
-    values = _numbers(column, f"{where}: column {name!r}")
-    with np.errstate(invalid="ignore"):
-        wrong = (values < 0) | (values > (np.inf if limit is None else limit)) | np.isinf(values)
+def _outcome(column: pa.Array, name: str, where: str, limit: float = np.inf) -> torch.Tensor:
+    values = _single(_numbers(column, f"{where}: column {name!r}"))
+    wrong = (values < 0) | (values > limit) | np.isinf(values)
     if wrong.any():
-        span = "0 or more seconds" if limit is None else f"0..{limit:g}"
+        span = f"0..{limit:g}" if np.isfinite(limit) else "0 or more seconds"
         raise DataError(f"{where}: column {name!r}: {values[wrong][0]} is outside {span} (null = not known)")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 def _weight(column: pa.Array, name: str, where: str) -> torch.Tensor:
-    values = _numbers(column, f"{where}: weight column {name!r}")
+    values = _single(_numbers(column, f"{where}: weight column {name!r}"))
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         raise DataError(f"{where}: weight column {name!r}: found {values[wrong][0]}; expected finite and >= 0")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 def _required(columns: Mapping[str, pa.Array], name: str, events: int, where: str) -> torch.Tensor:
@@ -204,12 +203,14 @@ def _ids(columns: Mapping[str, pa.Array], name: str | None, events: int, where: 
     column = columns[name]
     if not pa.types.is_integer(column.type):
         raise DataError(f"{where}: column {name!r}: expected integers, found {column.type}; number the ids")
-    return torch.from_numpy(_integers(pc.fill_null(column, pa.scalar(-1, column.type)), f"{where}: column {name!r}"))
+    return torch.from_numpy(_integers(column, f"{where}: column {name!r}"))
 
 
 def _integers(column: pa.Array, where: str) -> Ids:
+    """int64, -1 for null."""
     try:
-        return _plain(column.cast(pa.int64()))
+        column = column if column.type == pa.int64() else column.cast(pa.int64())
+        return _plain(pc.fill_null(column, -1) if column.null_count else column)
     except pa.ArrowInvalid as error:
         raise DataError(f"{where}: {one_line(error)}; ids are signed 64-bit") from None
 
@@ -226,6 +227,12 @@ def _numbers(column: pa.Array, where: str) -> npt.NDArray[np.float64]:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise DataError(f"{where}: expected numbers, found {column.type}; convert the column")
     return np.array(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _single(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Rounded to float32; what is too large becomes infinite, for the caller to refuse."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _is_text(kind: pa.DataType) -> bool:

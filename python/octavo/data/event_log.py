@@ -93,8 +93,9 @@ class EventLog:
                 continue
             joined = pa.concat_tables(waiting)
             whole = held - held % batch_size
+            encoded = encode_table(self.schema, joined.slice(0, whole), where)
             for first in range(0, whole, batch_size):
-                yield encode_table(self.schema, joined.slice(first, batch_size), where)
+                yield encoded.rows(first, first + batch_size)
             waiting, held = [joined.slice(whole)], held - whole
         if held:
             yield encode_table(self.schema, pa.concat_tables(waiting), where)

@@ -83,7 +83,7 @@ def _named(tables: Iterable[pa.Table | str | Path]) -> Iterator[tuple[pa.Table, 
             yield entry, f"table {number}"
             continue
         try:
-            with pq.ParquetFile(entry) as parquet:
+            with pq.ParquetFile(entry, page_checksum_verification=True) as parquet:
                 for group in range(parquet.metadata.num_row_groups):
                     yield parquet.read_row_group(group), f"{entry} row group {group}"
         except (pa.ArrowException, OSError) as error:

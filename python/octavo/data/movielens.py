@@ -21,7 +21,11 @@ from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.transforms import Clip, Log1p, Standardise
 
 _BUILDER = 1  # part of the cache key: raise it when build() changes what it writes
-_FILES = ("ml100k_ratings.parquet", "ml100k_users.parquet", "ml100k_items.parquet")
+_FILES = {
+    "ml100k_ratings.parquet": ("user_id", "item_id", "rating", "timestamp"),
+    "ml100k_users.parquet": ("user_id", "age", "gender", "occupation", "zip_code"),
+    "ml100k_items.parquet": ("item_id", "release_year", "genres"),
+}
 _PRIOR, _PRIOR_RATE = 5.0, 0.55  # a rate over n events is (likes + PRIOR * PRIOR_RATE) / (n + PRIOR)
 _GENRES = (
     "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -81,10 +85,12 @@ def movielens(root: str | Path | None = None, cache: str | Path | None = None) -
             return EventLog(path)
         except DataError:
             shutil.rmtree(path)  # a damaged cache is built again
-    table = build(*(_read(source / name) for name in _FILES))
+    table = build(*(_read(source / name, columns) for name, columns in _FILES.items()))
     try:
         return EventLog.write(path, MOVIELENS_SCHEMA, [table])
     except DataError:
+        if not path.exists():
+            raise
         return EventLog(path)  # another process was first
     except OSError as error:
         raise DataError(f"{home}: cannot be written ({error.strerror}); give cache=... or set XDG_CACHE_HOME") from None
@@ -165,8 +171,12 @@ def _ints(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
     return np.array(table.column(column), np.int64)
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
     try:
-        return pq.read_table(path)
+        table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); fetch it again") from None
+    absent = [name for name in columns if name not in table.column_names]
+    if absent:
+        raise DataError(f"{path}: column {absent[0]!r} is missing; it has {', '.join(table.column_names)}")
+    return table

@@ -56,4 +56,4 @@ def wilson_interval(positives: float, events: int) -> tuple[float, float]:
     rate, square = positives / events, Z95 * Z95
     centre = (rate + square / (2 * events)) / (1 + square / events)
     half = Z95 / (1 + square / events) * math.sqrt(rate * (1 - rate) / events + square / (4 * events * events))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if positives == 0 else centre - half), (1.0 if positives == events else centre + half)

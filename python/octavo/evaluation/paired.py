@@ -38,8 +38,8 @@ def paired_difference(
 
     ``a``, ``b`` [n]: both models' per-event losses over the same events (:func:`octavo.evaluation.log_loss`), nan where
     the label is not known (in both); ``clusters`` [n] integers: what is resampled whole (users; days where users do not
-    repeat). With ``labels`` [n] the result is the difference in NE: divided by the entropy of the mean label, which
-    is recomputed in every resample. ``weight`` [n] or None.
+    repeat; events without one share -1 and so are one cluster). With ``labels`` [n] the result is the difference in NE:
+    divided by the entropy of the mean label, which is recomputed in every resample. ``weight`` [n] or None.
 
     Several seeds: pass lists (one entry per seed, each world its own events); the estimate is the mean over seeds and
     the bootstrap has two levels, seeds and then clusters within each drawn seed.
@@ -93,6 +93,8 @@ def _cluster_totals(a: Any, b: Any, clusters: Any, labels: Any, weight: Any) -> 
         at = int((unknown != np.isnan(loss_b)).argmax())
         raise ValueError(f"a, b: event {at} is nan in one model only; both must score the same events")
     kept = ~unknown
+    if not (np.isfinite(loss_a[kept]).all() and np.isfinite(loss_b[kept]).all()):
+        raise ValueError("a, b: a loss is infinite; a logit of the wrong sign is infinite")
     _, number = np.unique(group[kept], return_inverse=True)
     load = loads[kept]
     parts = (load * (loss_a - loss_b)[kept], load, load * truth[kept])

@@ -64,16 +64,17 @@ class Progressive:
         ValueError for a nan logit or shapes that differ.
         """
         times = as_array(time, "time")
+        loads = np.ones(len(times)) if weight is None else as_array(weight, "weight")
         rows = {}
         for task in self.tasks:
-            columns = [
-                as_array(values[task], f"{name}[{task!r}]") for name, values in (("logits", logits), ("labels", labels))
-            ]
-            columns.append(np.ones(len(times)) if weight is None else as_array(weight, "weight"))
-            known_events(columns[0], columns[1], columns[2], logits=True, binary=True)
-            if len(columns[1]) != len(times):
-                raise ValueError(f"labels[{task!r}]: expected one per time ({len(times)}), found {len(columns[1])}")
-            rows[task] = np.stack([column.astype(np.float32) for column in columns])
+            scores, truth = as_array(logits[task], f"logits[{task!r}]"), as_array(labels[task], f"labels[{task!r}]")
+            if len(truth) != len(times):
+                raise ValueError(f"labels[{task!r}]: expected one per time ({len(times)}), found {len(truth)}")
+            try:
+                known_events(scores, truth, loads, logits=True, binary=True)
+            except ValueError as error:
+                raise ValueError(f"task {task!r}: {error}") from None
+            rows[task] = np.stack([column.astype(np.float32) for column in (scores, truth, loads)])
         points: list[ProgressPoint] = []
         begin = 0
         while begin < len(times):
