@@ -110,7 +110,8 @@ def _pooled(
 
 
 def _stepped(
-    rows: list[torch.Tensor], states: list[torch.Tensor], pooling: list[str], values: torch.Tensor, offsets: torch.Tensor,
+    rows: list[torch.Tensor], states: list[torch.Tensor], pooling: list[str], values: torch.Tensor,
+    offsets: torch.Tensor,
     weights: torch.Tensor | None, grad: torch.Tensor, optimizer: str, lr: float, eps: float,
 ) -> list[torch.Tensor]:  # fmt: skip
     """Rows, then states, after one step in FP64."""

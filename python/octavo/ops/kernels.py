@@ -7,7 +7,6 @@ instruction set starts a new one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,9 @@ import torch
 from octavo import _core
 from octavo.ops._types import DTYPES
 
-
-@dataclass(frozen=True)
-class External:
-    """How a kernel of another library is run: ``run(x [M, K], weight) -> x W^T [M, N]``, rounded to ``product``."""
-
-    run: Callable[[torch.Tensor, Any], torch.Tensor]
-    product: torch.dtype
-
-
-externals: dict[str, External] = {}
+externals: dict[
+    str, Callable[[torch.Tensor, Any], torch.Tensor]
+] = {}  # other libraries: run(x [M, K], weight) -> x W^T
 generation = 0
 _serving: dict[tuple[Any, ...], _core.Kernel] = {}
 
