@@ -295,11 +295,13 @@ def _digits(value: float) -> float:
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records as JSON lines, whole or not at all."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
     os.replace(file.name, path)
 
 

@@ -26,7 +26,6 @@ SIZES = {
     "full": [(64, 256), (256, 512), (512, 512), (512, 1024), (1024, 1024)],
 }
 BATCHES = {"smoke": [2], "quick": [1, 64, 1024], "full": [1, 8, 64, 256, 1024, 4096]}
-COMPILED, TORCHAO = "compiled", "torchao"
 FLOATS = ("torch float32 eager", "torch float32 compiled", "torch bfloat16 eager", "torch bfloat16 compiled")
 
 
@@ -34,8 +33,8 @@ def without(effort: str) -> dict[str, str]:
     """Peers left out at this effort: part of the name -> reason."""
     if effort == "full":
         return {}
-    left_out = {TORCHAO: "only in the full run: never the best peer here"}
-    return left_out if effort == "quick" else {**left_out, COMPILED: "not in the smoke run: compiling takes seconds"}
+    left_out = {"torchao": "only in the full run: never the best peer here", "max-autotune": "only in the full run"}
+    return left_out if effort == "quick" else {**left_out, "compiled": "not in the smoke run: compiling takes seconds"}
 
 
 def own_entries(

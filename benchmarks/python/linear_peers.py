@@ -59,13 +59,13 @@ def layer_of(n: int, k: int) -> Layer:
     return layer.requires_grad_(False)
 
 
-def compiled(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def compiled(module: torch.nn.Module, mode: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The module through inductor: dynamic batch, frozen weights."""
     from torch._inductor import config
 
     config.freezing = True
-    config.cpp.dynamic_threads = False
-    return torch.compile(module, dynamic=True)
+    config.autotune_num_choices_displayed = 0
+    return torch.compile(module, dynamic=True, mode=mode)
 
 
 def quantized_dynamic(layer: Layer) -> torch.nn.Module:
@@ -97,6 +97,9 @@ def recipes(layer: Layer, io: str) -> dict[str, tuple[str, str, Build]]:
         f"torchao int8 {io} eager": ("int8", "int8_dynamic", lambda: torchao_int8(own)),
         f"torchao int8 {io} compiled": ("int8", "int8_dynamic", lambda: compiled(torchao_int8(own))),
     }
+    if io == "bfloat16":
+        name = "torch bfloat16 compiled max-autotune"
+        table[name] = ("float", "bf16", lambda: compiled(own, "max-autotune-no-cudagraphs"))
     if io == "float32":
         table["quantize_dynamic x86"] = ("int8", "int8_dynamic", lambda: quantized_dynamic(layer))
     return table
