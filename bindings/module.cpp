@@ -36,4 +36,5 @@ PYBIND11_MODULE(_core, m) {
   bind_dispatch(m);
   bind_quantize(m);
   bind_linear(m);
+  bind_embedding(m);
 }

@@ -8,18 +8,21 @@
 namespace octavo {
 
 enum class Pooling : std::uint8_t { sum, mean };
-enum class Bounds : std::uint8_t { error, warn, ignore };  // warn and ignore skip the row; warn counts it
+// A row index outside its table: refused before anything is written, or the row is skipped as if it were not in the
+// bag.
+enum class Bounds : std::uint8_t { error, warn, ignore };
 
 // Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32
 // scale and bias a row (value = code * scale + bias), as FBGEMM has it.
 struct TableView {
-  void* rows = nullptr;  // [num_rows, dim] in `dtype`, row_stride elements apart
+  const char* name = nullptr;  // for errors; null: its number
+  void* rows = nullptr;        // [num_rows, dim] in `dtype`, row_stride elements apart
   std::int64_t num_rows = 0;
   std::int64_t dim = 0;
   std::int64_t row_stride = 0;
-  DType dtype = DType::f32;      // f32, bf16, e4m3, u8
-  const float* scale = nullptr;  // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
-  Pooling pooling = Pooling::sum;
+  DType dtype = DType::f32;          // f32, bf16, e4m3, u8
+  const float* scale = nullptr;      // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
+  Pooling pooling = Pooling::sum;    // mean: the weighted sum divided by the number of rows in the bag
   float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
 };
 
@@ -38,22 +41,25 @@ struct BagForwardArgs {
   BagIndices indices;
   Bounds bounds = Bounds::error;
   MatrixView out;                         // [batch, sum of dims] f32 or bf16; table t starts where t - 1 ends
-  std::int64_t* out_of_bounds = nullptr;  // count of skipped rows, may be null
+  std::int64_t* out_of_bounds = nullptr;  // number of skipped rows, may be null
 };
 
 struct OptimizerConfig {
-  enum class Kind : std::uint8_t { sgd, row_wise_adagrad } kind = Kind::sgd;
+  enum class Kind : std::uint8_t { none, sgd, row_wise_adagrad } kind = Kind::sgd;  // none: tables stay as they are
   float lr = 0.01f;
   float eps = 1e-8f;
   float weight_decay = 0.0f;  // L2, added to the gradient of touched rows
 };
 
+// g = sum over the bags that hold a row of weight * grad_out, + weight_decay * row. SGD: row -= lr * g. Row-wise
+// Adagrad: state += mean(g^2), row -= lr / (sqrt(state) + eps) * g. Bitwise the same for any number of threads.
 struct BagBackwardArgs {
   const TableView* tables = nullptr;  // FP32 rows, updated in place
   BagIndices indices;
   Bounds bounds = Bounds::error;
   MatrixView grad_out;  // [batch, sum of dims] f32
   OptimizerConfig optimizer;
+  float* grad_weights = nullptr;  // [num_values], may be null: gradients of the weights at the rows before the update
 };
 
 using BagForwardLauncher = Status (*)(const BagForwardArgs&);
@@ -61,5 +67,10 @@ using BagBackwardLauncher = Status (*)(const BagBackwardArgs&);
 
 // Offsets that start at 0, never decrease and end at num_values; else a Status that names the first bad place.
 Status validate(const BagIndices& indices);
+
+// Everything a kernel relies on, checked before it writes: offsets, shapes, types, row indices within their tables.
+// With Bounds::error an index outside its table is a Status; else `skipped` tells how many there are.
+Status validate(const BagForwardArgs& args, std::int64_t& skipped);
+Status validate(const BagBackwardArgs& args, std::int64_t& skipped);
 
 }  // namespace octavo

@@ -34,10 +34,9 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     by_weight = {}
     for entry in plan:
         weight = converted.get_submodule(paths[entry.site]).weight
-        if not isinstance(weight, torch.Tensor) or tuple(weight.shape) != (entry.n, entry.k):
-            raise ValueError(
-                f"plan: {entry.site} is [{entry.n}, {entry.k}] in the plan but {list(weight.shape)} in the model"
-            )
+        shape = list(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
+        if shape != [entry.n, entry.k]:
+            raise ValueError(f"plan: {entry.site} is [{entry.n}, {entry.k}] in the plan but {shape} in the model")
         by_weight[id(weight)] = entry.numerics
     for path, module in list(converted.named_modules(remove_duplicate=False)):
         numerics = by_weight.get(id(getattr(module, "weight", None)))

@@ -51,9 +51,11 @@ def linear(
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     from octavo.ops.linear_operator import linear_with_gradients, traced_linear
 
+    if norm is not None and not isinstance(norm, Norm):
+        raise TypeError(f"norm: expected an octavo.ops.Norm, found {type(norm).__name__}")
     norm_weight, norm_bias = (None, None) if norm is None else (norm.weight, norm.bias)
     tensors = (x, w.master, bias, norm_weight, norm_bias, residual)
-    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    grads = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors)
     if out is not None and (grads or torch.compiler.is_compiling()):
         raise ValueError("out: cannot be combined with gradients or tracing; leave it out or use torch.no_grad()")
     if grads:
@@ -87,8 +89,6 @@ def check(
         raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
     vectors = [("bias", bias)]
     if norm is not None:
-        if not isinstance(norm, Norm):
-            raise TypeError(f"norm: expected an octavo.ops.Norm, found {type(norm).__name__}")
         vectors += [("norm.weight", norm.weight), ("norm.bias", norm.bias)]
     for name, vector in vectors:
         if vector is not None and expect_tensor(name, vector, (torch.float32,), 1).shape[0] != w.n:
@@ -136,7 +136,7 @@ def run(
         kernel = chosen(w, m, rows.dtype, dtype, epilogue)
     if kernel.library != "octavo":
         kernel.count()
-        z = kernels.externals[kernel.name].run(rows, w)
+        z = kernels.externals[kernel.name](rows, w)
         y_rows.copy_(apply_epilogue(z.float(), bias, norm, activation, r_rows, residual_before_norm))
         return y
     _core.linear(

@@ -70,8 +70,8 @@ def counters() -> dict[str, int]:
 
 def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
     """The kernel that serves a packed weight on m rows: of its class, the fastest."""
-    names = (str(dtype).removeprefix("torch.") for dtype in (x_dtype, out_dtype))
-    problem = Problem("linear", m, w.n, w.k, *names, epilogue, w.device.type, w.numerics)
+    x_name, out_name = str(x_dtype).removeprefix("torch."), str(out_dtype).removeprefix("torch.")
+    problem = Problem("linear", m, w.n, w.k, x_name, out_name, epilogue, w.device.type, w.numerics)
     return kernels.by_name(choose(problem).kernel)
 
 

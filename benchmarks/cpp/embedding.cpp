@@ -1,0 +1,112 @@
+// Embedding bags: 8 tables, dim 64, sum pooling, batch 1024, uniform indices; forward per row format, backward in FP32.
+#include <algorithm>
+
+#include "kernel_benchmarks.hpp"
+#include "octavo/memory.hpp"
+
+namespace octavo::benchmarks {
+
+namespace {
+
+constexpr std::int64_t kTables = 8, kDim = 64, kBatch = 1024, kRows = 100000, kIndexSets = 8;
+constexpr std::int64_t kLengths[] = {1, 20};
+constexpr DType kRowTypes[] = {DType::f32, DType::bf16, DType::e4m3, DType::u8};
+
+// Tables of small finite values (the byte 0x2a repeated is one in every format) and bags of uniform indices.
+struct Bags {
+  AlignedBuffer rows;
+  std::vector<float> scale, state, dense;
+  std::vector<TableView> tables;
+  std::vector<std::int64_t> values, offsets;
+  std::int64_t length;
+
+  Bags(DType dtype, std::int64_t bag_length)
+      : rows(static_cast<std::size_t>(kTables * kRows * kDim) * size_of(dtype)),
+        scale(static_cast<std::size_t>(kTables * kRows) * 2, 0.5f),
+        state(static_cast<std::size_t>(kTables * kRows)),
+        dense(static_cast<std::size_t>(kBatch * kTables * kDim), 0.125f),
+        length(bag_length) {
+    std::fill_n(rows.as<std::uint8_t>(), rows.size(), std::uint8_t{0x2a});
+    for (std::int64_t t = 0; t < kTables; ++t) {
+      TableView table;
+      table.rows = rows.as<std::uint8_t>() + t * kRows * kDim * static_cast<std::int64_t>(size_of(dtype));
+      table.num_rows = kRows;
+      table.dim = table.row_stride = kDim;
+      table.dtype = dtype;
+      if (dtype == DType::e4m3) table.scale = scale.data() + t * kRows;
+      if (dtype == DType::u8) table.scale = scale.data() + t * kRows * 2;
+      table.optimizer_state = state.data() + t * kRows;
+      tables.push_back(table);
+    }
+    std::mt19937_64 generator(7);
+    std::uniform_int_distribution<std::int64_t> row(0, kRows - 1);
+    for (std::int64_t i = 0; i < kIndexSets * per_call(); ++i) values.push_back(row(generator));
+    for (std::int64_t b = 0; b <= kTables * kBatch; ++b) offsets.push_back(b * length);
+  }
+
+  std::int64_t per_call() const { return kTables * kBatch * length; }
+  BagIndices indices(std::int64_t call) const {
+    BagIndices bags;
+    bags.batch = kBatch;
+    bags.num_tables = kTables;
+    bags.values = values.data() + call % kIndexSets * per_call();
+    bags.num_values = per_call();
+    bags.offsets = offsets.data();
+    return bags;
+  }
+  MatrixView view() { return {dense.data(), kBatch, kTables * kDim, kTables * kDim, DType::f32}; }
+
+  void report(benchmark::State& state, double passes, DType dtype) const {
+    const std::int64_t row_bytes = kDim * static_cast<std::int64_t>(size_of(dtype));
+    state.SetItemsProcessed(state.iterations() * per_call());
+    share_of(state, passes * static_cast<double>(per_call()), gather_roof(row_bytes));
+  }
+};
+
+std::string shape(std::int64_t length) { return "tables:8/rows:100000/dim:64/length:" + std::to_string(length); }
+
+}  // namespace
+
+void add_bag_forward(const KernelInfo& kernel) {
+  for (const DType dtype : kRowTypes)
+    for (const std::int64_t length : kLengths) {
+      if (!names(kernel, dtype)) continue;
+      add(kernel, std::string(word(dtype)) + "/" + shape(length),
+          [=, run = kernel.run.bag_forward](benchmark::State& state) {
+            Bags bags(dtype, length);
+            BagForwardArgs args;
+            args.tables = bags.tables.data();
+            args.out = bags.view();
+            std::int64_t call = 0;
+            const bool ran = repeat(state, [&] {
+              args.indices = bags.indices(call++);
+              return run(args);
+            });
+            if (ran) bags.report(state, 1, dtype);
+          });
+    }
+}
+
+void add_bag_backward(const KernelInfo& kernel) {
+  for (const auto kind : {OptimizerConfig::Kind::sgd, OptimizerConfig::Kind::row_wise_adagrad})
+    for (const std::int64_t length : kLengths) {
+      const bool adagrad = kind == OptimizerConfig::Kind::row_wise_adagrad;
+      add(kernel, std::string(adagrad ? "row_wise_adagrad" : "sgd") + "/" + shape(length),
+          [=, run = kernel.run.bag_backward](benchmark::State& state) {
+            Bags bags(DType::f32, length);
+            BagBackwardArgs args;
+            args.tables = bags.tables.data();
+            args.grad_out = bags.view();
+            args.optimizer.kind = kind;
+            args.optimizer.lr = 1e-6f;
+            std::int64_t call = 0;
+            const bool ran = repeat(state, [&] {
+              args.indices = bags.indices(call++);
+              return run(args);
+            });
+            if (ran) bags.report(state, 2, DType::f32);  // a row is read and written
+          });
+    }
+}
+
+}  // namespace octavo::benchmarks

@@ -1,0 +1,22 @@
+// What this machine can do at best, measured: copies, random row gathers, multiply loops. Plain C, so that the Python
+// benchmarks load the same loops (benchmarks/python/roofs.py) that the C++ ones link.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// GB/s, bytes read + bytes written (write-allocate is not counted), of copying `bytes` on `threads` threads, each its
+// own part, again and again for `ms` milliseconds. Non-temporal stores go past the caches.
+double octavo_roof_copy(int threads, std::int64_t bytes, bool non_temporal, double ms);
+
+// Million rows/s of reading whole rows at random from a table on huge pages, prefetched to L2 64 rows ahead.
+// row_bytes: rounded up to whole 64-byte lines.
+double octavo_roof_gather(int threads, std::int64_t table_bytes, std::int64_t row_bytes, double ms);
+
+// GFLOP/s (2 per multiply-add) from registers; 0 where this CPU has no such instruction.
+double octavo_roof_fp32(int threads, double ms);  // FMA
+double octavo_roof_bf16(int threads, double ms);  // vdpbf16ps
+double octavo_roof_int8(int threads, double ms);  // vpdpbusd
+
+}  // extern "C"

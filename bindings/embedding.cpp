@@ -1,0 +1,95 @@
+#include "octavo/embedding.hpp"
+
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "module.hpp"
+#include "octavo/registry.hpp"
+
+namespace octavo::bindings {
+namespace {
+
+// Tables of one module, read once: a call passes this handle instead of a list. The owner keeps the tensors alive.
+class TableSet {
+ public:
+  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state
+  using Row = std::tuple<std::string, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, int, std::uintptr_t,
+                         bool, std::uintptr_t>;
+
+  explicit TableSet(const std::vector<Row>& rows) {
+    names_.reserve(rows.size());  // views point into it
+    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state] : rows) {
+      names_.push_back(name);
+      views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
+                        static_cast<DType>(dtype), reinterpret_cast<const float*>(scale),
+                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state)});
+      dims_ += dim;
+    }
+  }
+  TableSet(const TableSet&) = delete;
+  TableSet& operator=(const TableSet&) = delete;
+
+  const TableView* views() const { return views_.data(); }
+  std::int64_t size() const { return static_cast<std::int64_t>(views_.size()); }
+  std::int64_t dims() const { return dims_; }
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<TableView> views_;
+  std::int64_t dims_ = 0;
+};
+
+BagIndices indices_of(const TableSet& tables, std::int64_t batch, std::uintptr_t values, std::int64_t num_values,
+                      std::uintptr_t offsets, std::uintptr_t weights) {
+  return {batch,
+          tables.size(),
+          reinterpret_cast<const std::int64_t*>(values),
+          num_values,
+          reinterpret_cast<const std::int64_t*>(offsets),
+          reinterpret_cast<const float*>(weights)};
+}
+
+// Returns the number of rows skipped for being out of bounds.
+std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
+                         std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
+                         std::uintptr_t out, std::int64_t out_stride, int out_dtype) {
+  if (kernel.run.bag_forward == nullptr) throw py::value_error("bag_forward: " + kernel.name + " is no bag forward");
+  std::int64_t skipped = 0;
+  const BagForwardArgs args{tables.views(), indices_of(tables, batch, values, num_values, offsets, weights),
+                            static_cast<Bounds>(bounds),
+                            matrix(out, batch, tables.dims(), out_stride, static_cast<DType>(out_dtype)), &skipped};
+  ++kernel.calls;
+  run_released([&] { return kernel.run.bag_forward(args); });
+  return skipped;
+}
+
+void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
+                  std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
+                  std::uintptr_t grad, std::int64_t grad_stride, int optimizer, float lr, float eps, float weight_decay,
+                  std::uintptr_t grad_weights) {
+  if (kernel.run.bag_backward == nullptr) throw py::value_error("bag_backward: " + kernel.name + " is no bag backward");
+  const BagBackwardArgs args{tables.views(),
+                             indices_of(tables, batch, values, num_values, offsets, weights),
+                             static_cast<Bounds>(bounds),
+                             matrix(grad, batch, tables.dims(), grad_stride, DType::f32),
+                             {static_cast<OptimizerConfig::Kind>(optimizer), lr, eps, weight_decay},
+                             reinterpret_cast<float*>(grad_weights)};
+  ++kernel.calls;
+  run_released([&] { return kernel.run.bag_backward(args); });
+}
+
+}  // namespace
+
+void bind_embedding(py::module_& m) {
+  py::class_<TableSet>(m, "TableSet")
+      .def(py::init<const std::vector<TableSet::Row>&>())
+      .def("__len__", &TableSet::size)
+      .def_property_readonly("dims", &TableSet::dims);
+  m.def("bag_forward", &bag_forward);
+  m.def("bag_backward", &bag_backward);
+}
+
+}  // namespace octavo::bindings

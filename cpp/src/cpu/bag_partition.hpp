@@ -1,0 +1,72 @@
+// How the bags of a call are shared among threads: contiguous ranges of about equal bytes, table after table.
+//
+// In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.
+#pragma once
+
+#include "octavo/embedding.hpp"
+#include "octavo/threading.hpp"
+
+namespace octavo {
+namespace {
+
+// Cost of a table's bags before bag b: cache lines read and written.
+struct BagCost {
+  std::int64_t per_lookup, per_bag;
+  std::int64_t before(const std::int64_t* offsets, std::int64_t b) const {
+    return (offsets[b] - offsets[0]) * per_lookup + b * per_bag;
+  }
+};
+
+inline BagCost bag_cost(const TableView& table) {
+  const auto lines = [&](std::size_t bytes) { return 1 + table.dim * static_cast<std::int64_t>(bytes) / 64; };
+  return {lines(size_of(table.dtype)), lines(sizeof(float))};
+}
+
+inline std::int64_t total_bag_cost(const TableView* tables, const BagIndices& in) {
+  std::int64_t total = 0;
+  for (std::int64_t t = 0; t < in.num_tables; ++t)
+    total += bag_cost(tables[t]).before(in.offsets + t * in.batch, in.batch);
+  return total;
+}
+
+// One thread for calls too small to share.
+inline int bag_threads(const TableView* tables, const BagIndices& in) {
+  constexpr std::int64_t kLinesPerThread = 2048;
+  const std::int64_t wanted = total_bag_cost(tables, in) / kLinesPerThread;
+  const int most = threads();
+  return wanted < 1 ? 1 : wanted < most ? static_cast<int>(wanted) : most;
+}
+
+// First bag b in [0, batch] with cost.before(b) >= limit.
+inline std::int64_t first_bag_at(const BagCost& cost, const std::int64_t* offsets, std::int64_t batch,
+                                 std::int64_t limit) {
+  std::int64_t low = 0, high = batch;
+  while (low < high) {
+    const std::int64_t middle = (low + high) / 2;
+    if (cost.before(offsets, middle) < limit)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// Calls visit(table, first output column of it, bags) for every table of which this thread has bags.
+template <class Visit>
+void for_each_bag_range(const TableView* tables, const BagIndices& in, int thread, int count, Visit&& visit) {
+  const std::int64_t total = total_bag_cost(tables, in);
+  const std::int64_t begin = total / count * thread, end = thread + 1 == count ? total : total / count * (thread + 1);
+  std::int64_t before = 0, column = 0;
+  for (std::int64_t t = 0; t < in.num_tables; ++t) {
+    const BagCost cost = bag_cost(tables[t]);
+    const std::int64_t* offsets = in.offsets + t * in.batch;
+    const Range bags{first_bag_at(cost, offsets, in.batch, begin - before),
+                     first_bag_at(cost, offsets, in.batch, end - before)};
+    if (bags.begin < bags.end) visit(t, column, bags);
+    before += cost.before(offsets, in.batch);
+    column += tables[t].dim;
+  }
+}
+
+}  // namespace
+}  // namespace octavo

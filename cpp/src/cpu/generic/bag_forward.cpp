@@ -1,0 +1,80 @@
+// Pooled rows of many tables, plain C++: the reference of every hand-written bag kernel.
+#include "cpu/bag_partition.hpp"
+#include "octavo/embedding.hpp"
+#include "octavo/float8.hpp"
+#include "octavo/memory.hpp"
+#include "octavo/threading.hpp"
+
+namespace octavo::OCTAVO_ISA_NAMESPACE {
+namespace {
+
+// Adds weight * row to acc [dim].
+[[gnu::always_inline]] inline void add_row(const TableView& table, const float* decoded, std::int64_t row, float weight,
+                                           float* __restrict acc) {
+  const std::int64_t dim = table.dim, at = row * table.row_stride;
+  switch (table.dtype) {
+    case DType::f32: {
+      const float* __restrict x = static_cast<const float*>(table.rows) + at;
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * x[c];
+      break;
+    }
+    case DType::bf16: {
+      const std::uint16_t* __restrict x = static_cast<const std::uint16_t*>(table.rows) + at;
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * decode_bf16(x[c]);
+      break;
+    }
+    case DType::e4m3: {
+      const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
+      const float scale = weight * table.scale[row];
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * decoded[x[c]];
+      break;
+    }
+    default: {
+      const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
+      const float scale = weight * table.scale[2 * row], bias = weight * table.scale[2 * row + 1];
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * static_cast<float>(x[c]) + bias;
+    }
+  }
+}
+
+}  // namespace
+
+Status bag_forward(const BagForwardArgs& args) {
+  std::int64_t skipped;
+  if (Status status = validate(args, skipped); !status.ok()) return status;
+  if (args.out_of_bounds != nullptr) *args.out_of_bounds = skipped;
+  const BagIndices& in = args.indices;
+  std::int64_t widest = 0;
+  for (std::int64_t t = 0; t < in.num_tables; ++t) widest = widest < args.tables[t].dim ? args.tables[t].dim : widest;
+  float decoded[256];
+  for (int code = 0; code < 256; ++code) decoded[code] = decode_e4m3(static_cast<std::uint8_t>(code));
+  parallel_region(bag_threads(args.tables, in), [&](int thread, int count) {
+    auto* acc = static_cast<float*>(scratch(0, static_cast<std::size_t>(widest) * sizeof(float)));
+    for_each_bag_range(args.tables, in, thread, count, [&](std::int64_t t, std::int64_t column, Range bags) {
+      const TableView& table = args.tables[t];
+      for (std::int64_t b = bags.begin; b < bags.end; ++b) {
+        const std::int64_t* offsets = in.offsets + t * in.batch + b;
+        for (std::int64_t c = 0; c < table.dim; ++c) acc[c] = 0;
+        std::int64_t kept = 0;
+        for (std::int64_t v = offsets[0]; v < offsets[1]; ++v) {
+          const std::int64_t row = in.values[v];
+          if (skipped != 0 && static_cast<std::uint64_t>(row) >= static_cast<std::uint64_t>(table.num_rows)) continue;
+          add_row(table, decoded, row, in.weights != nullptr ? in.weights[v] : 1.0f, acc);
+          ++kept;
+        }
+        if (table.pooling == Pooling::mean && kept > 1)
+          for (std::int64_t c = 0; c < table.dim; ++c) acc[c] /= static_cast<float>(kept);
+        if (args.out.dtype == DType::f32) {
+          float* out = static_cast<float*>(args.out.data) + b * args.out.row_stride + column;
+          for (std::int64_t c = 0; c < table.dim; ++c) out[c] = acc[c];
+        } else {
+          auto* out = static_cast<std::uint16_t*>(args.out.data) + b * args.out.row_stride + column;
+          for (std::int64_t c = 0; c < table.dim; ++c) out[c] = encode_bf16(acc[c]);
+        }
+      }
+    });
+  });
+  return {};
+}
+
+}  // namespace octavo::OCTAVO_ISA_NAMESPACE

@@ -1,0 +1,235 @@
+"""octavo's compiled engine, as the Python rooms see it. Addresses are ``tensor.data_ptr()``; strides count elements."""
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any
+
+class DType(IntEnum):
+    f32 = ...
+    bf16 = ...
+    f16 = ...
+    e4m3 = ...
+    e5m2 = ...
+    i8 = ...
+    u8 = ...
+    i32 = ...
+    i64 = ...
+
+class Op(IntEnum):
+    linear = ...
+    quantize = ...
+    bag_forward = ...
+    bag_backward = ...
+
+class Device(IntEnum):
+    cpu = ...
+    cuda = ...
+
+class Numerics(IntEnum):
+    fp32 = ...
+    bf16 = ...
+    e4m3_row = ...
+    e4m3_weight_only = ...
+    int8_dynamic = ...
+
+# --- isa.hpp, threading.hpp, memory.hpp ---
+def isa() -> str: ...
+def force_isa(name: str) -> None: ...
+def cpu_features() -> dict[str, bool]: ...
+def threads() -> int: ...
+def set_threads(n: int) -> None: ...
+def borrows_openmp() -> bool: ...
+def advise_huge_pages(data: int, bytes: int) -> bool: ...
+
+# --- registry.hpp ---
+class Kernel:
+    name: str
+    library: str
+    formats: str
+    deterministic: bool
+    op: Op
+    device: Device
+    numerics: Numerics
+    product: DType
+    note: str
+    calls: int
+    @property
+    def state(self) -> str: ...
+    @property
+    def supported(self) -> bool: ...
+    def count(self) -> None: ...
+    def qualify(self) -> None: ...
+    def quarantine(self, why: str) -> None: ...
+    def forget(self) -> None: ...
+
+def kernel(name: str) -> Kernel: ...
+def kernels() -> list[Kernel]: ...
+def register(
+    name: str,
+    op: Op,
+    numerics: Numerics,
+    library: str,
+    device: Device,
+    trusted: bool,
+    deterministic: bool,
+    product: DType,
+    overhead_us: float,
+    gmacs_per_s: float,
+    gbytes_per_s: float,
+    accepts: Callable[[int, int, int], bool] | None = None,
+) -> None: ...
+
+# --- dispatch.hpp ---
+class Problem:
+    def __init__(
+        self,
+        op: Op,
+        m: int,
+        n: int,
+        k: int,
+        x_dtype: DType,
+        out_dtype: DType,
+        epilogue: str,
+        device: Device,
+        numerics: Numerics | None,
+    ) -> None: ...
+
+class ErrorEstimate:
+    rel_l1: float
+    mere: float
+    signal_rel: float
+    post_norm: float
+    sqnr_db: float
+    def __init__(self, rel_l1: float, mere: float, signal_rel: float, post_norm: float, sqnr_db: float) -> None: ...
+
+class Requirement:
+    def __init__(
+        self,
+        max_rel_l1: float | None,
+        max_mere: float | None,
+        max_signal_rel: float | None,
+        max_post_norm: float | None,
+        min_sqnr_db: float | None,
+        deterministic: bool,
+    ) -> None: ...
+
+class Candidate:
+    kernel: Kernel
+    admitted: bool
+    predicted_us: float
+    measured: bool
+    error: ErrorEstimate
+    reason: str
+
+class Decision:
+    candidates: list[Candidate]
+    reason: str
+
+def choose(problem: Problem, requirement: Requirement, evidence: Mapping[Numerics, ErrorEstimate]) -> Decision: ...
+def nominal_error(numerics: Numerics) -> ErrorEstimate: ...
+def record_cost(kernel: Kernel, problem: Problem, us: float) -> None: ...
+def forget_costs() -> None: ...
+def m_bucket(m: int) -> int: ...
+
+# --- quantize.hpp ---
+def quantize(
+    kernel: Kernel,
+    x: int,
+    rows: int,
+    cols: int,
+    stride: int,
+    dtype: DType,
+    format: DType,
+    per_row: bool,
+    pow2_scale: bool,
+    codes: int,
+    scale: int,
+    stream: int,
+) -> None: ...
+def dequantize(
+    codes: int,
+    format: DType,
+    per_row: bool,
+    scale: int,
+    out: int,
+    rows: int,
+    cols: int,
+    stride: int,
+    dtype: DType,
+) -> None: ...
+
+# --- linear.hpp ---
+class PackedWeight:
+    def __init__(self, codes: int, scale: int, n: int, k: int, dtype: int) -> None: ...
+
+class Epilogue:
+    def __init__(
+        self,
+        bias: int,
+        norm: int,
+        norm_weight: int,
+        norm_bias: int,
+        eps: float,
+        norm_block: int,
+        activation: int,
+    ) -> None: ...
+
+def linear(
+    kernel: Kernel,
+    x: int,
+    m: int,
+    x_stride: int,
+    x_dtype: int,
+    weight: PackedWeight,
+    y: int,
+    y_stride: int,
+    y_dtype: int,
+    epilogue: Epilogue,
+    residual: int,
+    residual_stride: int,
+    residual_dtype: int,
+    residual_before_norm: bool,
+    stream: int = 0,
+) -> None: ...
+
+# --- embedding.hpp ---
+class TableSet:
+    # name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state
+    def __init__(self, tables: list[tuple[str, int, int, int, int, int, int, bool, int]]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def dims(self) -> int: ...
+
+def bag_forward(
+    kernel: Kernel,
+    tables: TableSet,
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    weights: int,
+    bounds: int,
+    out: int,
+    out_stride: int,
+    out_dtype: int,
+) -> int: ...
+def bag_backward(
+    kernel: Kernel,
+    tables: TableSet,
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    weights: int,
+    bounds: int,
+    grad: int,
+    grad_stride: int,
+    optimizer: int,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    grad_weights: int,
+) -> None: ...
+
+# --- cuda ---
+def cuda_info() -> dict[str, Any] | None: ...

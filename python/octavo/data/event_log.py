@@ -1,0 +1,149 @@
+"""Reading an event log: a directory of parquet files and ``log.json``, in event time, from any position."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from octavo.data.batch import Batch
+from octavo.data.encoding import encode_table
+from octavo.data.errors import DataError, one_line
+from octavo.data.log_index import LogFile, file_hash, read_index
+from octavo.data.log_writer import write_log
+from octavo.data.schema import Schema
+
+
+class EventLog:
+    """Events sorted by time. Opening reads ``log.json`` and file sizes; a file is verified (SHA-256) when first read.
+
+    A position is the number of events before it: ``batches(size, start=position)`` goes on exactly where a pass that
+    stopped at ``position`` would have. Memory is one row group and one batch. ``fingerprint`` changes with any event.
+
+    Raises :class:`DataError` that names the file which is missing, truncated, corrupt or edited.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        content = read_index(self.path)
+        self.schema = Schema.from_json(content["schema"], where=str(self.path / "log.json"))
+        self.files = tuple(LogFile(**entry) for entry in content["files"])
+        self.fingerprint: str = content["sha256"]
+        self._verified: set[str] = set()
+        for file in self.files:
+            self._check_size(file)
+        self._starts = [0]
+        for file in self.files:
+            self._starts.append(self._starts[-1] + file.rows)
+
+    @classmethod
+    def write(
+        cls,
+        path: str | Path,
+        schema: Schema,
+        tables: Iterable[pa.Table | str | Path],
+        rows_per_file: int = 1 << 20,
+        rows_per_group: int = 1 << 14,
+    ) -> EventLog:
+        """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
+
+        Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
+        The directory appears whole or not at all. Raises :class:`DataError` that names the table or file for events the
+        schema does not take, unsorted time, unreadable parquet, and for a path that exists.
+        """
+        write_log(Path(path), schema, tables, rows_per_file, rows_per_group)
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __repr__(self) -> str:
+        return f"EventLog({str(self.path)!r}: {len(self)} events, {len(self.files)} files, tasks {self.schema.tasks})"
+
+    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        begin, end = self._span(start, stop)
+        return self._batches(batch_size, begin, end)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Batch:
+        """Positions ``start`` to ``stop`` (exclusive) as one batch."""
+        return encode_table(self.schema, self.columns(self.schema.columns(), start, stop), str(self.path))
+
+    def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
+        """Raw columns, those outside the schema included (a demo log keeps the true probability in ``_p_true``)."""
+        begin, end = self._span(start, stop)
+        parts = [table for table, _ in self._tables(names, begin, end)]
+        if parts:
+            return pa.concat_tables(parts)
+        with self._open(self.files[0], names) as parquet:
+            return parquet.schema_arrow.empty_table().select(list(names))
+
+    def _batches(self, batch_size: int, begin: int, end: int) -> Iterator[Batch]:
+        waiting: list[pa.Table] = []
+        held = 0
+        for table, where in self._tables(self.schema.columns(), begin, end):
+            waiting.append(table)
+            held += len(table)
+            if held < batch_size:
+                continue
+            joined = pa.concat_tables(waiting)
+            whole = held - held % batch_size
+            encoded = encode_table(self.schema, joined.slice(0, whole), where)
+            for first in range(0, whole, batch_size):
+                yield encoded.rows(first, first + batch_size)
+            waiting, held = [joined.slice(whole)], held - whole
+        if held:
+            yield encode_table(self.schema, pa.concat_tables(waiting), where)
+
+    def _span(self, start: int, stop: int | None) -> tuple[int, int]:
+        end = len(self) if stop is None else stop
+        if not 0 <= start <= end <= len(self):
+            raise ValueError(f"start, stop: expected 0 <= start <= stop <= {len(self)} events, found {start}, {stop}")
+        return start, end
+
+    def _tables(self, names: Sequence[str], begin: int, end: int) -> Iterator[tuple[pa.Table, str]]:
+        """Row groups, cut to the positions ``begin`` to ``end``, with the path that errors are to name."""
+        for number in range(bisect_right(self._starts, begin) - 1, len(self.files)):
+            position = self._starts[number]
+            if position >= end:
+                return
+            with self._open(self.files[number], names) as parquet:
+                for group in range(parquet.metadata.num_row_groups):
+                    rows = parquet.metadata.row_group(group).num_rows
+                    low, high = max(begin - position, 0), min(end - position, rows)
+                    if low < high:
+                        table = parquet.read_row_group(group, columns=list(names))
+                        yield table.slice(low, high - low), str(self.path / self.files[number].name)
+                    position += rows
+
+    def _open(self, file: LogFile, names: Sequence[str]) -> pq.ParquetFile:
+        path = self.path / file.name
+        self._check_size(file)
+        if file.name not in self._verified:
+            if file_hash(path) != file.sha256:
+                raise DataError(f"{path}: corrupt: its sha256 is not the one in log.json; write the log again")
+            self._verified.add(file.name)
+        try:
+            parquet = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); write the log again") from None
+        found = parquet.schema_arrow.names
+        absent = [name for name in names if name not in found]
+        if absent:
+            parquet.close()
+            raise DataError(f"{path}: column {absent[0]!r} is missing; it has {', '.join(found)}")
+        return parquet
+
+    def _check_size(self, file: LogFile) -> None:
+        path = self.path / file.name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise DataError(f"{path}: missing from the log; write the log again") from None
+        if size != file.bytes:
+            raise DataError(f"{path}: truncated or changed: {size} bytes, {file.bytes} were written; write it again")

@@ -1,0 +1,134 @@
+"""Writing an event log: a temporary directory, every file flushed, then one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from octavo.data.encoding import encode_table
+from octavo.data.errors import DataError, one_line
+from octavo.data.log_index import FORMAT, LogFile, file_hash, index_hash
+from octavo.data.schema import Schema
+
+
+def write_log(
+    path: Path, schema: Schema, tables: Iterable[pa.Table | str | Path], rows_per_file: int, rows_per_group: int
+) -> None:
+    """See :meth:`octavo.data.EventLog.write`."""
+    if rows_per_file < 1 or rows_per_group < 1:
+        raise ValueError(f"rows_per_file, rows_per_group: expected at least 1, found {rows_per_file}, {rows_per_group}")
+    if path.exists():
+        raise DataError(f"{path}: exists; remove it or choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        files = [
+            _write_file(temporary / f"events-{number:05d}.parquet", schema, table, rows_per_group)
+            for number, table in enumerate(_regroup(_proved(schema, tables), rows_per_file))
+        ]
+        if not files:
+            raise DataError(f"{path}: no events to write; a log holds at least one")
+        content = {
+            "format": FORMAT,
+            "fingerprint": schema.fingerprint,
+            "schema": schema.to_json(),
+            "events": sum(file.rows for file in files),
+            "files": [asdict(file) for file in files],
+        }
+        with (temporary / "log.json").open("w", encoding="utf-8") as index:
+            json.dump({**content, "sha256": index_hash(content)}, index, indent=1)
+            index.flush()
+            os.fsync(index.fileno())
+        _sync(temporary)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be put in place ({error.strerror}); did another process write it?"
+            ) from None
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _proved(schema: Schema, tables: Iterable[pa.Table | str | Path]) -> Iterator[pa.Table]:
+    """The tables again, each encoded once to prove that it can be, all with the same columns, in event time."""
+    last: int | None = None
+    kinds: pa.Schema | None = None
+    for table, where in _named(tables):
+        if len(table) == 0:
+            continue
+        encode_table(schema, table, where)
+        last = _check_sorted(table.column(schema.time), last, where)
+        kinds = table.schema.remove_metadata() if kinds is None else kinds
+        if not table.schema.remove_metadata().equals(kinds):
+            differs = next(iter(set(table.schema.remove_metadata()) ^ set(kinds)), None)
+            what = "their order" if differs is None else f"column {differs.name!r}"
+            raise DataError(f"{where}: {what} differs from the first table's; give all the same names and types")
+        yield table
+
+
+def _named(tables: Iterable[pa.Table | str | Path]) -> Iterator[tuple[pa.Table, str]]:
+    for number, entry in enumerate(tables):
+        if isinstance(entry, pa.Table):
+            yield entry, f"table {number}"
+            continue
+        try:
+            with pq.ParquetFile(entry, page_checksum_verification=True) as parquet:
+                for group in range(parquet.metadata.num_row_groups):
+                    yield parquet.read_row_group(group), f"{entry} row group {group}"
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{entry}: not a readable parquet file ({one_line(error)}); export it again") from None
+
+
+def _regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same events in tables of ``rows``, the rest in the last."""
+    waiting: list[pa.Table] = []
+    held = 0
+    for table in tables:
+        waiting.append(table)
+        held += len(table)
+        while held >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows)
+            waiting, held = [joined.slice(rows)], held - rows
+    if held:
+        yield pa.concat_tables(waiting)
+
+
+def _check_sorted(time: pa.ChunkedArray, last: int | None, where: str) -> int:
+    """The last of ``time`` (ms, no nulls); DataError where it falls below ``last`` or its neighbour."""
+    values = time.to_numpy()
+    if last is not None and values[0] < last:
+        raise DataError(f"{where}: time falls from {last} to {values[0]} ms; sort the events by time")
+    falls = values[1:] < values[:-1]
+    if falls.any():
+        at = int(falls.argmax())
+        raise DataError(f"{where}: time falls from {values[at]} to {values[at + 1]} ms; sort the events by time")
+    return int(values[-1])
+
+
+def _write_file(path: Path, schema: Schema, table: pa.Table, rows_per_group: int) -> LogFile:
+    pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    time = table.column(schema.time)
+    first, last = int(time[0].as_py()), int(time[-1].as_py())
+    return LogFile(path.name, len(table), path.stat().st_size, file_hash(path), first, last)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

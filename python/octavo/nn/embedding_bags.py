@@ -1,0 +1,313 @@
+"""Embedding tables of many features as one module; FP32 tables train inside their backward."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo import _core
+from octavo.ops import embedding
+from octavo.ops._types import choice
+from octavo.ops.jagged import Jagged
+from octavo.ops.table_formats import DTYPES, encode_rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """One embedding table: ``rows`` x ``dim`` numbers in ``dtype`` (``fp32 | bf16 | e4m3 | int8``).
+
+    ``pooling``: ``sum | mean`` of a bag's rows. E4M3 has a scale per row, INT8 (unsigned) a scale and a bias per row.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str = "fp32"
+    pooling: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not self.name or "." in self.name:
+            raise ValueError(f"name: found {self.name!r}; a table's name must not be empty nor hold a '.'")
+        choice(f"dtype of table '{self.name}'", self.dtype, tuple(DTYPES))
+        choice(f"pooling of table '{self.name}'", self.pooling, embedding.POOLING)
+        if self.rows < 0 or self.dim < 1:
+            raise ValueError(f"table '{self.name}': expected rows >= 0 and dim >= 1, found {self.rows} x {self.dim}")
+
+
+@dataclass(frozen=True)
+class SGD:
+    """row -= lr * (g + weight_decay * row), for rows that a batch touched."""
+
+    lr: float
+    weight_decay: float = 0.0
+    kind = "sgd"
+    eps = 0.0
+
+
+@dataclass(frozen=True)
+class RowWiseAdagrad:
+    """state += mean(g^2) over the row; row -= lr / (sqrt(state) + eps) * g; g includes weight_decay * row.
+
+    One FP32 of state per row, as FBGEMM's EXACT_ROWWISE_ADAGRAD.
+    """
+
+    lr: float
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    kind = "row_wise_adagrad"
+
+
+class _Tensors(torch.nn.Module):
+    """Tensors by table name, in the state dict and moved by ``.to(device)``; their dtype is the table's own."""
+
+    def put(self, name: str, tensor: torch.Tensor) -> None:
+        self._buffers[name] = tensor  # not register_buffer: a table may be called 'type' or 'state'
+
+    def get(self, name: str) -> torch.Tensor | None:
+        return self._buffers.get(name)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Tensors:
+        for name, tensor in self._buffers.items():
+            assert tensor is not None
+            moved = fn(tensor)
+            self._buffers[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tensors:
+        twin = _Tensors()
+        memo[id(self)] = twin
+        for name, tensor in self._buffers.items():
+            assert tensor is not None
+            twin.put(name, _allocate(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor))
+        return twin.train(self.training)
+
+
+class EmbeddingBags(torch.nn.Module):
+    """Pooled embeddings of T features: ``forward`` -> [B, sum of dims] float32.
+
+    Args:
+        tables: one :class:`Table` per feature, in the order of the features.
+        optimizer: :class:`RowWiseAdagrad` or :class:`SGD`, applied to the touched rows inside ``backward`` (there is
+            no ``.grad`` and no parameter); None = frozen. Only fp32 tables train.
+        bounds: what to do with a row index outside its table: ``error | warn | ignore`` (:func:`ops.embedding_bags`).
+
+    A backward pass in training mode updates the tables once, the same bits for any number of threads; in eval mode or
+    under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (row-wise
+    Adagrad, [rows]), ``scale.<table>`` (e4m3 [rows], int8 [rows, 2]).
+    """
+
+    def __init__(
+        self, tables: list[Table], optimizer: RowWiseAdagrad | SGD | None = None, bounds: str = "error"
+    ) -> None:
+        super().__init__()
+        choice("bounds", bounds, tuple(embedding.BOUNDS))
+        if not tables:
+            raise ValueError("tables: expected at least one nn.Table, found none")
+        names = [table.name for table in tables]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tables: names must differ, found {', '.join(names)}")
+        if optimizer is not None:
+            if not isinstance(optimizer, RowWiseAdagrad | SGD):
+                found = type(optimizer).__name__
+                raise TypeError(f"optimizer: expected nn.RowWiseAdagrad, nn.SGD or None, found {found}")
+            coded = next((table for table in tables if table.dtype != "fp32"), None)
+            if coded is not None:
+                raise ValueError(
+                    f"tables: '{coded.name}' is {coded.dtype} and only fp32 tables train; pass optimizer=None, or "
+                    f"train in fp32 and convert with to_dtype({coded.dtype!r})"
+                )
+        self.tables = list(tables)
+        self.optimizer = optimizer
+        self.bounds = bounds
+        self.rows, self.scale, self.state = _Tensors(), _Tensors(), _Tensors()
+        for table in tables:
+            data_type, scale_shape = DTYPES[table.dtype]
+            self.rows.put(table.name, _allocate((table.rows, table.dim), data_type))
+            if scale_shape is not None:
+                self.scale.put(table.name, _allocate((table.rows, *scale_shape), torch.float32))
+            if isinstance(optimizer, RowWiseAdagrad):
+                self.state.put(table.name, _allocate((table.rows,), torch.float32).zero_())
+        self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
+        self._set: embedding.TableSet | None = None
+        self._addresses: list[int] = []
+        self.reset_parameters()
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate; set it to follow a schedule."""
+        if self.optimizer is None:
+            raise AttributeError("lr: the tables are frozen (optimizer=None)")
+        return self.optimizer.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if self.optimizer is None:
+            raise AttributeError("lr: the tables are frozen (optimizer=None)")
+        self.optimizer = dataclasses.replace(self.optimizer, lr=float(value))
+
+    @torch.no_grad()
+    def reset_parameters(self, half_width: float | None = None, generator: torch.Generator | None = None) -> None:
+        """Rows uniform in [-half_width, half_width] (None: sqrt(1 / rows), as DLRM), optimizer state zero."""
+        for table in self.tables:
+            width = (1 / max(table.rows, 1)) ** 0.5 if half_width is None else half_width
+            rows, state = self.rows.get(table.name), self.state.get(table.name)
+            assert rows is not None
+            if table.dtype == "fp32":
+                rows.uniform_(-width, width, generator=generator)
+            else:
+                for begin in range(0, table.rows, _CHUNK):
+                    part = rows[begin : begin + _CHUNK]
+                    self._encode(table, begin, torch.empty(part.shape).uniform_(-width, width, generator=generator))
+            if state is not None:
+                state.zero_()
+
+    def forward(
+        self,
+        values: torch.Tensor | Jagged,
+        offsets: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pooled rows [B, sum of dims] of ``values`` [V], ``offsets`` [T*B+1], ``weights`` [V], or of one Jagged.
+
+        Gradients of ``weights`` flow to float32 weights over fp32 tables. Raises TypeError, ValueError or IndexError
+        naming the argument; nothing is updated then.
+        """
+        if isinstance(values, Jagged):
+            if offsets is not None or weights is not None:
+                raise TypeError("offsets, weights: a Jagged holds its own; pass it alone")
+            jagged = values
+            values, offsets, weights = jagged.values, jagged.offsets, jagged.weights
+        elif offsets is None:
+            raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
+        if torch.is_grad_enabled():
+            trains = self.training and self.optimizer is not None
+            if trains or (weights is not None and weights.requires_grad):
+                return self._recorded(values, offsets, weights, trains)
+        if torch.compiler.is_compiling():
+            return embedding.traced_bags(self._table_set(), values, offsets, weights, self.bounds, torch.float32)
+        return embedding.bag_forward(self._table_set(), values, offsets, weights, self.bounds)
+
+    @torch.compiler.disable
+    def _recorded(
+        self, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, trains: bool
+    ) -> torch.Tensor:
+        anchor = self._anchor if trains else None
+        out: torch.Tensor = _Bags.apply(anchor, weights, values, offsets, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def to_dtype(self, dtype: str) -> EmbeddingBags:
+        """A copy for inference with every table in ``dtype`` (``fp32 | bf16 | e4m3 | int8``); this module is unchanged.
+
+        Raises ValueError for tables that are not fp32: rounding twice would lose more than the format does.
+        """
+        choice("dtype", dtype, tuple(DTYPES))
+        coded = next((t for t in self.tables if t.dtype not in ("fp32", dtype)), None)
+        if coded is not None:
+            raise ValueError(f"to_dtype: table '{coded.name}' is {coded.dtype}; convert the fp32 original instead")
+        twin = EmbeddingBags.__new__(EmbeddingBags)
+        torch.nn.Module.__init__(twin)
+        twin.tables = [dataclasses.replace(table, dtype=dtype) for table in self.tables]
+        twin.optimizer, twin.bounds = None, self.bounds
+        twin.rows, twin.scale, twin.state = _Tensors(), _Tensors(), _Tensors()
+        twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
+        for old, table in zip(self.tables, twin.tables, strict=True):
+            rows = self.rows.get(table.name)
+            assert rows is not None
+            data_type, scale_shape = DTYPES[dtype]
+            twin.rows.put(table.name, _allocate((table.rows, table.dim), data_type))
+            if scale_shape is not None:
+                twin.scale.put(table.name, _allocate((table.rows, *scale_shape), torch.float32))
+            if old.dtype == dtype:
+                twin.rows.get(table.name).copy_(rows)  # type: ignore[union-attr]
+                if scale_shape is not None:
+                    twin.scale.get(table.name).copy_(self.scale.get(table.name))  # type: ignore[union-attr, arg-type]
+                continue
+            for begin in range(0, table.rows, _CHUNK):
+                twin._encode(table, begin, rows[begin : begin + _CHUNK])
+        return twin.eval()
+
+    @torch.no_grad()
+    def _encode(self, table: Table, begin: int, values: torch.Tensor) -> None:
+        codes, scale = encode_rows(values, table.dtype)
+        rows, scales = self.rows.get(table.name), self.scale.get(table.name)
+        assert rows is not None
+        rows[begin : begin + len(codes)] = codes
+        if scales is not None and scale is not None:
+            scales[begin : begin + len(codes)] = scale
+
+    def _table_set(self) -> embedding.TableSet:
+        """The kernels' handle, made again when a tensor moved (``.to``, ``load_state_dict(assign=True)``)."""
+        tensors = [t for group in (self.rows, self.scale, self.state) for t in group._buffers.values() if t is not None]
+        addresses = [t.data_ptr() for t in tensors]
+        if self._set is None or addresses != self._addresses:
+            names = [table.name for table in self.tables]
+            rows = [self.rows._buffers[name] for name in names]
+            self._set = embedding.TableSet(
+                rows,  # type: ignore[arg-type]
+                [self.scale.get(name) for name in names],
+                [table.pooling for table in self.tables],
+                names,
+                [self.state.get(name) for name in names],
+            )
+            self._addresses = addresses
+        return self._set
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingBags:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_set", "_addresses")}
+        twin.__dict__.update(copy.deepcopy(state, memo))
+        twin._set, twin._addresses = None, []
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_set": None, "_addresses": []}
+
+    def extra_repr(self) -> str:
+        tables = ", ".join(f"{t.name}: {t.rows} x {t.dim} {t.dtype} {t.pooling}" for t in self.tables)
+        return f"{tables}; optimizer={self.optimizer}, bounds={self.bounds}"
+
+
+_CHUNK = 1 << 16  # rows encoded at a time: bounds the FP32 copy of a table in a narrower format
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Uninitialised memory, on transparent huge pages where the system grants them."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.is_cpu:
+        _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
+
+
+class _Bags(torch.autograd.Function):
+    """Forward of the bags whose backward updates the tables; the only gradient it returns is that of the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Any, weights: Any, values: torch.Tensor, offsets: torch.Tensor, bags: EmbeddingBags
+    ) -> torch.Tensor:
+        tables = bags._table_set()
+        if ctx.needs_input_grad[1] and not tables.trainable:
+            raise ValueError("weights: gradients of the weights need fp32 tables; detach the weights")
+        ctx.save_for_backward(weights, values, offsets)
+        ctx.bags, ctx.trains = bags, anchor is not None
+        return embedding.bag_forward(tables, values, offsets, weights, bags.bounds)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        weights, values, offsets = ctx.saved_tensors
+        bags = ctx.bags
+        optimizer = bags.optimizer if ctx.trains else None
+        kind, lr, eps, decay = ("none", 0.0, 0.0, 0.0)
+        if optimizer is not None:
+            kind, lr, eps, decay = optimizer.kind, optimizer.lr, optimizer.eps, optimizer.weight_decay
+        grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
+        embedding.bag_backward(
+            bags._table_set(), values, offsets, weights, grad, kind, lr, eps, decay, bags.bounds, grad_weights
+        )
+        return None, grad_weights, None, None, None

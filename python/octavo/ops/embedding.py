@@ -1,0 +1,283 @@
+"""``embedding_bags``: pooled rows of many tables in one call (kernels: ``*.bag_forward``, ``*.bag_backward``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops._library import define
+from octavo.ops._types import choice
+
+BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
+POOLING = ("sum", "mean")
+_ROWS = {
+    torch.float32: int(_core.DType.f32),
+    torch.bfloat16: int(_core.DType.bf16),
+    torch.float8_e4m3fn: int(_core.DType.e4m3),
+    torch.uint8: int(_core.DType.u8),
+}
+_OUT = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
+
+
+class TableSet:
+    """Tables of one call: checked once, handed to the kernels as one object.
+
+    ``rows[i]``: [R, D] float32, bfloat16, float8_e4m3fn or uint8 on the CPU, columns contiguous. ``scales[i]``: None
+    for float rows, [R] float32 for E4M3, [R, 2] float32 (scale, bias) for uint8; value = code * scale (+ bias).
+    ``pooling[i]``: ``sum | mean``. ``states[i]``: [R] float32 sums of row-wise Adagrad, or None.
+    Raises TypeError or ValueError that names the table.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[torch.Tensor],
+        scales: Sequence[torch.Tensor | None] | None = None,
+        pooling: str | Sequence[str] = "sum",
+        names: Sequence[str] | None = None,
+        states: Sequence[torch.Tensor | None] | None = None,
+    ) -> None:
+        count = len(rows)
+        if count == 0:
+            raise ValueError("tables: expected at least one table, found none")
+        self.names = [str(i) for i in range(count)] if names is None else list(names)
+        self.pooling = [pooling] * count if isinstance(pooling, str) else list(pooling)
+        self.rows = list(rows)
+        self.scales = [None] * count if scales is None else list(scales)
+        self.states = [None] * count if states is None else list(states)
+        lists = (("names", self.names), ("pooling", self.pooling), ("scales", self.scales), ("states", self.states))
+        for what, items in lists:
+            if len(items) != count:
+                raise ValueError(f"{what}: expected one per table ({count}), found {len(items)}")
+        for name, table, scale, kind, state in zip(
+            self.names, self.rows, self.scales, self.pooling, self.states, strict=True
+        ):
+            choice(f"pooling of table '{name}'", kind, POOLING)
+            _check_table(name, table, scale, state)
+        self.core = _core.TableSet(
+            [
+                (name, r.data_ptr(), r.shape[0], r.shape[1], r.stride(0) if r.shape[0] > 1 else r.shape[1],
+                 _ROWS[r.dtype], _address(scale), kind == "mean", _address(state))
+                for name, r, scale, kind, state in zip(
+                    self.names, self.rows, self.scales, self.pooling, self.states, strict=True
+                )
+            ]
+        )  # fmt: skip
+        self.dims = sum(r.shape[1] for r in self.rows)
+        self.trainable = all(r.dtype == torch.float32 for r in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def words(self) -> str:
+        """The format of the first table, as kernels name it."""
+        return {torch.float8_e4m3fn: "e4m3", torch.uint8: "int8"}.get(
+            self.rows[0].dtype, str(self.rows[0].dtype).removeprefix("torch.")
+        )
+
+
+def embedding_bags(
+    tables: TableSet | Sequence[torch.Tensor],
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    pooling: str | Sequence[str] = "sum",
+    scales: Sequence[torch.Tensor | None] | None = None,
+    bounds: str = "error",
+    out_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Pooled rows of T tables: [B, sum of dims], table t's columns after table t - 1's.
+
+    Args:
+        tables: T tables [R, D], or a :class:`TableSet` (then ``pooling`` and ``scales`` are its own).
+        values: [V] int64 row indices, feature-major as in :class:`octavo.ops.Jagged`.
+        offsets: [T*B+1] int64; bag b of table t is ``values[offsets[t*B+b] : offsets[t*B+b+1]]``; empty bags give 0.
+        weights: [V] float32 multiplier of each row, or None.
+        pooling: ``sum | mean``, one or one per table. mean divides by the number of rows in the bag, also with weights.
+        scales: for E4M3 ([R]) and uint8 ([R, 2]: scale, bias) rows.
+        bounds: an index outside its table raises IndexError (``error``), or the row is skipped as if it were not in
+            the bag, with one warning a call that counts them (``warn``) or silently (``ignore``).
+        out_dtype: float32 or bfloat16; sums are FP32.
+
+    No gradients: tables train through :class:`octavo.nn.EmbeddingBags`. Raises TypeError or ValueError naming the
+    argument.
+    """
+    if not isinstance(tables, TableSet):
+        tables = TableSet(tables, scales, pooling)
+    choice("bounds", bounds, tuple(BOUNDS))
+    if out_dtype not in _OUT:
+        raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
+    if torch.compiler.is_compiling():
+        return traced_bags(tables, values, offsets, weights, bounds, out_dtype)
+    return bag_forward(tables, values, offsets, weights, bounds, out_dtype)
+
+
+def traced_bags(
+    tables: TableSet,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None,
+    bounds: str,
+    out_dtype: torch.dtype,
+) -> torch.Tensor:
+    """The call as one node ``octavo::embedding_bags`` of a graph."""
+    empty = values.new_empty(0, dtype=torch.float32)
+    scales = [empty if s is None else s for s in tables.scales]
+    mean = [kind == "mean" for kind in tables.pooling]
+    out: torch.Tensor = torch.ops.octavo.embedding_bags(
+        tables.rows, scales, tables.names, mean, values, offsets, weights, bounds, out_dtype
+    )
+    return out
+
+
+def bag_forward(
+    tables: TableSet,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    bounds: str = "error",
+    out_dtype: torch.dtype = torch.float32,
+    kernel: _core.Kernel | None = None,
+) -> torch.Tensor:
+    """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one."""
+    batch = check_indices(len(tables), values, offsets, weights)
+    out = torch.empty((batch, tables.dims), dtype=out_dtype)
+    if kernel is None:
+        kernel = kernels.serving(_core.Op.bag_forward, ("cpu",))
+    skipped = _core.bag_forward(
+        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
+        BOUNDS[bounds], out.data_ptr(), tables.dims, _OUT[out_dtype],
+    )  # fmt: skip
+    if skipped and bounds == "warn":
+        warnings.warn(
+            f"embedding_bags: skipped {skipped} of {values.shape[0]} row indices outside their tables", stacklevel=3
+        )
+    return out
+
+
+def bag_backward(
+    tables: TableSet,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None,
+    grad: torch.Tensor,
+    optimizer: str,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    bounds: str = "error",
+    grad_weights: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+) -> None:
+    """Update the FP32 rows of ``tables`` (and their states) from ``grad`` [B, sum of dims] of the pooled rows.
+
+    ``optimizer``: ``none | sgd | row_wise_adagrad``. ``grad_weights`` [V] float32, zeros: receives the gradients of the
+    weights at the rows before the update. Bitwise the same for any number of threads. Either every table is updated
+    or, when an argument is wrong, none.
+    """
+    batch = check_indices(len(tables), values, offsets, weights)
+    choice("optimizer", optimizer, tuple(OPTIMIZERS))
+    grad = grad if grad.dtype == torch.float32 else grad.float()
+    if grad.shape != (batch, tables.dims):
+        raise ValueError(f"grad: shape {list(grad.shape)}; expected [{batch}, {tables.dims}]")
+    if tables.dims > 1 and grad.stride(1) != 1:
+        grad = grad.contiguous()
+    if kernel is None:
+        kernel = kernels.serving(_core.Op.bag_backward, ("cpu",))
+    _core.bag_backward(
+        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
+        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), OPTIMIZERS[optimizer], lr, eps, weight_decay,
+        _address(grad_weights),
+    )  # fmt: skip
+
+
+OPTIMIZERS = {"none": 0, "sgd": 1, "row_wise_adagrad": 2}
+
+
+def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> int:
+    """Raise for the first argument that no kernel could take; returns the batch size B."""
+    _check_vector("values", values, torch.int64)
+    _check_vector("offsets", offsets, torch.int64)
+    if weights is not None:
+        _check_vector("weights", weights, torch.float32)
+        if weights.shape[0] != values.shape[0]:
+            raise ValueError(f"weights: expected one per value ({values.shape[0]}), found {weights.shape[0]}")
+    bags = offsets.shape[0] - 1
+    if bags < 0 or bags % tables:
+        raise ValueError(
+            f"offsets: {bags + 1} entries; {tables} table(s) need {tables} * B + 1, bags of one table after the other's"
+        )
+    return bags // tables
+
+
+def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, found {type(value).__name__}")
+    if value.dtype is not dtype:
+        wanted, found = (str(d).removeprefix("torch.") for d in (dtype, value.dtype))
+        raise TypeError(f"{argument}: expected {wanted}, found {found}; convert it with .to()")
+    if value.dim() != 1 or (value.shape[0] > 1 and value.stride(0) != 1):
+        raise ValueError(f"{argument}: expected one contiguous dimension, found shape {list(value.shape)}")
+    if not value.is_cpu:
+        raise ValueError(f"{argument}: is on {value.device}; embedding bags run on the CPU, move it with .cpu()")
+
+
+def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, state: torch.Tensor | None) -> None:
+    what = f"table '{name}'"
+    if not isinstance(rows, torch.Tensor):
+        raise TypeError(f"{what}: expected a torch.Tensor, found {type(rows).__name__}")
+    if rows.dtype not in _ROWS:
+        raise TypeError(f"{what}: is {rows.dtype}; expected float32, bfloat16, float8_e4m3fn or uint8 rows")
+    if rows.dim() != 2:
+        raise ValueError(f"{what}: expected [rows, dim], found shape {list(rows.shape)}")
+    if not rows.is_cpu:
+        raise ValueError(f"{what}: is on {rows.device}; embedding bags run on the CPU, move it with .cpu()")
+    if rows.shape[1] > 1 and rows.stride(1) != 1:
+        raise ValueError(f"{what}: columns must be contiguous, found strides {list(rows.stride())}")
+    count = rows.shape[0]
+    shape = {torch.float8_e4m3fn: [count], torch.uint8: [count, 2]}.get(rows.dtype)
+    for part, tensor, wanted in (("scale", scale, shape), ("state", state, None if state is None else [count])):
+        if (tensor is None) != (wanted is None):
+            found = "none" if tensor is None else f"shape {list(tensor.shape)}"
+            raise ValueError(f"{part} of {what}: expected {wanted or 'none'} for {rows.dtype} rows, found {found}")
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or list(tensor.shape) != wanted or not tensor.is_contiguous():
+            raise ValueError(
+                f"{part} of {what}: expected contiguous float32 {wanted}, found {tensor.dtype} {list(tensor.shape)}"
+            )
+        if not tensor.is_cpu:
+            raise ValueError(f"{part} of {what}: is on {tensor.device}; move it with .cpu()")
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _embedding_bags(
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], values: torch.Tensor,
+    offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    coded = (torch.float8_e4m3fn, torch.uint8)
+    kept = [s if r.dtype in coded else None for r, s in zip(rows, scales, strict=True)]
+    tables = TableSet(rows, kept, ["mean" if m else "sum" for m in mean], names)
+    return bag_forward(tables, values, offsets, weights, bounds, out_dtype)
+
+
+def _fake_embedding_bags(
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], values: torch.Tensor,
+    offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    batch = (offsets.shape[0] - 1) // len(rows)
+    return values.new_empty((batch, sum(r.shape[1] for r in rows)), dtype=out_dtype)
+
+
+define(
+    "embedding_bags(Tensor[] rows, Tensor[] scales, str[] names, bool[] mean, Tensor values, Tensor offsets, "
+    "Tensor? weights, str bounds, ScalarType out_dtype) -> Tensor",
+    _embedding_bags,
+    _fake_embedding_bags,
+)

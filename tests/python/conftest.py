@@ -1,0 +1,33 @@
+"""Shared by all tests: caches of their own, and the instruction sets this CPU has."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+_cache = tempfile.mkdtemp(prefix="octavo-test-cache-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = _cache  # before octavo looks: verdicts of this machine's user are not trusted here
+
+from octavo import _core  # noqa: E402
+
+_LEVELS = ("baseline", "avx2", "avx512")
+
+
+@pytest.fixture(params=_LEVELS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test once per instruction set level, forced; levels above this CPU's are skipped."""
+    from octavo.ops import dispatch
+
+    before = _core.isa()
+    try:
+        dispatch.force_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    dispatch.force_isa(before)

@@ -1,0 +1,95 @@
+"""nn.Linear and nn.LinearNorm: FP32 as torch, other classes by ops.linear, weights packed once per change."""
+
+import copy
+
+import pytest
+import torch
+
+from octavo import nn, ops
+from octavo.ops.packing import pack_as
+
+X = torch.randn(7, 12, generator=torch.Generator().manual_seed(1))
+
+
+def test_linear_is_torchs_in_fp32() -> None:
+    torch.manual_seed(0)
+    ours = nn.Linear(12, 9)
+    torch.manual_seed(0)
+    theirs = torch.nn.Linear(12, 9)
+    assert torch.equal(ours(X), theirs(X))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "block", None])
+@pytest.mark.parametrize("activation", ["hardswish", "gelu", None])
+def test_linear_norm_is_torchs_chain_in_fp32(norm, activation) -> None:
+    layer = nn.LinearNorm(12, 300, norm, activation)
+    z = torch.nn.functional.linear(X, layer.weight, layer.bias)
+    if norm == "layer":
+        z = torch.nn.functional.layer_norm(z, (300,), layer.norm_weight, layer.norm_bias)
+    elif norm == "rms":
+        z = z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm_weight
+    elif norm == "block":
+        a, b = z[:, :256], z[:, 256:]
+        z = torch.cat([p / (p.square().mean(-1, keepdim=True) + 1e-5).sqrt() for p in (a, b)], -1)
+    if activation:
+        z = getattr(torch.nn.functional, activation)(z)
+    assert torch.allclose(layer(X), z, atol=1e-6)
+    assert (layer.norm_weight is None) == (norm in ("block", None))
+    assert (layer.norm_bias is None) == (norm != "layer")
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic"])
+def test_classes_run_ops_linear_and_follow_the_weight(numerics) -> None:
+    layer = nn.LinearNorm(12, 9)
+    layer.numerics = numerics
+    with torch.no_grad():
+        expected = ops.linear(X, pack_as(layer.weight, numerics), layer.bias, layer.norm_spec, "hardswish")
+        assert torch.equal(layer(X), expected)
+        packed = layer.packed()
+        assert layer.packed() is packed
+        layer.weight.mul_(3)
+        assert layer.packed() is not packed
+        assert not torch.equal(layer(X), expected)
+    twin = copy.deepcopy(layer)
+    assert twin.numerics == numerics
+    assert torch.equal(twin(X), layer(X))
+    twin.weight.data.zero_()
+    assert twin.weight.data_ptr() != layer.weight.data_ptr()
+
+
+def test_training_in_low_precision_moves_the_master_weight() -> None:
+    torch.manual_seed(3)
+    layer = nn.LinearNorm(12, 9, "rms", "silu")
+    layer.numerics = "e4m3_row"
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    target = torch.randn(7, 9)
+    losses = []
+    for _ in range(60):
+        loss = (layer(X) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_inference_mode_and_compile() -> None:
+    layer = nn.Linear(12, 9)
+    layer.numerics = "int8_dynamic"
+    layer.requires_grad_(False)
+    expected = layer(X)
+    with torch.inference_mode():
+        assert torch.equal(layer(X), expected)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X), expected)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="norm: found 'batch'"):
+        nn.LinearNorm(3, 4, norm="batch")
+    with pytest.raises(ValueError, match="activation: found 'tanh'"):
+        nn.LinearNorm(3, 4, activation="tanh")
+    with pytest.raises(ValueError, match="numerics: found 'fp16'"):
+        nn.Linear(3, 4).numerics = "fp16"
