@@ -40,17 +40,25 @@ void pack_panels(const PackedWeight& w, void* out) {
 
 // c [rows, kPanel] (+)= a [depth, rows]^T w [depth, kPanel]
 template <int rows>
-void multiply(const float* a, const std::uint16_t* w, std::int64_t depth, float* c, std::int64_t stride, bool add) {
+[[gnu::noinline]] void multiply(const float* a, const std::uint16_t* w, std::int64_t depth, float* c,
+                                std::int64_t stride, bool add) {
   Vec sums[rows][kPanelVectors];
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; ++v) sums[r][v] = add ? load(c + r * stride + v * kLanes) : Vec{};
   for (std::int64_t i = 0; i < depth; ++i) {
     Vec weights[kPanelVectors];
+#pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; ++v) weights[v] = load(w + i * kPanel + v * kLanes);
+#pragma GCC unroll 12
     for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
       for (int v = 0; v < kPanelVectors; ++v) sums[r][v] += a[i * rows + r] * weights[v];
   }
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
     for (int v = 0; v < kPanelVectors; ++v) store(c + r * stride + v * kLanes, sums[r][v]);
 }
 
