@@ -19,7 +19,7 @@ from torch.nn import functional
 import octavo.ops.linear_operator  # noqa: F401 - defines torch.ops.octavo.linear
 from octavo import _core, nn, ops
 from octavo.ops.dispatch.choice import judge
-from octavo.ops.linear import _epilogue
+from octavo.ops.linear_call import _epilogue
 from octavo.ops.packing import pack_as
 
 M, N, K = 1, 64, 64
