@@ -7,6 +7,7 @@ Only forward calls are timed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -84,7 +85,7 @@ def torch_routes(run: harness.Run, layer: Layer, x: torch.Tensor, fused: bool) -
         }
     routes = {"F.linear + layer_norm + hardswish": lambda i: by_hand(layer, x), "torch modules": lambda i: layer(x)}
     if not run.is_smoke:
-        fast = compiled(layer)
+        fast = compiled(copy.deepcopy(layer))
         routes["torch compiled"] = lambda i: fast(x)
     return routes
 
