@@ -7,6 +7,7 @@ Only forward calls are timed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +20,7 @@ from torch.nn import functional
 import octavo.ops.linear_operator  # noqa: F401 - defines torch.ops.octavo.linear
 from octavo import _core, nn, ops
 from octavo.ops.dispatch.choice import judge
-from octavo.ops.linear import _epilogue
+from octavo.ops.linear_call import _epilogue
 from octavo.ops.packing import pack_as
 
 M, N, K = 1, 64, 64
@@ -84,7 +85,7 @@ def torch_routes(run: harness.Run, layer: Layer, x: torch.Tensor, fused: bool) -
         }
     routes = {"F.linear + layer_norm + hardswish": lambda i: by_hand(layer, x), "torch modules": lambda i: layer(x)}
     if not run.is_smoke:
-        fast = compiled(layer)
+        fast = compiled(copy.deepcopy(layer))
         routes["torch compiled"] = lambda i: fast(x)
     return routes
 

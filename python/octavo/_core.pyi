@@ -232,4 +232,6 @@ def bag_backward(
 ) -> None: ...
 
 # --- cuda ---
+built_with_cuda: bool
+
 def cuda_info() -> dict[str, Any] | None: ...

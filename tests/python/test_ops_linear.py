@@ -7,7 +7,7 @@ import torch
 
 from octavo import _core, ops
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, check_linear, relative_to_largest
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
 from octavo.ops.reference import linear_reference
 

@@ -10,7 +10,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
 from octavo.ops.reference import linear_reference, quantize_reference
 

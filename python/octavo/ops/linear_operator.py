@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from octavo.ops._library import define
 from octavo.ops.epilogue import Norm
 from octavo.ops.epilogue_backward import epilogue_backward
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import PackedWeight
 
 _ARGUMENTS = (
@@ -165,18 +165,19 @@ def _linear_backward(
     z = z if bias is None else z + bias
     z = z if early is None else z + early
     gz, g_norm_weight, g_norm_bias = epilogue_backward(upstream, z, normalise, activation)
-    inputs = (x, weight, bias, norm_weight, norm_bias, residual)
-    makers = (
-        lambda: gz @ weight,
-        lambda: gz.T @ rows,
-        lambda: gz.sum(0),
-        lambda: g_norm_weight,
-        lambda: g_norm_bias,
-        lambda: gz.clone() if before else upstream.clone(),
+    need_x, need_weight, need_bias, _, _, need_residual = needs
+    grads = (
+        gz @ weight if need_x else None,
+        gz.T @ rows if need_weight else None,
+        gz.sum(0) if need_bias else None,
+        g_norm_weight,
+        g_norm_bias,
+        (gz if before else upstream).clone() if need_residual else None,
     )
+    inputs = (x, weight, bias, norm_weight, norm_bias, residual)
     return [
-        make().reshape(t.shape).to(t.dtype) if need and t is not None else x.new_empty(0)
-        for t, need, make in zip(inputs, needs, makers, strict=True)
+        g.reshape(t.shape).to(t.dtype) if need and g is not None and t is not None else x.new_empty(0)
+        for t, need, g in zip(inputs, needs, grads, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from octavo.ops import kernels
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.problem import Problem, Requirement
 from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import PackedWeight, pack_as
 
 _HOPELESS = 10.0  # candidates whose prior is this many times the best one's are not timed
