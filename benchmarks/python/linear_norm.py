@@ -93,8 +93,8 @@ def body(run: harness.Run) -> None:
         for numerics in CLASSES:
             run.finding(f"linear_{numerics}_{io}_vs_best_float_same_io", where(numerics=numerics, io=io, route=ROUTE),
                         where(group="float", io=io), floats)  # fmt: skip
-        run.finding(f"linear_int8_dynamic_{io}_vs_best_int8_same_io",
-                    where(numerics="int8_dynamic", io=io, route=ROUTE), where(group="int8", io=io), (int8,))  # fmt: skip
+        mine = where(numerics="int8_dynamic", io=io, route=ROUTE)
+        run.finding(f"linear_int8_dynamic_{io}_vs_best_int8_same_io", mine, where(group="int8", io=io), (int8,))
     run.finding("linear_int8_dynamic_vs_quantize_dynamic", where(numerics="int8_dynamic", io="float32", route=ROUTE),
                 where(name="quantize_dynamic x86"), ("quantize_dynamic x86",))  # fmt: skip
     run.finding("linear_best_class_vs_best_peer", where(route=ROUTE), where(), (*FLOATS, "quantize_dynamic x86"))

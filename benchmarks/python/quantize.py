@@ -89,9 +89,9 @@ def body(run: harness.Run) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for format in ("e4m3", "int8"):
                 contest(run, shape, dtype, format)
-    for dtype in ("float32", "bfloat16"):
+    for io in ("float32", "bfloat16"):
         for format in ("e4m3", "int8"):
-            run.finding(f"quantize_{dtype}_to_{format}_vs_best_torch", where(io=dtype, group=format),
+            run.finding(f"quantize_{io}_to_{format}_vs_best_torch", where(io=io, group=format),
                         where(group="torch"), (TORCH, COMPILED))  # fmt: skip
     run.finding("quantize_float32_to_int8_vs_fbgemm", where(io="float32", group="int8"), where(name=FBGEMM), (FBGEMM,))
 
