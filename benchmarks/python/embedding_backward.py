@@ -8,11 +8,15 @@ roof is a random gather of such rows: a touched row is read and written.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import embedding_peers
 import harness
 import peers
 import torch
 from embedding_peers import WIDTH, Bags, Case
+from harness import where
 
 from octavo import nn
 
@@ -29,7 +33,7 @@ CHECKED = Case(2, 40, 8, 6, batch=16)  # small enough to follow, with rows that 
 TORCH, FBGEMM = "torch sparse Adagrad", "fbgemm rowwise Adagrad"
 
 
-class Trainer:
+class Trainer(ABC):
     """Tables with their optimizer: ``forward(i)`` -> what ``backward`` wants."""
 
     def __init__(self, bags: Bags) -> None:
@@ -38,6 +42,12 @@ class Trainer:
         shape = (case.batch, case.tables * case.dim)
         self.grad = torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
+    @abstractmethod
+    def forward(self, i: int) -> Any: ...
+
+    @abstractmethod
+    def backward(self, out: Any) -> None: ...
+
     def step(self, i: int) -> None:
         self.backward(self.forward(i))
 
@@ -45,7 +55,7 @@ class Trainer:
 class Fused(Trainer):
     """A module with the update inside backward: octavo's and FBGEMM's."""
 
-    def __init__(self, bags: Bags, module: torch.nn.Module) -> None:
+    def __init__(self, bags: Bags, module: Any) -> None:
         super().__init__(bags)
         self.module = module
 
@@ -160,8 +170,7 @@ def body(run: harness.Run) -> None:
         contest(run, case, absent)
     for op, word in (("bag_backward", "backward"), ("bag_backward with forward", "forward_backward")):
         for peer, short in ((FBGEMM, "fbgemm"), (TORCH, "torch")):
-            run.finding(f"embedding_{word}_vs_{short}", lambda e, op=op: e.group == op,
-                        lambda e, peer=peer: e.name == peer, named=(peer,))  # fmt: skip
+            run.finding(f"embedding_{word}_vs_{short}", where(group=op), where(name=peer), named=(peer,))
 
 
 if __name__ == "__main__":

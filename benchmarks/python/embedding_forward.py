@@ -9,7 +9,7 @@ The roof is a random gather of whole 64-byte lines of such rows (codes only), GB
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import embedding_peers
@@ -17,6 +17,7 @@ import harness
 import peers
 import torch
 from embedding_peers import ROW_BYTES, WIDTH, Bags, Case
+from harness import where
 from machine import memory_bytes
 
 _LENGTHS = (20, 1)
@@ -32,7 +33,9 @@ TORCH = ("torch float32", "torch bfloat16", "torch byte")
 FBGEMM = ("fbgemm fp32", "fbgemm fp16", "fbgemm int8", "fbgemm split float32")
 
 
-def own_entries(run: harness.Run, case: Case, bags: Bags, modules: dict[str, torch.nn.Module]) -> list[harness.Entry]:
+def own_entries(
+    run: harness.Run, case: Case, bags: Bags, modules: Mapping[str, torch.nn.Module]
+) -> list[harness.Entry]:
     """octavo's module in each row format, as a user calls it."""
     entries = []
     for width in OCTAVO:
@@ -87,23 +90,18 @@ def _checked(build: Callable[[], harness.Entry], expected: torch.Tensor) -> harn
     return embedding_peers.check(build(), expected)
 
 
-def _anyone(entry: harness.Entry) -> bool:
-    return True
-
-
 def body(run: harness.Run) -> None:
     """The grid, then the figures."""
     for tables, rows, dim in GRIDS[run.effort.name]:
         grid_point(run, tables, rows, dim)
     for width, named in (("fp32", ("torch float32", "fbgemm fp32")), ("bf16", ("torch bfloat16", "fbgemm fp16")),
                          ("int8", ("torch byte", "fbgemm int8"))):  # fmt: skip
-        run.finding(f"embedding_forward_{width}_vs_best_same_width",
-                    lambda e, width=width: e.facts["numerics"] == width,
-                    lambda e, width=width: e.io == WIDTH[width], named=named)  # fmt: skip
+        run.finding(
+            f"embedding_forward_{width}_vs_best_same_width", where(numerics=width), where(io=WIDTH[width]), named
+        )
     for width in ("e4m3", "int8"):
-        run.finding(f"embedding_forward_{width}_vs_best_of_any_dtype",
-                    lambda e, width=width: e.facts["numerics"] == width, _anyone, named=TORCH + FBGEMM)  # fmt: skip
-    run.finding("embedding_forward_best_vs_best_fbgemm", _anyone, lambda e: e.group == "fbgemm", named=FBGEMM)
+        run.finding(f"embedding_forward_{width}_vs_best_of_any_dtype", where(numerics=width), where(), TORCH + FBGEMM)
+    run.finding("embedding_forward_best_vs_best_fbgemm", where(), where(group="fbgemm"), FBGEMM)
 
 
 if __name__ == "__main__":

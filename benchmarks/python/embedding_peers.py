@@ -37,7 +37,13 @@ class Case:
 
     def shape(self) -> dict[str, float]:
         """As the JSON row has it."""
-        words = {"tables": self.tables, "rows": self.rows, "dim": self.dim, "length": self.length, "batch": self.batch}
+        words: dict[str, float] = {
+            "tables": self.tables,
+            "rows": self.rows,
+            "dim": self.dim,
+            "length": self.length,
+            "batch": self.batch,
+        }
         return words if self.skew == 1 else {**words, "skew": self.skew}
 
 

@@ -69,6 +69,15 @@ class Entry:
     roof: roofs.Roof | None = None
 
 
+def where(**wanted: Any) -> Callable[[Entry], bool]:
+    """Entries whose attributes or facts have these values; every entry for none."""
+
+    def matches(entry: Entry) -> bool:
+        return all(entry.facts.get(key, getattr(entry, key, None)) == value for key, value in wanted.items())
+
+    return matches
+
+
 def _done(turn: Any) -> None:
     raise RuntimeError("this entry's contest is over")
 

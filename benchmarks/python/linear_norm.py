@@ -9,11 +9,10 @@ overhead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import harness
 import peers
 import torch
+from harness import where
 from linear_peers import IO, Layer, Rivals, layer_of
 
 from octavo import ops
@@ -26,6 +25,7 @@ SIZES = {
     "full": [(64, 256), (256, 512), (512, 512), (512, 1024), (1024, 1024)],
 }
 BATCHES = {"smoke": [2], "quick": [1, 64, 1024], "full": [1, 8, 64, 256, 1024, 4096]}
+ROUTE = "ops.linear"  # the one of the bars: it allocates its output, as the peers do
 FLOATS = ("torch float32 eager", "torch float32 compiled", "torch bfloat16 eager", "torch bfloat16 compiled")
 
 
@@ -58,7 +58,7 @@ def own_entries(
         def preallocated(i: int, w: ops.PackedWeight = w, y: torch.Tensor = y) -> torch.Tensor:
             return ops.linear(x, w, bias, norm, "hardswish", out=y)
 
-        for route, call in (("ops.linear", allocating), ("ops.linear, out=", preallocated)):
+        for route, call in ((ROUTE, allocating), (f"{ROUTE}, out=", preallocated)):
             peers.agrees(call(0), expected, numerics)
             name = f"octavo {numerics} {io}" + (" out=" if route.endswith("out=") else "")
             entries.append(harness.Entry(name, call, io=io, group="octavo", flops=2.0 * m * n * k,
@@ -89,26 +89,15 @@ def body(run: harness.Run) -> None:
         layer_contests(run, n, k)
     for io in IO:
         floats = tuple(name for name in FLOATS if io in name)
+        int8 = "quantize_dynamic x86" if io == "float32" else f"_int_mm {io} compiled"
         for numerics in CLASSES:
-            run.finding(f"linear_{numerics}_{io}_vs_best_float_same_io", own(numerics, io),
-                        lambda e, io=io: e.group == "float" and e.io == io, named=floats)  # fmt: skip
-        run.finding(f"linear_int8_dynamic_{io}_vs_best_int8_same_io", own("int8_dynamic", io),
-                    lambda e, io=io: e.group == "int8" and e.io == io,
-                    named=("quantize_dynamic x86",) if io == "float32" else (f"_int_mm {io} eager",))  # fmt: skip
-    run.finding("linear_int8_dynamic_vs_quantize_dynamic", own("int8_dynamic", "float32"),
-                lambda e: e.name == "quantize_dynamic x86", named=("quantize_dynamic x86",))  # fmt: skip
-    run.finding("linear_best_class_vs_best_peer", own(None, None), lambda e: True,
-                named=(*FLOATS, "quantize_dynamic x86"))  # fmt: skip
-
-
-def own(numerics: str | None, io: str | None) -> Callable[[harness.Entry], bool]:
-    """octavo's allocating route in this class and type (None: any)."""
-
-    def matches(entry: harness.Entry) -> bool:
-        right = entry.facts["numerics"] == numerics if numerics else True
-        return right and entry.facts["route"] == "ops.linear" and (io is None or entry.io == io)
-
-    return matches
+            run.finding(f"linear_{numerics}_{io}_vs_best_float_same_io", where(numerics=numerics, io=io, route=ROUTE),
+                        where(group="float", io=io), floats)  # fmt: skip
+        mine = where(numerics="int8_dynamic", io=io, route=ROUTE)
+        run.finding(f"linear_int8_dynamic_{io}_vs_best_int8_same_io", mine, where(group="int8", io=io), (int8,))
+    run.finding("linear_int8_dynamic_vs_quantize_dynamic", where(numerics="int8_dynamic", io="float32", route=ROUTE),
+                where(name="quantize_dynamic x86"), ("quantize_dynamic x86",))  # fmt: skip
+    run.finding("linear_best_class_vs_best_peer", where(route=ROUTE), where(), (*FLOATS, "quantize_dynamic x86"))
 
 
 if __name__ == "__main__":

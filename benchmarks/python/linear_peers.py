@@ -34,6 +34,9 @@ class Layer(torch.nn.Module):
 class IntMm(torch.nn.Module):
     """Row-wise dynamic INT8 by hand around ``torch._int_mm``."""
 
+    codes: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         weight = layer.linear.weight.detach()

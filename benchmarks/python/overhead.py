@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial
 
 import harness
 import peers
 import torch
+from harness import where
 from linear_peers import Layer, compiled, layer_of
 from torch.nn import functional
 
@@ -106,7 +106,7 @@ def contest(run: harness.Run, fused: bool, gradients: bool) -> None:
     bias, activation = layer.linear.bias, "hardswish" if fused else None
     mode = "grad" if gradients else "inference"
     if gradients:
-        routes = {"ops.linear": lambda i: ops.linear(x, w, bias, norm, activation)}
+        routes: dict[str, Callable[[int], object]] = {"ops.linear": lambda i: ops.linear(x, w, bias, norm, activation)}
     else:
         routes = inference_routes(layer, x, w, norm)
     ours = []
@@ -129,16 +129,8 @@ def body(run: harness.Run) -> None:
             contest(run, fused, gradients=False)
         contest(run, fused, gradients=True)
     for route, slug in BARS.items():
-        run.finding(f"overhead_{slug}_vs_torch", partial(_taking, route, "inference"), _anyone)
-    run.finding("overhead_ops_linear_with_gradients_vs_torch", partial(_taking, "ops.linear", "grad"), _anyone)
-
-
-def _taking(route: str, mode: str, entry: harness.Entry) -> bool:
-    return entry.group == route and entry.facts["mode"] == mode
-
-
-def _anyone(entry: harness.Entry) -> bool:
-    return True
+        run.finding(f"overhead_{slug}_vs_torch", where(route=route, mode="inference"), where())
+    run.finding("overhead_ops_linear_with_gradients_vs_torch", where(route="ops.linear", mode="grad"), where())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import importlib
 import io
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import harness
 import torch
@@ -45,7 +46,7 @@ def fbgemm() -> None:
     quietly("fbgemm_gpu")
 
 
-def quietly(module: str) -> object:
+def quietly(module: str) -> ModuleType:
     """Import a peer without its chatter on stderr and its warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

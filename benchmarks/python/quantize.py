@@ -9,6 +9,7 @@ from __future__ import annotations
 import harness
 import peers
 import torch
+from harness import where
 
 from octavo import ops
 
@@ -88,20 +89,11 @@ def body(run: harness.Run) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for format in ("e4m3", "int8"):
                 contest(run, shape, dtype, format)
-    for dtype in ("float32", "bfloat16"):
+    for io in ("float32", "bfloat16"):
         for format in ("e4m3", "int8"):
-            run.finding(
-                f"quantize_{dtype}_to_{format}_vs_best_torch",
-                lambda e, dtype=dtype, format=format: e.io == dtype and e.group == format,
-                lambda e: e.group == "torch",
-                named=(TORCH, COMPILED),
-            )
-    run.finding(
-        "quantize_float32_to_int8_vs_fbgemm",
-        lambda e: e.io == "float32" and e.group == "int8",
-        lambda e: e.name == FBGEMM,
-        named=(FBGEMM,),
-    )
+            run.finding(f"quantize_{io}_to_{format}_vs_best_torch", where(io=io, group=format),
+                        where(group="torch"), (TORCH, COMPILED))  # fmt: skip
+    run.finding("quantize_float32_to_int8_vs_fbgemm", where(io="float32", group="int8"), where(name=FBGEMM), (FBGEMM,))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,14 @@ def test_findings_gates_and_missing_peers(harness: Any, run: Any, monkeypatch: p
     assert bars["nothing"]["holds"] is False
 
 
+def test_where_matches_attributes_and_facts(harness: Any) -> None:
+    entry = harness.Entry("a", print, io="float32", group="torch", facts={"numerics": "bf16"})
+    assert harness.where()(entry)
+    assert harness.where(io="float32", numerics="bf16", name="a")(entry)
+    assert not harness.where(io="float32", numerics="fp32")(entry)
+    assert not harness.where(route="ops.linear")(entry)
+
+
 def test_records_do_not_keep_the_calls(harness: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     contest(harness, run, TIMES, monkeypatch)
     with pytest.raises(RuntimeError, match="contest is over"):

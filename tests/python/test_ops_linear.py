@@ -27,6 +27,7 @@ def _norm(kind: str | None, n: int) -> ops.Norm | None:
 
 def test_every_cpu_kernel_passes_qualification(isa) -> None:
     rows = [k for k in _core.kernels() if k.op == _core.Op.linear and k.supported and k.device == _core.Device.cpu]
+    rows = [k for k in rows if k.library in ("octavo", "torch")]  # other tests register wrong ones
     assert {k.numerics.name for k in rows if k.library == "octavo"} == set(CLASSES)
     for kernel in rows:
         if kernel.state != "trusted":
