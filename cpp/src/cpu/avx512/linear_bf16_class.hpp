@@ -9,12 +9,14 @@ namespace octavo::avx512_kernels {
 namespace {
 
 inline void round_to_bf16(const float* x, std::int64_t k, char* out) {
-  for (std::int64_t i = 0; i < k;
-       i += 32) {  // the row's buffer is padded to 32 elements; what is beyond K becomes zero
-    const __m512 low = _mm512_maskz_loadu_ps(first_lanes(k - i), x + i);
-    const __m512 high = _mm512_maskz_loadu_ps(first_lanes(k - i - 16), x + i + 16);
-    _mm512_storeu_si512(out + i * 2, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-  }
+  const auto step = [&](std::int64_t i, __mmask16 low, __mmask16 high) {
+    const __m512bh both =
+        _mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, x + i + 16), _mm512_maskz_loadu_ps(low, x + i));
+    _mm512_storeu_si512(out + i * 2, reinterpret_cast<__m512i>(both));
+  };
+  std::int64_t i = 0;
+  for (; i + 32 <= k; i += 32) step(i, 0xffff, 0xffff);
+  if (i < k) step(i, first_lanes(k - i), first_lanes(k - i - 16));  // the buffer is padded; beyond K comes zero
 }
 
 // BF16 rows of an even K serve as they are: a dot instruction reads pairs.

@@ -64,7 +64,6 @@ struct E4m3Weights {
 
 struct E4m3Class {
   static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 16;
-  static constexpr std::int64_t kDecodeInRegisters = 4;  // rows
 
   explicit E4m3Class(const PackedWeight& w) {
     static const char tag = 0;
@@ -89,17 +88,27 @@ struct E4m3Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kE4m3GroupBytes;
-    switch (rows) {
+    switch (rows) {  // four tables leave registers for 4 x 64 or 8 x 32 sums
       case 1: multiply_tile<Bf16Dot, E4m3Weights, 1, 4>(t, 0, weights); return;
       case 2: multiply_tile<Bf16Dot, E4m3Weights, 2, 4>(t, 0, weights); return;
       case 3: multiply_tile<Bf16Dot, E4m3Weights, 3, 4>(t, 0, weights); return;
-      case kDecodeInRegisters: multiply_tile<Bf16Dot, E4m3Weights, 4, 4>(t, 0, weights); return;
+      case 4: multiply_tile<Bf16Dot, E4m3Weights, 4, 4>(t, 0, weights); return;
+      case 5: multiply_halves<5>(t); return;
+      case 6: multiply_halves<6>(t); return;
+      case 7: multiply_halves<7>(t); return;
+      case 8: multiply_halves<8>(t); return;
       default: break;
     }
     char* decoded = static_cast<char*>(scratch(3, to_bytes(t.groups * kGroupBytes)));
     weights.decode_panel(t.weights, t.groups, decoded);
     t.weights = decoded;
     multiply_rows<Bf16Dot>(t, rows);
+  }
+
+  template <int R>
+  void multiply_halves(const Tile& t) const {
+    multiply_tile<Bf16Dot, E4m3Weights, R, 2>(t, 0, weights);
+    if (t.columns > 32) multiply_tile<Bf16Dot, E4m3Weights, R, 2>(t, 32, weights);
   }
 
   E4m3Weights weights;

@@ -28,10 +28,13 @@ template <bool finite>
 template <bool finite, class Row>
 void round_row(const Row& row, std::int64_t k, float multiplier, char* out) {
   const __m512 m = _mm512_set1_ps(multiplier);
-  for (std::int64_t i = 0; i < k; i += 16) {  // at most four significant bits: BF16 is the upper half
-    const __m512i bits = round_to_e4m3<finite>(_mm512_mul_ps(row.load(i, first_lanes(k - i)), m));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 2), _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-  }
+  const auto step = [&](std::int64_t i, __mmask16 mask) {  // at most four significant bits: BF16 is the upper half
+    const __m512i bits = _mm512_srli_epi32(round_to_e4m3<finite>(_mm512_mul_ps(row.load(i, mask), m)), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 2), _mm512_cvtepi32_epi16(bits));
+  };
+  std::int64_t i = 0;
+  for (; i + 16 <= k; i += 16) step(i, 0xffff);
+  if (i < k) step(i, first_lanes(k - i));
 }
 
 template <class Row>

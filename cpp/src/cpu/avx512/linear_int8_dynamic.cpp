@@ -5,20 +5,25 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-template <class Row>
-void quantize_row(const Row& row, std::int64_t k, float multiplier, char* out) {
-  const __m512 m = _mm512_set1_ps(multiplier), top = _mm512_set1_ps(127.0f), bottom = _mm512_set1_ps(-127.0f);
-  const auto codes = [&](std::int64_t i) {  // an infinity saturates
-    const __m512 v = _mm512_mul_ps(row.load(i, first_lanes(k - i)), m);
-    return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, top), bottom));
+// 64 codes; `left` elements of them exist, the others become 0 and meet weights that are 0.
+template <bool full, class Row>
+[[gnu::always_inline]] inline void quantize64(const Row& row, std::int64_t i, std::int64_t left, __m512 m, char* out) {
+  const auto codes = [&](std::int64_t offset) {  // an infinity saturates
+    const __m512 v = _mm512_mul_ps(row.load(i + offset, full ? 0xffff : first_lanes(left - offset)), m);
+    return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, _mm512_set1_ps(127.0f)), _mm512_set1_ps(-127.0f)));
   };
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  for (std::int64_t i = 0; i < k; i += 64) {  // beyond K: code 0, and weights that are zero
-    const __m512i low = _mm512_packs_epi32(codes(i), codes(i + 16));
-    const __m512i high = _mm512_packs_epi32(codes(i + 32), codes(i + 48));
-    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
-    _mm512_storeu_si512(out + i, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80))));
-  }
+  const __m512i low = _mm512_packs_epi32(codes(0), codes(16)), high = _mm512_packs_epi32(codes(32), codes(48));
+  const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+  _mm512_storeu_si512(out + i, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80))));
+}
+
+template <class Row>
+void quantize_row(const Row& row, std::int64_t k, float multiplier, char* out) {
+  const __m512 m = _mm512_set1_ps(multiplier);
+  std::int64_t i = 0;
+  for (; i + 64 <= k; i += 64) quantize64<true>(row, i, 64, m, out);
+  if (i < k) quantize64<false>(row, i, k - i, m, out);
 }
 
 template <class Row>

@@ -18,7 +18,7 @@ template <class F>
   }
   for (; i + kLanes <= n; i += kLanes) s0 += f(load(row + i));
   if (i < n) s1 += keep_first(f(load_part(row + i, n - i)), n - i);
-  return sum_of_lanes((s0 + s1) + (s2 + s3));
+  return sum_of((s0 + s1) + (s2 + s3));
 }
 
 template <Activation activation>
