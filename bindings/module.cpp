@@ -35,5 +35,7 @@ PYBIND11_MODULE(_core, m) {
   bind_registry(m);
   bind_dispatch(m);
   bind_quantize(m);
+  bind_linear(m);
+  bind_cuda(m);
   bind_embedding(m);
 }

@@ -16,6 +16,8 @@ void bind_isa(py::module_& m);
 void bind_registry(py::module_& m);
 void bind_dispatch(py::module_& m);
 void bind_quantize(py::module_& m);
+void bind_linear(py::module_& m);
+void bind_cuda(py::module_& m);
 void bind_embedding(py::module_& m);
 
 // Runs Python-visible work without the interpreter lock and turns a Status into the exception of its code.

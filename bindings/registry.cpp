@@ -17,8 +17,8 @@ std::string name_of(Enum value) {
 
 // A row of another library: filtered, ranked and counted here, run by octavo.ops.
 void register_external(const std::string& name, Op op, Numerics numerics, const std::string& library, Device device,
-                       bool trusted, bool deterministic, double overhead_us, double gmacs_per_s, double gbytes_per_s,
-                       const py::object& accepts) {
+                       bool trusted, bool deterministic, DType product, double overhead_us, double gmacs_per_s,
+                       double gbytes_per_s, const py::object& accepts) {
   if (library == "octavo")
     throw py::value_error(
         "register: library 'octavo' is for kernels compiled into octavo; name the library that runs it");
@@ -29,6 +29,7 @@ void register_external(const std::string& name, Op op, Numerics numerics, const 
   row.device = device;
   row.numerics = numerics;
   row.deterministic = deterministic;
+  row.product = product;
   row.cost = {overhead_us, gmacs_per_s, gbytes_per_s};
   if (!accepts.is_none()) row.accepts = accepts.cast<std::function<bool(std::int64_t, std::int64_t, std::int64_t)>>();
   row.state = trusted ? Qualification::trusted : Qualification::unknown;
@@ -62,6 +63,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("op", &KernelInfo::op)
       .def_readonly("device", &KernelInfo::device)
       .def_readonly("numerics", &KernelInfo::numerics)
+      .def_readonly("product", &KernelInfo::product)
       .def_readonly("note", &KernelInfo::note)
       .def_readonly("calls", &KernelInfo::calls)
       .def_property_readonly("state", [](const KernelInfo& k) { return name_of(k.state); })
@@ -96,8 +98,8 @@ void bind_registry(py::module_& m) {
       py::return_value_policy::reference);
   m.def("kernels", [] { return Registry::instance().all(); }, py::return_value_policy::reference);
   m.def("register", &register_external, py::arg("name"), py::arg("op"), py::arg("numerics"), py::arg("library"),
-        py::arg("device"), py::arg("trusted"), py::arg("deterministic"), py::arg("overhead_us"), py::arg("gmacs_per_s"),
-        py::arg("gbytes_per_s"), py::arg("accepts") = py::none());
+        py::arg("device"), py::arg("trusted"), py::arg("deterministic"), py::arg("product"), py::arg("overhead_us"),
+        py::arg("gmacs_per_s"), py::arg("gbytes_per_s"), py::arg("accepts") = py::none());
 }
 
 }  // namespace octavo::bindings

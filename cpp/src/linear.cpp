@@ -22,6 +22,16 @@ DType weight_format(Numerics numerics) {
   }
 }
 
+const void* PackedWeight::layout(const void* tag, std::size_t bytes, void (*fill)(const PackedWeight&, void*)) const {
+  const std::scoped_lock lock(mutex_);
+  for (const auto& entry : layouts_)
+    if (entry->tag == tag) return entry->buffer.data();
+  AlignedBuffer buffer(bytes);
+  fill(*this, buffer.data());
+  layouts_.push_back(std::make_unique<Entry>(Entry{tag, std::move(buffer)}));
+  return layouts_.back()->buffer.data();
+}
+
 std::size_t PackedWeight::layout_bytes() const {
   const std::scoped_lock lock(mutex_);
   std::size_t total = 0;
@@ -34,10 +44,15 @@ bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16;
 std::string shape(const MatrixView& v) { return "[" + std::to_string(v.rows) + ", " + std::to_string(v.cols) + "]"; }
 }  // namespace
 
-Status validate(const LinearArgs& args) {
+Status validate(const LinearArgs& args, Numerics numerics) {
   if (args.weight == nullptr) return Status::invalid("linear: weight is missing");
   const PackedWeight& w = *args.weight;
   const Epilogue& e = args.epilogue;
+  if (w.format() != weight_format(numerics))
+    return Status::invalid(std::string("linear: the weight is not packed for class ") + to_string(numerics) +
+                           "; pack it with the format of that class");
+  if ((w.scale() == nullptr) != (w.format() == DType::bf16 || w.format() == DType::f32))
+    return Status::invalid("linear: weight codes in e4m3 and int8 need a scale per row, others have none");
   if (args.x.cols != w.k())
     return Status::invalid("linear: x is " + shape(args.x) + " but weight is [" + std::to_string(w.n()) + ", " +
                            std::to_string(w.k()) + "]: the last dimension of x must be " + std::to_string(w.k()));

@@ -50,6 +50,7 @@ class Kernel:
     op: Op
     device: Device
     numerics: Numerics
+    product: DType
     note: str
     calls: int
     @property
@@ -71,6 +72,7 @@ def register(
     device: Device,
     trusted: bool,
     deterministic: bool,
+    product: DType,
     overhead_us: float,
     gmacs_per_s: float,
     gbytes_per_s: float,
@@ -230,4 +232,6 @@ def bag_backward(
 ) -> None: ...
 
 # --- cuda ---
+built_with_cuda: bool
+
 def cuda_info() -> dict[str, Any] | None: ...

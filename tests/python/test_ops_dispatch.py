@@ -32,15 +32,23 @@ def _all_cost(problem: Problem, us: float) -> None:
 
 
 def test_the_fastest_admitted_kernel_is_chosen() -> None:
-    _all_cost(PROBLEM, 50.0)
-    _record("torch.cpu.linear.bf16", PROBLEM, 7.0)
-    decision = choose(PROBLEM)
+    problem = Problem("linear", 64, 128, 96, out_dtype="bfloat16")
+    _all_cost(problem, 50.0)
+    _record("torch.cpu.linear.bf16", problem, 7.0)
+    decision = choose(problem)
     assert decision.kernel == "torch.cpu.linear.bf16"
     assert decision.numerics == "bf16"
     assert decision.predicted_us == 7.0
     assert decision.predicted_error["sqnr_db"] == 52.0
     assert "fastest of" in decision.reason
     assert "7 us measured" in decision.reason
+
+
+def test_a_product_in_bf16_serves_bf16_outputs_only() -> None:
+    _all_cost(PROBLEM, 50.0)
+    _record("torch.cpu.linear.bf16", PROBLEM, 7.0)
+    row = next(a for a in choose(PROBLEM).alternatives if a.kernel == "torch.cpu.linear.bf16")
+    assert row.reason == "rounds its product to bfloat16, the output is float32"
 
 
 def test_low_precision_is_never_chosen_when_slower() -> None:
@@ -150,10 +158,10 @@ def test_a_registered_kernel_is_qualified_chosen_run_and_counted() -> None:
         assert kernels.by_name(name).state == "qualified"
         x, w = torch.randn(9, 24), pack_as(torch.randn(16, 24), "bf16")
         calls.clear()
-        y = ops.linear(x, w, activation="relu")
+        y = ops.linear(x, w)
         assert calls == [9]
         assert ops.dispatch.counters()[name] >= 1
-        assert torch.allclose(y, (x.bfloat16().float() @ w.dequantize().T).relu(), atol=1e-5)
+        assert torch.allclose(y, x.bfloat16().float() @ w.dequantize().T, atol=1e-5)
     finally:
         kernels.by_name(name).quarantine("the test that made it is over")
         kernels.new_generation()

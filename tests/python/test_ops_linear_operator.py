@@ -58,7 +58,9 @@ def test_operator_is_well_formed(numerics) -> None:
     w = pack_as(torch.randn(8, 12), numerics)
     x, bias, ones, residual = torch.randn(2, 3, 12), torch.randn(8), torch.ones(8), torch.randn(2, 3, 8)
     arguments = (x, w.codes, w.scale, numerics, bias, "layer", ones, ones, 1e-5, 256, "relu", residual, False)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    # torch's schema check multiplies what it compares, which it cannot do in FP8
+    schema = ("test_schema",) if numerics in ("bf16", "int8_dynamic") else ()
+    tests = (*schema, "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.octavo.linear.default, (*arguments, torch.bfloat16), test_utils=tests)
     torch.library.opcheck(
         torch.ops.octavo.linear_backward.default,

@@ -6,9 +6,6 @@ import stat
 import subprocess
 import sys
 
-import pytest
-import torch
-
 import octavo
 from octavo import _core, _qualification_cache, ops
 
@@ -95,20 +92,18 @@ def test_the_cache_file_is_whole_or_absent(tmp_path, monkeypatch) -> None:
     assert _qualification_cache.path().stat().st_mode & stat.S_IRUSR
 
 
-def test_qualification_leaves_the_callers_random_numbers_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.randn(3)
-    torch.manual_seed(5)
-    ops.dispatch.qualify(fresh=True)
-    assert torch.equal(torch.randn(3), expected)
+def test_qualification_leaves_the_callers_random_numbers_alone(tmp_path) -> None:
+    code = (
+        "import torch; from octavo import ops; torch.manual_seed(5); a = torch.randn(3); torch.manual_seed(5);"
+        "ops.dispatch.qualify(); print(torch.equal(torch.randn(3), a))"
+    )
+    assert _run(code, XDG_CACHE_HOME=str(tmp_path)) == "True"
 
 
-def test_all_cpu_kernels_qualify_within_two_seconds() -> None:
-    import time
-
-    ops.dispatch.qualify(fresh=True)
-    start = time.perf_counter()
-    ops.dispatch.qualify(fresh=True)
-    elapsed = time.perf_counter() - start
-    if elapsed > 2.0:
-        pytest.fail(f"qualification took {elapsed:.1f} s; the design allows 2 s")
+def test_all_cpu_kernels_qualify_within_two_seconds(tmp_path) -> None:
+    code = (
+        "import time; from octavo import ops; ops.dispatch.qualify(); t = time.perf_counter();"
+        "ops.dispatch.qualify(fresh=True); print(time.perf_counter() - t)"
+    )
+    elapsed = float(_run(code, XDG_CACHE_HOME=str(tmp_path)))
+    assert elapsed < 2.0

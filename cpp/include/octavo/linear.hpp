@@ -52,15 +52,9 @@ class PackedWeight {
   std::int64_t k() const { return k_; }
   DType format() const { return format_; }
 
-  // The layout a kernel asks for, made once by make(*this) and kept. `tag` is the address of a static of that kernel.
-  template <class Make>
-  const AlignedBuffer& layout(const void* tag, Make&& make) const {
-    const std::scoped_lock lock(mutex_);
-    for (const auto& entry : layouts_)
-      if (entry->tag == tag) return entry->buffer;
-    layouts_.push_back(std::make_unique<Entry>(Entry{tag, make(*this)}));
-    return layouts_.back()->buffer;
-  }
+  // The layout a kernel asks for: `bytes` filled once by fill(*this, out) and kept, 64-byte aligned. `tag` is the
+  // address of a static of that kernel.
+  const void* layout(const void* tag, std::size_t bytes, void (*fill)(const PackedWeight&, void* out)) const;
 
   std::size_t layout_bytes() const;
 
@@ -87,7 +81,7 @@ struct LinearArgs {
 
 using LinearLauncher = Status (*)(const LinearArgs&);
 
-// Shapes, strides and types that no kernel could accept, in words that name the argument.
-Status validate(const LinearArgs& args);
+// Shapes, types and a weight that kernels of this class could not accept, in words that name the argument.
+Status validate(const LinearArgs& args, Numerics numerics);
 
 }  // namespace octavo

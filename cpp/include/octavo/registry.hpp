@@ -42,6 +42,7 @@ struct KernelInfo {
   std::string library = "octavo";
   Device device = Device::cpu;
   Numerics numerics = Numerics::fp32;  // linear only
+  DType product = DType::f32;          // linear only: what x W^T is rounded to before the epilogue
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;

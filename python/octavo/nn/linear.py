@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from octavo import ops
 from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.packing import PackedWeight, pack_as
+
+_MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
 
 
 class _Numerics(torch.nn.Module):
@@ -49,14 +52,12 @@ class _Numerics(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = self.__class__.__new__(self.__class__)
         memo[id(self)] = copy
-        import copy as copying
-
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_packed", "_packed_from")}
-        copy.__dict__.update(copying.deepcopy(state, memo))
+        state = {k: v for k, v in self.__dict__.items() if k not in _MEMOS}
+        copy.__dict__.update(deepcopy(state, memo))
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_packed", "_packed_from")}
+        return {k: v for k, v in self.__dict__.items() if k not in _MEMOS}
 
 
 class Linear(_Numerics, torch.nn.Linear):
@@ -87,6 +88,8 @@ class LinearNorm(_Numerics):
 
     Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms), ``norm_bias`` [N] (layer).
     """
+
+    _norm_spec: ops.Norm | None = None
 
     def __init__(
         self,
@@ -124,7 +127,11 @@ class LinearNorm(_Numerics):
     @property
     def norm_spec(self) -> ops.Norm | None:
         """The layer's norm with its present parameters."""
-        return None if self.norm is None else ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps)
+        spec = self._norm_spec
+        if self.norm is None or (spec and spec.weight is self.norm_weight and spec.bias is self.norm_bias):
+            return spec
+        self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps)
+        return self._norm_spec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] float32 or bfloat16 -> [..., N] in x's dtype."""

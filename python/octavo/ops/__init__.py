@@ -1,6 +1,7 @@
 """Operators on torch tensors: quantize, linear, embedding bags; dispatch between kernels; tensor errors."""
 
 from octavo.ops import dispatch, errors
+from octavo.ops.embedding import embedding_bags
 from octavo.ops.epilogue import Norm
 from octavo.ops.jagged import Jagged
 from octavo.ops.linear import linear
@@ -17,6 +18,7 @@ __all__ = [
     "QuantizedTensor",
     "dequantize",
     "dispatch",
+    "embedding_bags",
     "errors",
     "linear",
     "pack_weight",

@@ -146,7 +146,7 @@ def bag_forward(
     batch = check_indices(len(tables), values, offsets, weights)
     out = torch.empty((batch, tables.dims), dtype=out_dtype)
     if kernel is None:
-        kernel = _preferred(_core.Op.bag_forward)
+        kernel = kernels.serving(_core.Op.bag_forward, ("cpu",))
     skipped = _core.bag_forward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
         BOUNDS[bounds], out.data_ptr(), tables.dims, _OUT[out_dtype],
@@ -186,7 +186,7 @@ def bag_backward(
     if tables.dims > 1 and grad.stride(1) != 1:
         grad = grad.contiguous()
     if kernel is None:
-        kernel = _preferred(_core.Op.bag_backward)
+        kernel = kernels.serving(_core.Op.bag_backward, ("cpu",))
     _core.bag_backward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
         BOUNDS[bounds], grad.data_ptr(), grad.stride(0), OPTIMIZERS[optimizer], lr, eps, weight_decay,
@@ -255,18 +255,6 @@ def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, stat
 
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-_chosen: dict[tuple[int, _core.Op], _core.Kernel] = {}
-
-
-def _preferred(op: _core.Op) -> _core.Kernel:
-    """Hand-written kernels are registered last and go first."""
-    key = (kernels.generation, op)
-    kernel = _chosen.get(key)
-    if kernel is None:
-        kernel = _chosen[key] = [k for k in _core.kernels() if k.op == op and k.supported][-1]
-    return kernel
 
 
 def _embedding_bags(

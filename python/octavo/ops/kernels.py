@@ -7,7 +7,6 @@ instruction set starts a new one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,9 @@ import torch
 from octavo import _core
 from octavo.ops._types import DTYPES
 
-
-@dataclass(frozen=True)
-class External:
-    """How a kernel of another library is run: ``run(x [M, K], weight) -> x W^T [M, N]``, rounded to ``product``."""
-
-    run: Callable[[torch.Tensor, Any], torch.Tensor]
-    product: torch.dtype
-
-
-externals: dict[str, External] = {}
+externals: dict[
+    str, Callable[[torch.Tensor, Any], torch.Tensor]
+] = {}  # other libraries: run(x [M, K], weight) -> x W^T
 generation = 0
 _serving: dict[tuple[Any, ...], _core.Kernel] = {}
 
@@ -56,8 +48,8 @@ def by_name(name: str) -> _core.Kernel:
 def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
     """The preferred qualified kernel of ``op`` whose formats allow ``words`` (device, then left to right).
 
-    Formats read ``float32|bfloat16 -> e4m3, row``. Rows registered later are hand-written for fewer formats and go
-    first. Raises RuntimeError when none qualified.
+    Formats read ``float32|bfloat16 -> e4m3, row``; with the device alone any format will do. Rows registered later are
+    hand-written for fewer formats and go first. Raises RuntimeError when none qualified.
     """
     key = (op, *words)
     kernel = _serving.get(key)
@@ -77,7 +69,9 @@ def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
 
 
 def allows(formats: str, words: tuple[str, ...]) -> bool:
-    """Whether a kernel's ``formats`` (``float32|bfloat16 -> e4m3, row``) has each of ``words`` in its place."""
+    """Whether a kernel's ``formats`` (``float32|bfloat16 -> e4m3, row``) has each of ``words`` in its place, if any."""
+    if not words:
+        return True
     columns = formats.replace(" -> ", ", ").split(", ")
     return len(columns) == len(words) and all(w in c.split("|") for w, c in zip(words, columns, strict=True))
 

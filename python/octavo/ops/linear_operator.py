@@ -8,8 +8,9 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
-from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear import run
+from octavo.ops.epilogue import Norm
+from octavo.ops.epilogue_backward import epilogue_backward
+from octavo.ops.linear_call import run
 from octavo.ops.packing import PackedWeight
 
 _ARGUMENTS = (
@@ -154,25 +155,29 @@ def _linear_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of x, weight, bias, norm weight, norm bias, residual; an empty tensor where none is needed.
 
-    The product is recomputed in FP32 on the dequantized weight and differentiated by torch.
+    The product is recomputed in FP32 on the dequantized weight.
     """
     weight = PackedWeight(codes, scale, numerics).dequantize()
-    inputs = [x, weight, bias, norm_weight, norm_bias, residual]
-    leaves = [
-        t.detach().float().requires_grad_(need) if t is not None else None
-        for t, need in zip(inputs, needs, strict=True)
-    ]
-    with torch.enable_grad():
-        fx, fw, fb, fnw, fnb, fr = leaves
-        assert fx is not None
-        assert fw is not None
-        normalise = None if norm is None else Norm(norm, fnw, fnb, eps, block)
-        y = apply_epilogue(fx @ fw.T, fb, normalise, activation, fr, before)
-        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
-        found = iter(torch.autograd.grad(y, wanted, grad.float(), materialize_grads=True))
+    rows, upstream = x.detach().reshape(-1, x.shape[-1]).float(), grad.reshape(-1, codes.shape[0]).float()
+    normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
+    early = residual.detach().reshape(upstream.shape).float() if residual is not None and before else None
+    z = rows @ weight.T
+    z = z if bias is None else z + bias
+    z = z if early is None else z + early
+    gz, g_norm_weight, g_norm_bias = epilogue_backward(upstream, z, normalise, activation)
+    need_x, need_weight, need_bias, _, _, need_residual = needs
+    grads = (
+        gz @ weight if need_x else None,
+        gz.T @ rows if need_weight else None,
+        gz.sum(0) if need_bias else None,
+        g_norm_weight,
+        g_norm_bias,
+        (gz if before else upstream).clone() if need_residual else None,
+    )
+    inputs = (x, weight, bias, norm_weight, norm_bias, residual)
     return [
-        next(found).to(t.dtype if t is not None else torch.float32) if need else x.new_empty(0)
-        for t, need in zip(inputs, needs, strict=True)
+        g.reshape(t.shape).to(t.dtype) if need and g is not None and t is not None else x.new_empty(0)
+        for t, need, g in zip(inputs, needs, grads, strict=True)
     ]
 
 

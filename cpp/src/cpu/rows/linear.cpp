@@ -1,7 +1,73 @@
+#include "cpu/per_isa.hpp"
 #include "octavo/registry.hpp"
 
 namespace octavo {
 
-void register_linear_kernels(Registry&) {}
+OCTAVO_DECLARE_GENERIC(void linear_bf16(const LinearArgs& args))
+OCTAVO_DECLARE_GENERIC(void linear_e4m3_row(const LinearArgs& args))
+OCTAVO_DECLARE_GENERIC(void linear_e4m3_weight_only(const LinearArgs& args))
+OCTAVO_DECLARE_GENERIC(void linear_int8_dynamic(const LinearArgs& args))
+
+#if defined(__x86_64__)
+namespace avx512_kernels {
+void linear_bf16(const LinearArgs& args);
+void linear_e4m3_row(const LinearArgs& args);
+void linear_e4m3_weight_only(const LinearArgs& args);
+void linear_int8_dynamic(const LinearArgs& args);
+}  // namespace avx512_kernels
+#endif
+
+namespace {
+
+KernelInfo row(const char* arch, Numerics numerics, CostPrior cost, LinearLauncher run) {
+  KernelInfo info;
+  info.name = std::string("cpu.") + arch + ".linear." + to_string(numerics);
+  info.op = Op::linear;
+  info.numerics = numerics;
+  info.cost = cost;
+  info.run.linear = run;
+  return info;
+}
+
+template <Numerics numerics, auto run>
+Status checked(const LinearArgs& args) {
+  if (Status status = validate(args, numerics); !status.ok()) return status;
+  run(args);
+  return {};
+}
+
+void generic_bf16(const LinearArgs& args) { OCTAVO_CALL_GENERIC(linear_bf16, args); }
+void generic_e4m3_row(const LinearArgs& args) { OCTAVO_CALL_GENERIC(linear_e4m3_row, args); }
+void generic_e4m3_weight_only(const LinearArgs& args) { OCTAVO_CALL_GENERIC(linear_e4m3_weight_only, args); }
+void generic_int8_dynamic(const LinearArgs& args) { OCTAVO_CALL_GENERIC(linear_int8_dynamic, args); }
+
+}  // namespace
+
+void register_linear_kernels(Registry& registry) {
+  constexpr CostPrior kGeneric{.overhead_us = 1.0, .gmacs_per_s = 25.0, .gbytes_per_s = 10.0};
+  (void)registry.add(row("generic", Numerics::bf16, kGeneric, checked<Numerics::bf16, generic_bf16>));
+  (void)registry.add(row("generic", Numerics::e4m3_row, kGeneric, checked<Numerics::e4m3_row, generic_e4m3_row>));
+  (void)registry.add(row("generic", Numerics::e4m3_weight_only, kGeneric,
+                         checked<Numerics::e4m3_weight_only, generic_e4m3_weight_only>));
+  (void)registry.add(
+      row("generic", Numerics::int8_dynamic, kGeneric, checked<Numerics::int8_dynamic, generic_int8_dynamic>));
+
+#if defined(__x86_64__)
+  const auto add_avx512 = [&](Numerics numerics, double gmacs_per_s, LinearLauncher run, bool (*supported)()) {
+    KernelInfo info = row("avx512", numerics, {0.5, gmacs_per_s, 20.0}, run);
+    info.supported = supported;
+    (void)registry.add(info);
+  };
+  const auto has_bf16 = [] { return cpu_features().avx512_bf16; };
+  const auto has_bf16_and_vbmi = [] { return cpu_features().avx512_bf16 && cpu_features().avx512_vbmi; };
+  const auto has_vnni = [] { return cpu_features().avx512_vnni; };
+  add_avx512(Numerics::bf16, 105.0, checked<Numerics::bf16, avx512_kernels::linear_bf16>, has_bf16);
+  add_avx512(Numerics::e4m3_row, 95.0, checked<Numerics::e4m3_row, avx512_kernels::linear_e4m3_row>, has_bf16_and_vbmi);
+  add_avx512(Numerics::e4m3_weight_only, 100.0,
+             checked<Numerics::e4m3_weight_only, avx512_kernels::linear_e4m3_weight_only>, has_bf16_and_vbmi);
+  add_avx512(Numerics::int8_dynamic, 195.0, checked<Numerics::int8_dynamic, avx512_kernels::linear_int8_dynamic>,
+             has_vnni);
+#endif
+}
 
 }  // namespace octavo

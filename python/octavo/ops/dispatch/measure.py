@@ -14,7 +14,7 @@ from octavo.ops import kernels
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.problem import Problem, Requirement
 from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import PackedWeight, pack_as
 
 _HOPELESS = 10.0  # candidates whose prior is this many times the best one's are not timed
@@ -28,17 +28,19 @@ def measure(problem: Problem, requirement: Requirement | None = None, budget_ms:
     """
     if problem.op != "linear":
         raise ValueError(f"op: only linear problems are measured, found {problem.op!r}")
-    decision = judge(problem, requirement or Requirement())
-    admitted = [c for c in decision.candidates if c.admitted]
-    admitted = [c for c in admitted if c.predicted_us <= _HOPELESS * admitted[0].predicted_us]
-    calls = {
-        c.kernel.name: call for c, call in zip(admitted, _calls(problem, [c.kernel for c in admitted]), strict=True)
-    }
-    with torch.no_grad():
-        medians = _interleaved(calls, budget_ms)
-    core = problem.core()
-    for name, us in medians.items():
-        _core.record_cost(kernels.by_name(name), core, us)
+    requirement, core = requirement or Requirement(), problem.core()
+    admitted = [c for c in judge(problem, requirement).candidates if c.admitted]
+    rows = [c.kernel for c in admitted if c.predicted_us <= _HOPELESS * admitted[0].predicted_us]
+    while True:
+        calls = dict(zip([kernel.name for kernel in rows], _calls(problem, rows), strict=True))
+        with torch.no_grad():
+            medians = _interleaved(calls, budget_ms)
+        for name, us in medians.items():
+            _core.record_cost(kernels.by_name(name), core, us)
+        first = judge(problem, requirement).candidates[:1]
+        if not first or not first[0].admitted or first[0].measured:
+            break
+        rows.append(first[0].kernel)  # its prior beats what the others turned out to cost
     kernels.new_generation()
     return medians
 

@@ -15,7 +15,7 @@ from octavo.ops.dispatch.measure import is_measured, measure
 from octavo.ops.dispatch.plan_file import Plan, PlanEntry
 from octavo.ops.dispatch.problem import Evidence, Problem, Requirement
 from octavo.ops.epilogue import Norm, describe
-from octavo.ops.linear import run
+from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
 
 LOW_PRECISION = ("bf16", "e4m3_weight_only", "e4m3_row", "int8_dynamic")

@@ -8,7 +8,7 @@ import torch
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import NUMERICS, choice
+from octavo.ops._types import DTYPES, NUMERICS, choice
 from octavo.ops.packing import PackedWeight
 
 
@@ -35,7 +35,7 @@ def register(
         run: ``run(x [M, K] float32 or bfloat16, weight: PackedWeight) -> x W^T [M, N]``; the epilogue is applied after
             it.
         accepts: ``accepts(m, n, k) -> bool``; None = every shape.
-        product: what the returned product is rounded to, ``float32`` or ``bfloat16``: sets the tolerance it is held to.
+        product: what the product is rounded to, ``float32`` or ``bfloat16``; one in BF16 serves BF16 outputs only.
         trusted: skip qualification. Leave it False.
         overhead_us, gmacs_per_s, gbytes_per_s: the cost prior, per thread on a CPU; measurements replace it.
 
@@ -52,8 +52,9 @@ def register(
     choice("product", product, ("float32", "bfloat16"))
     _core.register(
         name=name, op=_core.Op.linear, numerics=_core.Numerics[numerics], library=library, device=_core.Device[device],
-        trusted=trusted, deterministic=deterministic, overhead_us=overhead_us, gmacs_per_s=gmacs_per_s,
+        trusted=trusted, deterministic=deterministic,
+        product=DTYPES[getattr(torch, product)], overhead_us=overhead_us, gmacs_per_s=gmacs_per_s,
         gbytes_per_s=gbytes_per_s, accepts=accepts,
     )  # fmt: skip
-    kernels.externals[name] = kernels.External(run, getattr(torch, product))
+    kernels.externals[name] = run
     kernels.new_generation()

@@ -1,0 +1,366 @@
+"""The one place that times candidates and computes figures: interleaved rounds, quantiles, ratios, bars, JSON lines.
+
+``harness.py --list`` prints the benchmarks' names. Every benchmark has ``--quick`` (under 5 minutes on 2 cores; the
+full run under 30), ``--smoke`` (seconds; figures mean nothing), ``--json`` and ``--out FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation: huge pages for torch too
+
+import numpy as np
+import roofs
+from machine import facts
+
+NAMES = ("linear_norm", "embedding_forward", "embedding_backward", "quantize", "overhead")
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look: per contest ``budget_s`` within the bounds on rounds; a sample lasts about ``sample_us``."""
+
+    name: str
+    budget_s: float
+    min_rounds: int
+    max_rounds: int
+    sample_us: float
+    roof_ms: float
+
+
+EFFORTS = {
+    "smoke": Effort("smoke", 0.02, 3, 3, 5.0, 3.0),
+    "quick": Effort("quick", 2.5, 7, 40, 200.0, 60.0),
+    "full": Effort("full", 6.0, 11, 80, 300.0, 150.0),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate of a contest. ``call(i)`` is its i-th call, so that inputs may vary; with ``prepare``, call gets
+    what ``prepare(i)`` returned, and preparing is not timed.
+
+    ``io``: element type at the boundary (for tables: of the rows); a row's ``best_peer`` is the best at the same one.
+    ``group``: what kind of peer. ``facts``: further columns of the row (numerics, route). ``flops``, ``bytes``,
+    ``items``: work of one call; ``roof``: what the share is of.
+    """
+
+    name: str
+    call: Callable[[Any], Any]
+    prepare: Callable[[int], Any] | None = None
+    io: str = ""
+    group: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    flops: float = 0.0
+    bytes: float = 0.0
+    items: float = 0.0
+    roof: roofs.Roof | None = None
+
+
+def where(**wanted: Any) -> Callable[[Entry], bool]:
+    """Entries whose attributes or facts have these values; every entry for none."""
+
+    def matches(entry: Entry) -> bool:
+        return all(entry.facts.get(key, getattr(entry, key, None)) == value for key, value in wanted.items())
+
+    return matches
+
+
+def _done(turn: Any) -> None:
+    raise RuntimeError("this entry's contest is over")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95% bootstrap interval."""
+
+    figure: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One shape: entries and their times, us per call, one per round [rounds]; rounds are interleaved."""
+
+    ours: Sequence[Entry]
+    peers: Sequence[Entry]
+    absent: Mapping[str, str]
+    samples: Mapping[str, np.ndarray]
+
+    def without_calls(self) -> Contest:
+        """For the record: calls hold weights and tables."""
+        ours, peers = ([replace(e, call=_done, prepare=None) for e in side] for side in (self.ours, self.peers))
+        return Contest(ours, peers, self.absent, self.samples)
+
+    def median(self, entry: Entry) -> float:
+        return float(np.median(self.samples[entry.name]))
+
+    def best(self, entries: Sequence[Entry]) -> Entry | None:
+        """The fastest by median."""
+        return min(entries, key=self.median, default=None)
+
+    def ratios(self, ours: Entry, peer: Entry) -> np.ndarray:
+        """Peer's time over ours, round by round: above 1, ours is faster."""
+        return self.samples[peer.name] / self.samples[ours.name]
+
+
+def interleaved(
+    entries: Sequence[Entry], effort: Effort, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, np.ndarray]:
+    """us per call of each entry, one sample per round: A B C, B C A, ... Every sample follows one untimed call of the
+    same entry, so that no one pays for what the one before left behind (spinning or sleeping workers, cold code)."""
+    turns = {entry.name: itertools.count() for entry in entries}
+
+    def sample(entry: Entry, repeats: int) -> float:
+        turn = turns[entry.name]
+        if entry.prepare is None:
+            call = entry.call
+            first = next(turn)
+            call(first)
+            start = clock()
+            for _ in range(repeats):
+                call(next(turn))
+            return (clock() - start) * 1e6 / repeats
+        entry.call(entry.prepare(next(turn)))
+        total = 0.0
+        for _ in range(repeats):
+            state = entry.prepare(next(turn))
+            start = clock()
+            entry.call(state)
+            total += clock() - start
+        return total * 1e6 / repeats
+
+    repeats, cost_s = {}, 0.0
+    for entry in entries:
+        sample(entry, 1)
+        us = min(sample(entry, 1), sample(entry, 2))
+        repeats[entry.name] = int(np.clip(np.ceil(effort.sample_us / max(us, 1e-3)), 1, 2000))
+        cost_s += us * 1e-6 * (repeats[entry.name] + 1)
+    rounds = int(np.clip(effort.budget_s / max(cost_s, 1e-9), effort.min_rounds, effort.max_rounds))
+    times: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for turn in range(rounds):
+        start_at = turn % len(entries)
+        for entry in [*entries[start_at:], *entries[:start_at]]:
+            times[entry.name].append(sample(entry, repeats[entry.name]))
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def median_interval(ratios: Sequence[np.ndarray], seed: int = 0) -> Interval:
+    """Geometric mean over contests of the median ratio of each; rounds are resampled within each contest."""
+    generator = np.random.default_rng(seed)
+    logs = np.zeros(RESAMPLES)
+    figure = 0.0
+    for values in ratios:
+        drawn = generator.integers(0, len(values), (RESAMPLES, len(values)))
+        logs += np.log(np.median(values[drawn], axis=1))
+        figure += float(np.log(np.median(values)))
+    low, high = np.exp(np.quantile(logs / len(ratios), [0.025, 0.975]))
+    return Interval(float(np.exp(figure / len(ratios))), float(low), float(high))
+
+
+class Run:
+    """One run of a benchmark: its contests, the rows they gave, the bars they end in."""
+
+    def __init__(self, name: str, effort: Effort, as_json: bool) -> None:
+        self.name, self.effort, self._as_json = name, effort, as_json
+        self.contests: list[Contest] = []
+        self.bars: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        self.machine = facts()
+        self.roofs = roofs.Roofs(effort.roof_ms)
+        self._emit({"benchmark": name, "effort": effort.name, **self.machine})
+
+    @property
+    def is_smoke(self) -> bool:
+        return self.effort.name == "smoke"
+
+    @property
+    def is_full(self) -> bool:
+        return self.effort.name == "full"
+
+    def contest(
+        self,
+        op: str,
+        shape: Mapping[str, Any],
+        ours: Sequence[Entry],
+        peers: Sequence[Entry],
+        absent: Mapping[str, str] | None = None,
+    ) -> Contest:
+        """Time one shape and print a row for each entry of ours. ``absent``: peer -> why it did not run."""
+        kernels = {entry.name: _kernel_of(op, entry) for entry in ours}
+        samples = interleaved([*ours, *peers], self.effort)
+        contest = Contest(ours, peers, absent or {}, samples)
+        self.contests.append(contest.without_calls())
+        for entry in ours:
+            self._emit(self._row(op, shape, contest, entry, kernels[entry.name]))
+        return contest
+
+    def skip(self, op: str, shape: Mapping[str, Any], reason: str) -> None:
+        """Say that a shape did not run, and why."""
+        self._emit({**self._identity(), "op": op, "shape": dict(shape), "skipped": reason})
+
+    def finding(
+        self,
+        name: str,
+        ours: Callable[[Entry], bool],
+        peers: Callable[[Entry], bool],
+        named: Sequence[str] = (),
+        bar: float | None = None,
+    ) -> None:
+        """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
+        contests. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
+        ratios, missing = [], set()
+        for contest in self.contests:
+            mine = contest.best([e for e in contest.ours if ours(e)])
+            theirs = contest.best([e for e in contest.peers if peers(e)])
+            if mine is None:
+                continue
+            missing |= set(named) - {e.name for e in contest.peers}
+            if theirs is not None:
+                ratios.append(contest.ratios(mine, theirs))
+        entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
+        if ratios:
+            interval = median_interval(ratios)
+            entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
+            entry["contests"] = len(ratios)
+            entry["holds"] = None if bar is None else interval.figure >= bar
+        if missing or not ratios:
+            entry |= {"holds": False, "did_not_run": sorted(missing)}
+        self.bars.append(entry)
+
+    def finish(self) -> None:
+        """The last line."""
+        self._emit({"summary": self.name, "bars": self.bars, "effort": self.effort.name, **self._identity()})
+        if not self._as_json:
+            _print_tables(self.records)
+
+    def _identity(self) -> dict[str, Any]:
+        return {key: self.machine[key] for key in ("commit", "device", "isa")}
+
+    def _row(
+        self, op: str, shape: Mapping[str, Any], contest: Contest, entry: Entry, kernel: str | None
+    ) -> dict[str, Any]:
+        p10, p50, p90 = np.quantile(contest.samples[entry.name], [0.1, 0.5, 0.9])
+        row = {**self._identity(), "op": op, "shape": dict(shape), "entry": entry.name, "io": entry.io, **entry.facts,
+               "kernel": kernel, "p10_us": _digits(p10), "p50_us": _digits(p50), "p90_us": _digits(p90),
+               "rounds": len(contest.samples[entry.name])}  # fmt: skip
+        rates = {"gflops": entry.flops, "gbps": entry.bytes, "mitems": entry.items * 1e3}
+        row |= {key: _digits(work / p50 * 1e-3) for key, work in rates.items() if work}
+        if entry.roof is not None:
+            done = {"GFLOP/s": entry.flops, "GB/s": entry.bytes, "M rows/s": entry.items * 1e3}[entry.roof.unit]
+            row["roof"] = {"name": entry.roof.name, "value": _digits(entry.roof.value), "unit": entry.roof.unit}
+            row["share_of_roof"] = _digits(done / p50 * 1e-3 / entry.roof.value)
+        row["peers"] = {p.name: {"io": p.io, "p50_us": _digits(contest.median(p))} for p in contest.peers}
+        row["peers"] |= {name: {"absent": reason} for name, reason in contest.absent.items()}
+        for key, eligible in (("best_peer", [p for p in contest.peers if p.io == entry.io]),
+                              ("best_peer_any", list(contest.peers))):  # fmt: skip
+            peer = contest.best(eligible)
+            if peer is None:
+                row[key] = None
+                continue
+            interval = median_interval([contest.ratios(entry, peer)])
+            row[key] = {"name": peer.name, "ratio": _digits(interval.figure), "low": _digits(interval.low),
+                        "high": _digits(interval.high)}  # fmt: skip
+        return row
+
+    def _emit(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if self._as_json:
+            print(json.dumps(record), flush=True)
+        elif "shape" in record:
+            words = " ".join(f"{k}={v}" for k, v in record["shape"].items())
+            print(f"{record['op']} {words}: {record.get('entry', record.get('skipped'))}", file=sys.stderr, flush=True)
+
+
+def _kernel_of(op: str, entry: Entry) -> str | None:
+    """The kernels of the op's family that one call of ours really ran, by octavo's counters."""
+    from octavo import _core
+    from octavo.ops import dispatch
+
+    before = dispatch.counters()
+    state = 0 if entry.prepare is None else entry.prepare(0)
+    entry.call(state)
+    ran = [name for name, calls in dispatch.counters().items() if calls > before.get(name, 0)]
+    family = [name for name in ran if _core.kernel(name).op.name == op.split()[0]]
+    return " + ".join(family or ran) or None
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, whole or not at all."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
+
+
+def _print_tables(records: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    table = Table("op", "shape", "entry", "kernel", "p50 us", "p10-p90", "rate", "of roof", "best peer", "ratio")
+    for row in records:
+        if "p50_us" not in row:
+            continue
+        rate = next((f"{row[k]:g} {unit}" for k, unit in (("mitems", "M rows/s"), ("gflops", "GFLOP/s"),
+                                                          ("gbps", "GB/s")) if k in row), "")  # fmt: skip
+        share = f"{row['share_of_roof']:.0%}" if "share_of_roof" in row else ""
+        peer = row["best_peer"] or row["best_peer_any"]
+        name = peer["name"] if peer else ""
+        ratio = f"{peer['ratio']:.2f} [{peer['low']:.2f}, {peer['high']:.2f}]" if peer else ""
+        shape = " ".join(f"{k}={v}" for k, v in row["shape"].items())
+        table.add_row(row["op"], shape, row["entry"], row["kernel"] or "", f"{row['p50_us']:g}",
+                      f"{row['p10_us']:g}-{row['p90_us']:g}", rate, share, name, ratio)  # fmt: skip
+    console.print(table)
+    bars = Table("bar", "figure", "95% interval", "bar", "holds", "did not run")
+    for bar in records[-1]["bars"]:
+        figure = "" if bar["figure"] is None else f"{bar['figure']:.2f}x"
+        interval = "" if bar["figure"] is None else f"{bar['low']:.2f} - {bar['high']:.2f}"
+        holds = "finding" if bar["holds"] is None else str(bar["holds"])
+        bars.add_row(bar["name"], figure, interval, str(bar["bar"] or ""), holds, ", ".join(bar.get("did_not_run", [])))
+    console.print(bars)
+
+
+def main(name: str, body: Callable[[Run], None], argv: Sequence[str] | None = None) -> None:
+    """The command line every benchmark shares."""
+    parser = argparse.ArgumentParser(prog=f"{name}.py")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="fewer shapes, under 5 minutes on 2 cores")
+    effort.add_argument("--smoke", action="store_true", help="seconds; for tests, figures mean nothing")
+    parser.add_argument("--json", action="store_true", help="JSON lines on stdout instead of tables")
+    parser.add_argument("--out", type=Path, help="write the JSON lines to this file, atomically, at the end")
+    arguments = parser.parse_args(argv)
+    level = "quick" if arguments.quick else "smoke" if arguments.smoke else "full"
+    run = Run(name, EFFORTS[level], arguments.json)
+    body(run)
+    run.finish()
+    if arguments.out is not None:
+        write(arguments.out, run.records)
+
+
+if __name__ == "__main__":
+    listing = argparse.ArgumentParser(prog="harness.py")
+    listing.add_argument("--list", action="store_true", required=True, help="the benchmarks' names, one a line")
+    listing.parse_args()
+    print("\n".join(NAMES))

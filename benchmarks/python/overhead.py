@@ -1,0 +1,137 @@
+"""What a call costs: a linear of M, N, K = 1, 64, 64, whose own work is a fraction of a microsecond.
+
+Routes to octavo from the raw compiled call to a recorded gradient, class bf16 with FP32 in and out, against torch's
+linear, alone and with LayerNorm and hardswish. Each mode (without gradients, recording them) is a contest of its own.
+Only forward calls are timed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import harness
+import peers
+import torch
+from harness import where
+from linear_peers import Layer, compiled, layer_of
+from torch.nn import functional
+
+import octavo.ops.linear_operator  # noqa: F401 - defines torch.ops.octavo.linear
+from octavo import _core, nn, ops
+from octavo.ops.dispatch.choice import judge
+from octavo.ops.linear_call import _epilogue
+from octavo.ops.packing import pack_as
+
+M, N, K = 1, 64, 64
+NUMERICS = "bf16"
+FUSED, PLAIN = "bias+layer+hardswish", "bias"
+BARS = {"_core.linear": "core_linear", "ops.linear": "ops_linear", "ops.linear, out=": "ops_linear_out",
+        "torch.ops.octavo.linear": "operator"}  # fmt: skip
+
+
+def raw_call(x: torch.Tensor, w: ops.PackedWeight, bias: torch.Tensor, norm: ops.Norm | None) -> Callable[[int], None]:
+    """``_core.linear`` with every argument ready: the floor under all Python routes."""
+    problem = ops.dispatch.Problem("linear", M, N, K, "float32", "float32", FUSED if norm else PLAIN, "cpu", NUMERICS)
+    kernel = next(c.kernel for c in judge(problem).candidates if c.admitted and c.kernel.library == "octavo")
+    y = torch.empty(M, N)
+    f32 = int(_core.DType.f32)
+    arguments = (kernel, x.data_ptr(), M, K, f32, w.core(), y.data_ptr(), N, f32,
+                 _epilogue(bias, norm, "hardswish" if norm else None), 0, 0, f32, False, 0)  # fmt: skip
+
+    def call(i: int, keep: object = (x, w, y)) -> None:
+        _core.linear(*arguments)
+
+    return call
+
+
+def module_of(layer: Layer, fused: bool) -> torch.nn.Module:
+    """octavo's module with the layer's parameters."""
+    module = nn.LinearNorm(K, N) if fused else nn.Linear(K, N)
+    state = {"weight": layer.linear.weight, "bias": layer.linear.bias}
+    if fused:
+        state |= {"norm_weight": layer.norm.weight, "norm_bias": layer.norm.bias}
+    module.load_state_dict(state)
+    module.numerics = NUMERICS
+    return module.requires_grad_(False).eval()
+
+
+def inference_routes(
+    layer: Layer, x: torch.Tensor, w: ops.PackedWeight, norm: ops.Norm | None
+) -> dict[str, Callable[[int], object]]:
+    """octavo's routes without gradients."""
+    bias, activation = layer.linear.bias, "hardswish" if norm else None
+    y = torch.empty(M, N)
+    operator = torch.ops.octavo.linear
+    vectors = (None, None, None, 0.0, 256) if norm is None else (norm.kind, norm.weight, norm.bias, norm.eps, 256)
+    module = module_of(layer, norm is not None)
+    return {
+        "_core.linear": raw_call(x, w, bias, norm),
+        "ops.linear": lambda i: ops.linear(x, w, bias, norm, activation),
+        "ops.linear, out=": lambda i: ops.linear(x, w, bias, norm, activation, out=y),
+        "torch.ops.octavo.linear": lambda i: operator(
+            x, w.codes, w.scale, NUMERICS, bias, *vectors, activation, None, False, None
+        ),
+        "nn.LinearNorm" if norm else "nn.Linear": lambda i: module(x),
+    }
+
+
+def torch_routes(run: harness.Run, layer: Layer, x: torch.Tensor, fused: bool) -> dict[str, Callable[[int], object]]:
+    """torch in FP32."""
+    if not fused:
+        return {
+            "F.linear": lambda i: functional.linear(x, layer.linear.weight, layer.linear.bias),
+            "torch.nn.Linear": lambda i: layer.linear(x),
+        }
+    routes = {"F.linear + layer_norm + hardswish": lambda i: by_hand(layer, x), "torch modules": lambda i: layer(x)}
+    if not run.is_smoke:
+        fast = compiled(copy.deepcopy(layer))
+        routes["torch compiled"] = lambda i: fast(x)
+    return routes
+
+
+def by_hand(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """The layer with no module call."""
+    z = functional.linear(x, layer.linear.weight, layer.linear.bias)
+    return functional.hardswish(functional.layer_norm(z, (N,), layer.norm.weight, layer.norm.bias, layer.norm.eps))
+
+
+def contest(run: harness.Run, fused: bool, gradients: bool) -> None:
+    """One epilogue in one mode."""
+    layer = layer_of(N, K)
+    norm = ops.Norm("layer", layer.norm.weight, layer.norm.bias, layer.norm.eps) if fused else None
+    w = pack_as(layer.linear.weight, NUMERICS)
+    x = torch.randn(M, K, generator=torch.Generator().manual_seed(0)).requires_grad_(gradients)
+    expected = (layer(x) if fused else layer.linear(x)).detach()
+    bias, activation = layer.linear.bias, "hardswish" if fused else None
+    mode = "grad" if gradients else "inference"
+    if gradients:
+        routes: dict[str, Callable[[int], object]] = {"ops.linear": lambda i: ops.linear(x, w, bias, norm, activation)}
+    else:
+        routes = inference_routes(layer, x, w, norm)
+    ours = []
+    for route, call in routes.items():
+        y = call(0)
+        if isinstance(y, torch.Tensor):
+            peers.agrees(y.detach(), expected, NUMERICS)
+        facts = {"numerics": NUMERICS, "route": route, "mode": mode}
+        ours.append(harness.Entry(f"octavo {route}", call, io="float32", group=route, facts=facts))
+    peers_of = torch_routes(run, layer, x, fused)
+    rivals = [harness.Entry(name, call, io="float32", group="torch") for name, call in peers_of.items()]
+    epilogue = FUSED if fused else PLAIN
+    run.contest("linear", {"m": M, "n": N, "k": K, "epilogue": epilogue, "mode": mode}, ours, rivals)
+
+
+def body(run: harness.Run) -> None:
+    """Both epilogues in both modes, then the figures."""
+    for fused in (False, True):
+        with torch.no_grad():
+            contest(run, fused, gradients=False)
+        contest(run, fused, gradients=True)
+    for route, slug in BARS.items():
+        run.finding(f"overhead_{slug}_vs_torch", where(route=route, mode="inference"), where())
+    run.finding("overhead_ops_linear_with_gradients_vs_torch", where(route="ops.linear", mode="grad"), where())
+
+
+if __name__ == "__main__":
+    harness.main("overhead", body)

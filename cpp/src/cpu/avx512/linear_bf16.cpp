@@ -1,0 +1,43 @@
+// x and W in BF16, FP32 sums: vdpbf16ps on panels of pairs.
+#include "cpu/avx512/linear_bf16_class.hpp"
+
+namespace octavo::avx512_kernels {
+namespace {
+
+struct Bf16Class {
+  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 4;
+
+  explicit Bf16Class(const PackedWeight& w) {
+    static const char tag = 0;
+    panels = static_cast<const char*>(w.layout(&tag, to_bytes(panel_bytes(w.k()) * ((w.n() + 63) / 64)), pack));
+  }
+
+  static std::int64_t panel_bytes(std::int64_t k) { return (k + 1) / 2 * kGroupBytes; }
+
+  static void pack(const PackedWeight& w, void* out) {
+    const auto* codes = static_cast<const std::uint16_t*>(w.codes());
+    auto* to = static_cast<std::uint16_t*>(out);
+    const std::int64_t n = w.n(), k = w.k();
+    for (std::int64_t panel = 0; panel < n; panel += kPanel)
+      for (std::int64_t i = 0; i < k; i += 2)
+        for (std::int64_t column = panel; column < panel + kPanel; ++column)
+          for (std::int64_t j = i; j < i + 2; ++j) *to++ = column < n && j < k ? codes[column * k + j] : 0;
+  }
+
+  RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
+    return bf16_rows(args, first, count, buffer, scale);
+  }
+
+  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
+    t.weights = panels + panel * panel_bytes(k) + begin / 2 * kGroupBytes;
+    multiply_rows<Bf16Dot>(t, rows);
+  }
+
+  const char* panels;
+};
+
+}  // namespace
+
+void linear_bf16(const LinearArgs& args) { run_linear<Bf16Class>(args); }
+
+}  // namespace octavo::avx512_kernels

@@ -1,0 +1,110 @@
+// W in E4M3 multiplied as BF16: codes are decoded by table, in registers for a few rows, else a panel at a time into
+// cache. A panel's group is 128 bytes, permuted so that unpacking the decoded low and high bytes gives BF16 pairs.
+#pragma once
+
+#include "cpu/avx512/linear_bf16_class.hpp"
+#include "octavo/float8.hpp"
+
+namespace octavo::avx512_kernels {
+namespace {
+
+// The bytes of the BF16 number of each code without its sign. All are normal numbers, zero or NaN.
+struct DecodeTables {
+  alignas(64) std::uint8_t low[128], high[128];
+};
+constexpr std::int64_t kE4m3GroupBytes = 128;
+
+inline DecodeTables make_decode_tables() {
+  DecodeTables tables;
+  for (int code = 0; code < 128; ++code) {
+    const std::uint16_t bits = encode_bf16(decode_e4m3(static_cast<std::uint8_t>(code)));
+    tables.low[code] = static_cast<std::uint8_t>(bits);
+    tables.high[code] = static_cast<std::uint8_t>(bits >> 8);
+  }
+  return tables;
+}
+
+struct E4m3Weights {
+  static constexpr std::int64_t kStep = kE4m3GroupBytes;
+  __m512i low0, low1, high0, high1, sign;
+
+  E4m3Weights() {
+    static const DecodeTables tables = make_decode_tables();
+    low0 = _mm512_load_si512(tables.low);
+    low1 = _mm512_load_si512(tables.low + 64);
+    high0 = _mm512_load_si512(tables.high);
+    high1 = _mm512_load_si512(tables.high + 64);
+    sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  }
+
+  // 64 codes -> BF16 pairs of 16 columns and of the next 16.
+  [[gnu::always_inline]] inline void decode(__m512i codes, __m512i& left, __m512i& right) const {
+    const __m512i low = _mm512_permutex2var_epi8(low0, codes, low1);
+    const __m512i magnitude = _mm512_permutex2var_epi8(high0, codes, high1);
+    const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, sign, 0xf8);  // magnitude | (codes & sign)
+    left = _mm512_unpacklo_epi8(low, high);
+    right = _mm512_unpackhi_epi8(low, high);
+  }
+
+  template <int V>
+  [[gnu::always_inline]] inline void load(const char* w, __m512i (&out)[V]) const {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v += 2) decode(_mm512_loadu_si512(w + v * 32), out[v], out[v + 1]);
+  }
+
+  void decode_panel(const char* w, std::int64_t groups, char* out) const {
+    for (std::int64_t g = 0; g < groups * 2; ++g, w += 64, out += 128) {
+      __m512i left, right;
+      decode(_mm512_loadu_si512(w), left, right);
+      _mm512_storeu_si512(out, left);
+      _mm512_storeu_si512(out + 64, right);
+    }
+  }
+};
+
+struct E4m3Class {
+  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 16;
+  static constexpr std::int64_t kDecodeInRegisters = 4;  // rows
+
+  explicit E4m3Class(const PackedWeight& w) {
+    static const char tag = 0;
+    panels = static_cast<const char*>(w.layout(&tag, to_bytes(panel_bytes(w.k()) * ((w.n() + 63) / 64)), pack));
+  }
+
+  static std::int64_t panel_bytes(std::int64_t k) { return (k + 1) / 2 * kE4m3GroupBytes; }
+
+  static void pack(const PackedWeight& w, void* out) {
+    const auto* codes = static_cast<const std::uint8_t*>(w.codes());
+    auto* to = static_cast<std::uint8_t*>(out);
+    const std::int64_t n = w.n(), k = w.k();
+    for (std::int64_t panel = 0; panel < n; panel += kPanel)
+      for (std::int64_t i = 0; i < k; i += 2)
+        for (std::int64_t byte = 0; byte < kE4m3GroupBytes; ++byte) {
+          // byte = half * 64 + lane * 16 + side * 8 + pair * 2 + element: lanes and sides as unpacklo and unpackhi
+          const std::int64_t half = byte / 64, lane = byte / 16 % 4, side = byte / 8 % 2, pair = byte / 2 % 4;
+          const std::int64_t column = panel + half * 32 + side * 16 + lane * 4 + pair, j = i + byte % 2;
+          *to++ = column < n && j < k ? codes[column * k + j] : std::uint8_t{0};
+        }
+  }
+
+  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
+    t.weights = panels + panel * panel_bytes(k) + begin / 2 * kE4m3GroupBytes;
+    switch (rows) {
+      case 1: multiply_tile<Bf16Dot, E4m3Weights, 1, 4>(t, 0, weights); return;
+      case 2: multiply_tile<Bf16Dot, E4m3Weights, 2, 4>(t, 0, weights); return;
+      case 3: multiply_tile<Bf16Dot, E4m3Weights, 3, 4>(t, 0, weights); return;
+      case kDecodeInRegisters: multiply_tile<Bf16Dot, E4m3Weights, 4, 4>(t, 0, weights); return;
+      default: break;
+    }
+    char* decoded = static_cast<char*>(scratch(3, to_bytes(t.groups * kGroupBytes)));
+    weights.decode_panel(t.weights, t.groups, decoded);
+    t.weights = decoded;
+    multiply_rows<Bf16Dot>(t, rows);
+  }
+
+  E4m3Weights weights;
+  const char* panels;
+};
+
+}  // namespace
+}  // namespace octavo::avx512_kernels

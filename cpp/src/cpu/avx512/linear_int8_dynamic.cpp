@@ -1,0 +1,90 @@
+// x and W in symmetric INT8, INT32 sums: vpdpbusd takes unsigned activations, so x is kept as code + 128 and
+// -128 * (sum of the column's weights) is where each sum starts.
+#include "cpu/avx512/linear_activations.hpp"
+
+namespace octavo::avx512_kernels {
+namespace {
+
+template <class Row>
+void quantize_row(const Row& row, std::int64_t k, float multiplier, char* out) {
+  const __m512 m = _mm512_set1_ps(multiplier), top = _mm512_set1_ps(127.0f), bottom = _mm512_set1_ps(-127.0f);
+  const auto codes = [&](std::int64_t i) {  // an infinity saturates
+    const __m512 v = _mm512_mul_ps(row.load(i, first_lanes(k - i)), m);
+    return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, top), bottom));
+  };
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (std::int64_t i = 0; i < k; i += 64) {  // beyond K: code 0, and weights that are zero
+    const __m512i low = _mm512_packs_epi32(codes(i), codes(i + 16));
+    const __m512i high = _mm512_packs_epi32(codes(i + 32), codes(i + 48));
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+    _mm512_storeu_si512(out + i, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80))));
+  }
+}
+
+template <class Row>
+void quantize_rows(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride,
+                   float* scale) {
+  for (std::int64_t r = 0; r < count; ++r, out += stride) {
+    const Row row(row_of(x, first + r));
+    const Magnitude magnitude = magnitude_of(row, x.cols);
+    const ScalePair pair = scale_for(magnitude.largest_finite, DType::i8, false);
+    scale[r] = magnitude.nan ? __builtin_nanf("") : pair.scale;
+    quantize_row(row, x.cols, pair.multiplier, out);
+  }
+}
+
+struct Int8Class {
+  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 48, kCutColumnsBelow = 4;
+
+  explicit Int8Class(const PackedWeight& w) {
+    static const char tag = 0;
+    const std::int64_t all = (w.n() + kPanel - 1) / kPanel;
+    panels = static_cast<const char*>(
+        w.layout(&tag, to_bytes(all * (panel_bytes(w.k()) + kPanel * std::int64_t{sizeof(std::int32_t)})), pack));
+    starts = reinterpret_cast<const std::int32_t*>(panels + all * panel_bytes(w.k()));
+  }
+
+  static std::int64_t panel_bytes(std::int64_t k) { return (k + 3) / 4 * kGroupBytes; }
+
+  static void pack(const PackedWeight& w, void* out) {
+    const auto* codes = static_cast<const std::int8_t*>(w.codes());
+    auto* to = static_cast<std::int8_t*>(out);
+    const std::int64_t n = w.n(), k = w.k();
+    for (std::int64_t panel = 0; panel < n; panel += kPanel)
+      for (std::int64_t i = 0; i < k; i += 4)
+        for (std::int64_t column = panel; column < panel + kPanel; ++column)
+          for (std::int64_t j = i; j < i + 4; ++j) *to++ = column < n && j < k ? codes[column * k + j] : std::int8_t{0};
+    auto* start = reinterpret_cast<std::int32_t*>(to);
+    for (std::int64_t column = 0; column < round_up(n, kPanel); ++column) {
+      std::uint32_t sum = 0;  // modulo 2^32, as the dot products
+      for (std::int64_t j = 0; column < n && j < k; ++j) sum += static_cast<std::uint32_t>(codes[column * k + j]);
+      *start++ = static_cast<std::int32_t>(0u - 128u * sum);
+    }
+  }
+
+  RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
+    const std::int64_t stride = round_up(args.x.cols, 64);
+    char* out = static_cast<char*>(buffer);
+    if (args.x.dtype == DType::bf16) {
+      quantize_rows<Bf16Row>(args.x, first, count, out, stride, scale);
+    } else {
+      quantize_rows<F32Row>(args.x, first, count, out, stride, scale);
+    }
+    return {out, stride};
+  }
+
+  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
+    t.weights = panels + panel * panel_bytes(k) + begin / 4 * kGroupBytes;
+    t.start = starts + panel * kPanel;
+    multiply_rows<Int8Dot>(t, rows);
+  }
+
+  const char* panels;
+  const std::int32_t* starts;
+};
+
+}  // namespace
+
+void linear_int8_dynamic(const LinearArgs& args) { run_linear<Int8Class>(args); }
+
+}  // namespace octavo::avx512_kernels

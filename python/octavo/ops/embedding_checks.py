@@ -1,0 +1,131 @@
+"""What the embedding-bag kernels are held to before they may be chosen."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo import _core
+from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
+from octavo.ops.embedding import TableSet, bag_backward, bag_forward
+from octavo.ops.quantization import quantize
+
+# Dimensions of the tables of one call: the smallest, tails, a whole cache line of each row format, a wide one.
+DIMS = (1, 3, 64, 130)
+_ROWS, _BATCH = 37, 61
+
+
+def check_bag_forward(kernel: _core.Kernel) -> str:
+    """Every row format and output type, sum and mean, with and without weights, empty and skewed bags, in FP64."""
+    g = torch.Generator().manual_seed(11)
+    values, offsets, weights = _bags(g)
+    for format in ("float32", "bfloat16", "e4m3", "int8"):
+        coded = [_rows(format, dim, g) for dim in DIMS]
+        pooling = ["sum", "mean", "mean", "sum"]
+        tables = TableSet([c[0] for c in coded], [c[1] for c in coded], pooling)
+        for w in (None, weights):
+            ref = _pooled([c[2] for c in coded], pooling, values, offsets, w)
+            for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
+                error = relative_to_largest(
+                    bag_forward(tables, values, offsets, w, out_dtype=dtype, kernel=kernel), ref
+                )
+                if not error <= bound:
+                    return (
+                        f"bag_forward rows {format} -> {dtype}, dims {DIMS}, {'weighted, ' if w is not None else ''}"
+                        f"batch {_BATCH}: expected error <= {bound:.1e} of the largest element, found {error:.1e}"
+                    )
+    return ""
+
+
+def check_bag_backward(kernel: _core.Kernel) -> str:
+    """One step of each optimizer on rows that repeat within and across bags, against FP64."""
+    g = torch.Generator().manual_seed(12)
+    values, offsets, weights = _bags(g)
+    pooling = ["sum", "mean", "mean", "sum"]
+    rows = [torch.randn(_ROWS, dim, generator=g) for dim in DIMS]
+    states = [torch.rand(_ROWS, generator=g) for _ in DIMS]
+    grad = torch.randn(_BATCH, sum(DIMS), generator=g)
+    for optimizer in ("sgd", "row_wise_adagrad"):
+        for w in (None, weights):
+            new_rows, new_states = [r.clone() for r in rows], [s.clone() for s in states]
+            tables = TableSet(new_rows, None, pooling, None, new_states)
+            bag_backward(tables, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6, kernel=kernel)
+            expected = _stepped(rows, states, pooling, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6)
+            pairs = zip([*new_rows, *new_states], expected, strict=True)
+            error = max(relative_to_largest(y, ref) for y, ref in pairs)
+            if not error <= FP32_TOLERANCE:
+                return (
+                    f"bag_backward {optimizer}, dims {DIMS}, {'weighted, ' if w is not None else ''}batch {_BATCH}: "
+                    f"expected error <= {FP32_TOLERANCE:.1e} of the largest element, found {error:.1e}"
+                )
+    return ""
+
+
+def _bags(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """values [V], offsets [T * B + 1], weights [V] with empty bags and one very long bag."""
+    lengths = torch.randint(0, 5, (len(DIMS) * _BATCH,), generator=g)
+    lengths[7] = 300
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    count = int(offsets[-1])
+    return torch.randint(0, _ROWS, (count,), generator=g), offsets, torch.randn(count, generator=g)
+
+
+def _rows(format: str, dim: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Rows of a format, their scales, their values in FP64."""
+    x = torch.randn(_ROWS, dim, generator=g)
+    if format == "int8":
+        codes = torch.randint(0, 256, (_ROWS, dim), generator=g, dtype=torch.uint8)
+        scale = torch.rand(_ROWS, 2, generator=g) / 100 - 0.005
+        return codes, scale, codes.double() * scale[:, :1].double() + scale[:, 1:].double()
+    if format == "e4m3":
+        q = quantize(x, "e4m3", "row")
+        return q.data, q.scale, q.data.double() * q.scale[:, None].double()
+    rows = x.to(getattr(torch, format))
+    return rows, None, rows.double()
+
+
+def _coefficients(
+    pooling: str, table: int, offsets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    """A table's span of values, and for each of them its bag and its weight in that bag, FP64."""
+    own = offsets[table * _BATCH : (table + 1) * _BATCH + 1]
+    span, lengths = slice(int(own[0]), int(own[-1])), own.diff()
+    bag = torch.repeat_interleave(torch.arange(_BATCH), lengths)
+    factor = torch.ones(len(bag), dtype=torch.float64) if weights is None else weights[span].double()
+    return span, bag, factor / lengths[bag] if pooling == "mean" else factor
+
+
+def _pooled(
+    rows: list[torch.Tensor],
+    pooling: list[str],
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> torch.Tensor:
+    parts = []
+    for t, table in enumerate(rows):
+        span, bag, factor = _coefficients(pooling[t], t, offsets, weights)
+        out = torch.zeros(_BATCH, table.shape[1], dtype=torch.float64)
+        parts.append(out.index_add_(0, bag, table[values[span]] * factor[:, None]))
+    return torch.cat(parts, 1)
+
+
+def _stepped(
+    rows: list[torch.Tensor], states: list[torch.Tensor], pooling: list[str], values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None, grad: torch.Tensor, optimizer: str, lr: float, eps: float,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Rows, then states, after one step in FP64."""
+    new_rows, new_states, column = [], [], 0
+    for t, (table, state) in enumerate(zip(rows, states, strict=True)):
+        dim = table.shape[1]
+        span, bag, factor = _coefficients(pooling[t], t, offsets, weights)
+        g = torch.zeros(_ROWS, dim, dtype=torch.float64)
+        g.index_add_(0, values[span], grad[:, column : column + dim].double()[bag] * factor[:, None])
+        column += dim
+        s, step = state.double(), torch.full((_ROWS,), lr, dtype=torch.float64)
+        if optimizer == "row_wise_adagrad":
+            s = s + g.square().mean(1)
+            step = lr / (s.sqrt() + eps)
+        new_rows.append(table.double() - step[:, None] * g)
+        new_states.append(s)
+    return [*new_rows, *new_states]
