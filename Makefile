@@ -38,12 +38,12 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.dependencies
 	$(BIN)/python tools/requirements.py bench | $(BIN)/pip install --quiet -r /dev/stdin
 	@touch $@
 
-$(VENV)/.octavo: $(ENGINE) $(ROOMS) $(VENV)/.dependencies
+$(VENV)/.octavo-$(OCTAVO_CUDA): $(ENGINE) $(ROOMS) $(VENV)/.dependencies
 	$(BIN)/python tools/cuda_toolchain.py --if-wanted $(OCTAVO_CUDA) --run \
 	  $(BIN)/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
 
-install: $(VENV)/.octavo
+install: $(VENV)/.octavo-$(OCTAVO_CUDA)
 
 demo: install
 	octavo demo --run-dir demo-run

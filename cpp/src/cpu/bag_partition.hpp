@@ -68,5 +68,20 @@ void for_each_bag_range(const TableView* tables, const BagIndices& in, int threa
   }
 }
 
+// The lookups of one thread: values[first_value .. last_value), from table `table` on.
+struct BagSpan {
+  std::int64_t table, first_value, last_value;
+};
+
+inline BagSpan bag_span(const TableView* tables, const BagIndices& in, int thread, int count) {
+  BagSpan span{-1, 0, 0};
+  for_each_bag_range(tables, in, thread, count, [&](std::int64_t t, std::int64_t, Range bags) {
+    const std::int64_t* offsets = in.offsets + t * in.batch;
+    if (span.table < 0) span = {t, offsets[bags.begin], 0};
+    span.last_value = offsets[bags.end];
+  });
+  return span.table < 0 ? BagSpan{0, 0, 0} : span;
+}
+
 }  // namespace
 }  // namespace octavo

@@ -30,6 +30,7 @@ def _checks() -> dict[_core.Op, Check]:
     }
 
 
+_RAISED = "raised "
 _running = False
 
 
@@ -51,8 +52,7 @@ def ensure(op: _core.Op) -> None:
             if entry not in known:
                 known[entry] = fresh[entry] = _verdict(kernel)
             settle(kernel, known[entry])
-        if fresh:
-            _qualification_cache.write(fresh)
+        _keep(fresh)
     finally:
         _running = False
         kernels.new_generation()
@@ -70,10 +70,17 @@ def qualify(fresh: bool = False) -> dict[str, str]:
             verdicts[_qualification_cache.entry(kernel)] = verdict = _verdict(kernel)
             settle(kernel, verdict)
             kernels.new_generation()
-        _qualification_cache.write(verdicts)
+        _keep(verdicts)
     for op in _core.Op:
         ensure(op)
     return {k.name: k.state if k.supported else "unsupported" for k in _core.kernels()}
+
+
+def _keep(verdicts: dict[str, str]) -> None:
+    """Write verdicts to the cache, but for exceptions: their cause may be gone tomorrow."""
+    lasting = {entry: verdict for entry, verdict in verdicts.items() if not verdict.startswith(_RAISED)}
+    if lasting:
+        _qualification_cache.write(lasting)
 
 
 def settle(kernel: _core.Kernel, verdict: str) -> None:
@@ -93,6 +100,6 @@ def _verdict(kernel: _core.Kernel) -> str:
         with torch.no_grad():
             return _checks()[kernel.op](kernel)
     except Exception as error:  # a kernel that raises is as unusable as one that is wrong
-        return f"raised {type(error).__name__}: {error}"
+        return f"{_RAISED}{type(error).__name__}: {error}"
     finally:
         torch.random.set_rng_state(generator_state)

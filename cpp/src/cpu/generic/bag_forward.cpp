@@ -1,5 +1,6 @@
 // Pooled rows of many tables, plain C++: the reference of every hand-written bag kernel.
 #include "cpu/bag_partition.hpp"
+#include "cpu/bag_prefetch.hpp"
 #include "octavo/embedding.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/memory.hpp"
@@ -50,6 +51,8 @@ Status bag_forward(const BagForwardArgs& args) {
   for (int code = 0; code < 256; ++code) decoded[code] = decode_e4m3(static_cast<std::uint8_t>(code));
   parallel_region(bag_threads(args.tables, in), [&](int thread, int count) {
     auto* acc = static_cast<float*>(scratch(0, static_cast<std::size_t>(widest) * sizeof(float)));
+    const BagSpan span = bag_span(args.tables, in, thread, count);
+    BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
     for_each_bag_range(args.tables, in, thread, count, [&](std::int64_t t, std::int64_t column, Range bags) {
       const TableView& table = args.tables[t];
       for (std::int64_t b = bags.begin; b < bags.end; ++b) {
@@ -58,7 +61,8 @@ Status bag_forward(const BagForwardArgs& args) {
         std::int64_t kept = 0;
         for (std::int64_t v = offsets[0]; v < offsets[1]; ++v) {
           const std::int64_t row = in.values[v];
-          if (skipped != 0 && static_cast<std::uint64_t>(row) >= static_cast<std::uint64_t>(table.num_rows)) continue;
+          prefetch.step();
+          if (static_cast<std::uint64_t>(row) >= static_cast<std::uint64_t>(table.num_rows)) continue;
           add_row(table, decoded, row, in.weights != nullptr ? in.weights[v] : 1.0f, acc);
           ++kept;
         }

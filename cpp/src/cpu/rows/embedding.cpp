@@ -6,6 +6,12 @@ namespace octavo {
 OCTAVO_DECLARE_GENERIC(Status bag_forward(const BagForwardArgs& args))
 OCTAVO_DECLARE_GENERIC(Status bag_backward(const BagBackwardArgs& args))
 
+#if defined(__x86_64__)
+namespace avx512_kernels {
+Status bag_forward(const BagForwardArgs& args);
+}
+#endif
+
 void register_embedding_kernels(Registry& registry) {
   KernelInfo forward;
   forward.name = "cpu.generic.bag_forward";
@@ -14,6 +20,15 @@ void register_embedding_kernels(Registry& registry) {
   forward.cost = {.overhead_us = 1.0, .gmacs_per_s = 4.0, .gbytes_per_s = 6.0};
   forward.run.bag_forward = [](const BagForwardArgs& args) { return OCTAVO_CALL_GENERIC(bag_forward, args); };
   (void)registry.add(forward);
+
+#if defined(__x86_64__)
+  KernelInfo forward512 = forward;
+  forward512.name = "cpu.avx512.bag_forward";
+  forward512.cost = {.overhead_us = 1.0, .gmacs_per_s = 8.0, .gbytes_per_s = 12.0};
+  forward512.supported = [] { return cpu_features().avx512; };
+  forward512.run.bag_forward = avx512_kernels::bag_forward;
+  (void)registry.add(forward512);
+#endif
 
   KernelInfo backward;
   backward.name = "cpu.generic.bag_backward";
