@@ -249,6 +249,21 @@ TEST(Linear, Int8SumsAreExactAtTheirLargest) {
   });
 }
 
+TEST(Linear, GenericInt8SumsStayExactBeyondInt32) {
+  const KernelInfo* kernel = Registry::instance().find("cpu.generic.linear.int8_dynamic");
+  at_every_level([&] {
+    constexpr std::int64_t k = 150000;
+    LinearCase layer({.m = 1, .n = 1, .k = k, .bias = false}, Numerics::int8_dynamic);
+    for (std::int64_t j = 0; j < k; ++j) {
+      layer.x.set(0, j, 127.0f);
+      layer.codes[static_cast<std::size_t>(j)] = 127;
+    }
+    layer.scale.assign(1, 1.0f);
+    ASSERT_TRUE(layer.run(*kernel).ok());
+    EXPECT_EQ(layer.y.get(0, 0), 127.0f * 127.0f * static_cast<float>(k));
+  });
+}
+
 TEST(Linear, LayoutIsMadeOncePerKernel) {
   for (const KernelInfo* kernel : Registry::instance().all()) {
     if (kernel->op != Op::linear || kernel->run.linear == nullptr || kernel->device != Device::cpu) continue;

@@ -42,6 +42,14 @@ TEST(Registry, HandWrittenKernelsFollowTheForcedLevel) {
   });
 }
 
+TEST(Registry, Int32SumsThatCouldWrapGoToTheGenericKernel) {
+  const KernelInfo* kernel = Registry::instance().find("cpu.avx512.linear.int8_dynamic");
+  if (kernel == nullptr) GTEST_SKIP() << "not an x86-64 build";
+  EXPECT_TRUE(kernel->accepts(1, 1, 133144));
+  EXPECT_FALSE(kernel->accepts(1, 1, 133145));
+  EXPECT_FALSE(Registry::instance().find("cpu.generic.linear.int8_dynamic")->accepts);
+}
+
 TEST(Registry, ANameThatExistsIsRefused) {
   KernelInfo row;
   row.name = "cpu.generic.linear.bf16";

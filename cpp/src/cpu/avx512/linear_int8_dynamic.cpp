@@ -5,11 +5,13 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-// 64 codes; `left` elements of them exist, the others become 0 and meet weights that are 0.
-template <bool full, class Row>
+// 64 codes; `left` elements of them exist, the others become 0 and meet weights that are 0. Finite rows need no clamp:
+// scaling maps their largest magnitude to 127.
+template <bool full, bool finite, class Row>
 [[gnu::always_inline]] inline void quantize64(const Row& row, std::int64_t i, std::int64_t left, __m512 m, char* out) {
-  const auto codes = [&](std::int64_t offset) {  // an infinity saturates
+  const auto codes = [&](std::int64_t offset) {
     const __m512 v = _mm512_mul_ps(row.load(i + offset, full ? 0xffff : first_lanes(left - offset)), m);
+    if constexpr (finite) return _mm512_cvtps_epi32(v);
     return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, _mm512_set1_ps(127.0f)), _mm512_set1_ps(-127.0f)));
   };
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -18,12 +20,12 @@ template <bool full, class Row>
   _mm512_storeu_si512(out + i, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80))));
 }
 
-template <class Row>
+template <bool finite, class Row>
 void quantize_row(const Row& row, std::int64_t k, float multiplier, char* out) {
   const __m512 m = _mm512_set1_ps(multiplier);
   std::int64_t i = 0;
-  for (; i + 64 <= k; i += 64) quantize64<true>(row, i, 64, m, out);
-  if (i < k) quantize64<false>(row, i, k - i, m, out);
+  for (; i + 64 <= k; i += 64) quantize64<true, finite>(row, i, 64, m, out);
+  if (i < k) quantize64<false, finite>(row, i, k - i, m, out);
 }
 
 template <class Row>
@@ -34,7 +36,11 @@ void quantize_rows(const MatrixView& x, std::int64_t first, std::int64_t count, 
     const Magnitude magnitude = magnitude_of(row, x.cols);
     const ScalePair pair = scale_for(magnitude.largest_finite, DType::i8, false);
     scale[r] = magnitude.nan ? __builtin_nanf("") : pair.scale;
-    quantize_row(row, x.cols, pair.multiplier, out);
+    if (magnitude.finite) {
+      quantize_row<true>(row, x.cols, pair.multiplier, out);
+    } else {
+      quantize_row<false>(row, x.cols, pair.multiplier, out);
+    }
   }
 }
 

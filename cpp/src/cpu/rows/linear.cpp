@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "cpu/per_isa.hpp"
 #include "octavo/registry.hpp"
 
@@ -67,6 +69,10 @@ void register_linear_kernels(Registry& registry) {
              checked<Numerics::e4m3_weight_only, avx512_kernels::linear_e4m3_weight_only>, has_bf16_and_vbmi);
   add_avx512(Numerics::int8_dynamic, 195.0, checked<Numerics::int8_dynamic, avx512_kernels::linear_int8_dynamic>,
              has_vnni);
+  // Beyond this depth an INT32 sum of products of 127 could wrap; the generic kernel's cannot.
+  registry.find("cpu.avx512.linear.int8_dynamic")->accepts = [](std::int64_t, std::int64_t, std::int64_t k) {
+    return k <= std::numeric_limits<std::int32_t>::max() / (127 * 127);
+  };
 #endif
 }
 
