@@ -13,18 +13,8 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from octavo.config import RunConfig, config_hash, run_id
-from octavo.report import (
-    CalibrationBin,
-    Interval,
-    NumericsRow,
-    PlanRow,
-    ProgressPoint,
-    Quality,
-    Results,
-    SpeedRow,
-    render,
-    write_report,
-)
+from octavo.evaluation import CalibrationBin, Interval, ProgressPoint, Quality
+from octavo.report import NumericsRow, PlanRow, Results, SpeedRow, render, write_report
 from octavo.report.page import microseconds, number, signed
 
 DAY_MS = 86_400_000

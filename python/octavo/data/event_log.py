@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ class EventLog:
         self.files = tuple(LogFile(**entry) for entry in content["files"])
         self.fingerprint: str = content["sha256"]
         self._verified: set[str] = set()
+        self._limit: int | None = None
         for file in self.files:
             self._check_size(file)
         self._starts = [0]
@@ -58,7 +60,21 @@ class EventLog:
         return cls(path)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._starts[-1] if self._limit is None else self._limit
+
+    def head(self, events: int) -> EventLog:
+        """The same log without what follows its first ``events`` events."""
+        if not 0 <= events <= len(self):
+            raise ValueError(f"events: expected 0 to {len(self)}, found {events}")
+        short = copy.copy(self)
+        short._limit = events
+        return short
+
+    @property
+    def column_names(self) -> list[str]:
+        """Every column of the files, those outside the schema included."""
+        with self._open(self.files[0], []) as parquet:
+            return list(parquet.schema_arrow.names)
 
     def __repr__(self) -> str:
         return f"EventLog({str(self.path)!r}: {len(self)} events, {len(self.files)} files, tasks {self.schema.tasks})"

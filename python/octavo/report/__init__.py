@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from octavo.report.page import now, render, write_report
-from octavo.report.results import (
-    CalibrationBin,
-    Interval,
-    NumericsRow,
-    PlanRow,
-    ProgressPoint,
-    Quality,
-    Results,
-    SpeedRow,
-    write_atomically,
-)
+from octavo.report.results import NumericsRow, PlanRow, Results, SpeedRow, write_atomically
 
 __all__ = [
-    "CalibrationBin",
-    "Interval",
     "NumericsRow",
     "PlanRow",
-    "ProgressPoint",
-    "Quality",
     "Results",
     "SpeedRow",
     "now",

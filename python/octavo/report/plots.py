@@ -12,7 +12,8 @@ import matplotlib as mpl
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from octavo.report.results import CalibrationBin, NumericsRow, ProgressPoint, Quality, SpeedRow
+from octavo.evaluation import CalibrationBin, ProgressPoint, Quality
+from octavo.report.results import NumericsRow, SpeedRow
 
 INK, MUTED, GRID = "#1f2733", "#6b7686", "#e4e8ee"
 ACCENT, WARM = "#2b65d9", "#d9792b"

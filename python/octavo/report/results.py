@@ -9,34 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Quality:
-    """Ranking quality of one task over some events. ``calibration`` is sum(p) / sum(y); None = not defined there."""
-
-    events: int
-    ne: float | None
-    auc: float | None
-    calibration: float | None
-
-
-@dataclass(frozen=True)
-class ProgressPoint:
-    """Quality of predictions made before training on the events, over one window that ends at ``time_ms``."""
-
-    task: str
-    position: int
-    time_ms: int
-    quality: Quality
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95% bootstrap interval."""
-
-    estimate: float
-    low: float
-    high: float
+from octavo.evaluation import CalibrationBin, Interval, ProgressPoint, Quality
 
 
 @dataclass(frozen=True)
@@ -77,17 +50,6 @@ class PlanRow:
     numerics: str
     kernels: Mapping[str, str]
     predicted_sqnr_db: float | None
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """Held-out events of one prediction bin: mean prediction, mean label, and the label's 95% Wilson interval."""
-
-    predicted: float
-    observed: float
-    low: float
-    high: float
-    events: int
 
 
 @dataclass(frozen=True)
