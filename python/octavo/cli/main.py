@@ -1,0 +1,115 @@
+"""The commands and how they fail: one line on stderr, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import octavo
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_DEMO = {
+    "name": "demo",
+    "data": {"source": "demo"},
+    "model": {"top": [512, 256]},
+    "training": {"window": 8000, "checkpoint_every": 200},
+}
+
+
+def main() -> None:
+    """Entry point of ``octavo``."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"octavo: {_text(error)}", style="red", markup=False
+        )
+        sys.exit(2)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Mistakes in what the user gave; anything else is a bug and shows its traceback."""
+    from octavo.config import ConfigError
+    from octavo.data import DataError
+    from octavo.training import CheckpointError, TrainingError
+
+    expected = (ConfigError, DataError, CheckpointError, TrainingError, FileNotFoundError, FileExistsError)
+    return isinstance(error, expected) or hasattr(error, "format_message")
+
+
+def _text(error: Exception) -> str:
+    formatted = getattr(error, "format_message", None)
+    return str(formatted() if formatted else error)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Large recommendation models in eight bits."""
+    if version:
+        typer.echo(octavo.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see examples/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example training.batch_size=512.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes; default runs/<run id>.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete the run's checkpoints and start again.")] = False,
+) -> None:
+    """Train in event time, plan, convert, compare, report. A run that was stopped goes on where it was."""
+    from octavo.config import load_config, run_id
+
+    loaded = load_config(config, overrides or [])
+    _train(loaded, run_dir or Path("runs") / run_id(loaded), fresh)
+
+
+@app.command()
+def demo(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example data.events=50000.")] = None,
+    run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-run"),
+    fresh: Annotated[bool, typer.Option(help="Delete the run's checkpoints and start again.")] = False,
+) -> None:
+    """The main job on a log that octavo generates: under three minutes on two cores."""
+    from octavo.config import build_config
+
+    _train(build_config(_DEMO, overrides or [], source="octavo demo"), run_dir, fresh)
+
+
+def _train(config: Any, run_dir: Path, fresh: bool) -> None:
+    from octavo.cli.progress import Stages
+    from octavo.cli.tables import print_results
+    from octavo.training import run
+
+    console = Console()
+    with Stages(console) as stages:
+        results = run(config, run_dir, fresh, stages.listen)
+    print_results(console, results)
+    console.print(f"report: {(run_dir / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor(
+    qualify: Annotated[bool, typer.Option("--qualify", help="Check every kernel on this machine now.")] = False,
+) -> None:
+    """What this machine has, which kernels qualified, what to install for more."""
+    from octavo.cli.doctor import diagnose
+
+    diagnose(Console(), qualify)
