@@ -18,6 +18,8 @@ class DLRM(torch.nn.Module):
     take.
     """
 
+    pairs: torch.Tensor  # [F (F - 1) / 2] places of the distinct pairs among F * F dot products
+
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
         super().__init__()
         if not schema.labels:

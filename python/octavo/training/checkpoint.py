@@ -79,7 +79,13 @@ def write_checkpoint(
             ranges.append({"file": name, "start": start, "stop": stop})
         shape = [count, *state.rows.shape[1:]]
         table_entries.append({"name": table, "shape": shape, "slots": sorted(state.slots), "ranges": ranges})
-    manifest = {"format": FORMAT, "step": step, "base": None, "meta": dict(meta), "groups": sorted(groups)}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "step": step,
+        "base": None,
+        "meta": dict(meta),
+        "groups": sorted(groups),
+    }
     manifest |= {"tables": table_entries, "files": files}
     manifest["sha256"] = _manifest_hash(manifest)
     with (temporary / "manifest.json").open("w", encoding="utf-8") as file:

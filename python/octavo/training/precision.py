@@ -41,8 +41,8 @@ def predict(model: torch.nn.Module, log: EventLog, start: int, stop: int, batch_
                 logits[task].append(z)
                 labels[task].append(batch.labels[task])
             users.append(batch.user)
-    joined = [{task: torch.cat(parts) for task, parts in group.items()} for group in (logits, labels)]
-    return Predictions(*joined, torch.cat(users))
+    joined = {task: torch.cat(parts) for task, parts in logits.items()}
+    return Predictions(joined, {task: torch.cat(parts) for task, parts in labels.items()}, torch.cat(users))
 
 
 def make_plan(model: torch.nn.Module, log: EventLog, train_end: int, config: PlanConfig) -> dispatch.Plan:
@@ -55,8 +55,10 @@ def variants(
     model: torch.nn.Module, plan: dispatch.Plan, batch: Batch, config: PlanConfig
 ) -> dict[str, torch.nn.Module]:
     """The model as trained, by the plan, and uniformly in each class to compare."""
-    uniform = {name: nn.convert(model, dispatch.uniform_plan(model, batch, name)) for name in config.compare}
-    return {REFERENCE: model.eval(), PLANNED: nn.convert(model, plan), **uniform}
+    found = {REFERENCE: model.eval(), PLANNED: nn.convert(model, plan)}
+    for name in config.compare:
+        found[name] = nn.convert(model, dispatch.uniform_plan(model, batch, name))
+    return found
 
 
 def compare_quality(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,7 +95,7 @@ def evaluate(trainer: Trainer, tell: Listener) -> Results:
     )
 
 
-def _common(trainer: Trainer, task: str) -> dict[str, object]:
+def _common(trainer: Trainer, task: str) -> dict[str, Any]:
     config, log = trainer.config, trainer.log
     first, last = (log.read(at, at + 1).time.item() for at in (0, len(log) - 1))
     span = " to ".join(datetime.fromtimestamp(ms / 1e3, UTC).strftime("%Y-%m-%d") for ms in (first, last))
