@@ -50,7 +50,7 @@ class DLRM(torch.nn.Module):
         """Logits [B] float32 by task."""
         size, dim = len(batch), self.embeddings.tables[0].dim
         pooled = self.embeddings(batch.sparse)
-        parts = [pooled.view(size, -1, dim)]
+        parts = [pooled.view(size, len(self.embeddings.tables), dim)]
         top = [pooled] if self.embeddings_to_top else []
         if self.bottom is not None:
             dense = self.bottom(batch.dense)

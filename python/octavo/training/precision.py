@@ -109,7 +109,12 @@ def compare_speed(
 
 def plan_rows(plan: dispatch.Plan) -> list[PlanRow]:
     """The plan as the report shows it."""
-    return [PlanRow(e.site, e.n, e.k, e.epilogue, e.numerics, e.kernels, e.predicted_sqnr_db) for e in plan]
+    rows = []
+    for e in plan:
+        names = set(e.kernels.values())
+        kernels = {"any M": names.pop()} if len(names) == 1 else {f"M <= {m}": name for m, name in e.kernels.items()}
+        rows.append(PlanRow(e.site, e.n, e.k, e.epilogue, e.numerics, kernels, e.predicted_sqnr_db))
+    return rows
 
 
 def _call(model: torch.nn.Module, batch: Batch) -> Callable[[], None]:
