@@ -31,3 +31,13 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(str(error))
     yield request.param
     dispatch.force_isa(before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu need a device that octavo's CUDA kernels can use."""
+    if _core.cuda_info() is not None:
+        return
+    why = "no usable CUDA device" if _core.built_with_cuda else "octavo was built without CUDA"
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=why))

@@ -1,0 +1,85 @@
+"""What a build with CUDA must be on a machine without a device, and a build without CUDA anywhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import octavo
+from octavo import _core
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {"cuda.sm80.quantize.e4m3_row", "cuda.sm90.linear.e4m3_row"}
+with_cuda = pytest.mark.skipif(not _core.built_with_cuda, reason="octavo was built without CUDA (OCTAVO_CUDA=ON)")
+without_device = pytest.mark.skipif(_core.cuda_info() is not None, reason="there is a CUDA device")
+
+
+@with_cuda
+def test_the_kernels_are_in_the_table() -> None:
+    rows = {k.name: k for k in _core.kernels() if k.device == _core.Device.cuda and k.library == "octavo"}
+    assert set(rows) == KERNELS
+    assert rows["cuda.sm90.linear.e4m3_row"].numerics == _core.Numerics.e4m3_row
+
+
+@with_cuda
+@without_device
+def test_without_a_device_they_are_unsupported_and_nothing_breaks() -> None:
+    states = octavo.info()["kernels"]
+    assert {states[name] for name in KERNELS} == {"unsupported"}
+    assert octavo.info()["cuda"] is None
+
+
+@pytest.mark.skipif(_core.built_with_cuda, reason="octavo was built with CUDA")
+def test_a_build_without_cuda_has_no_cuda_rows() -> None:
+    assert not [k.name for k in _core.kernels() if k.device == _core.Device.cuda and k.library == "octavo"]
+    assert _core.cuda_info() is None
+
+
+@with_cuda
+def test_no_kernel_spills_registers() -> None:
+    reports = list(ROOT.glob("build/*/CMakeFiles/octavo_cuda_*.dir/**/*.ptxas.txt"))
+    if not reports:
+        pytest.skip("octavo was not built in this checkout")
+    text = "\n".join(path.read_text() for path in reports)
+    assert text.count("bytes spill stores") >= 3
+    assert all(
+        line.strip().endswith("0 bytes spill stores, 0 bytes spill loads")
+        for line in text.splitlines()
+        if "spill" in line
+    )
+
+
+def test_a_spill_fails_the_build(tmp_path) -> None:
+    report = "ptxas info    : Used 168 registers\\n    8 bytes stack frame, {} bytes spill stores, 0 bytes spill loads"
+    for spilled, status in ((0, 0), (16, 1)):
+        compiler = tmp_path / "nvcc.py"
+        compiler.write_text(f"import sys; sys.stderr.write('{report.format(spilled)}\\n')")
+        gate = [sys.executable, str(ROOT / "tools" / "ptxas_gate.py")]
+        done = subprocess.run(
+            [*gate, sys.executable, str(compiler), "-o", str(tmp_path / "x.o")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status
+        assert f"{spilled} bytes spill stores" in (tmp_path / "x.o.ptxas.txt").read_text()
+        assert ("spill registers" in done.stderr) == bool(spilled)
+
+
+@without_device
+def test_gpu_check_says_why_it_cannot_run(tmp_path) -> None:
+    script = ROOT / "benchmarks" / "python" / "gpu_check.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--out", str(tmp_path / "x.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "see docs/gpu.md" in done.stderr
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_toolchain_wants_nothing_when_cuda_is_off() -> None:
+    tool = [sys.executable, str(ROOT / "tools" / "cuda_toolchain.py"), "--if-wanted", "OFF", "--run"]
+    code = "import os; print(os.environ['SKBUILD_CMAKE_DEFINE'])"
+    done = subprocess.run([*tool, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "OCTAVO_CUDA=OFF\n"
