@@ -1,8 +1,8 @@
 """What `make gpu-check` measures on a GPU: every CUDA kernel's qualification, and the E4M3 linear against torch.
 
-``--qualify`` checks the kernels and writes one JSON object; without it, row-wise E4M3 layers are timed with CUDA events,
-interleaved with torch's BF16 linear and with torch's ``_scaled_mm`` (row-wise, quantization of x included), and JSON lines
-are written: one row per candidate and shape, then a summary line as every benchmark's.
+``--qualify`` checks the kernels and writes one JSON object; without it, row-wise E4M3 layers are timed with CUDA
+events, interleaved with torch's BF16 linear and with torch's ``_scaled_mm`` (row-wise, quantization of x included), and
+JSON lines are written: one row per candidate and shape, then a summary line as every benchmark's.
 """
 
 from __future__ import annotations
