@@ -140,13 +140,13 @@ class EmbeddingBags(torch.nn.Module):
     def lr(self) -> float:
         """The optimizer's learning rate; set it to follow a schedule."""
         if self.optimizer is None:
-            raise AttributeError("lr: the tables are frozen (optimizer=None)")
+            raise RuntimeError("lr: the tables are frozen (optimizer=None)")
         return self.optimizer.lr
 
     @lr.setter
     def lr(self, value: float) -> None:
         if self.optimizer is None:
-            raise AttributeError("lr: the tables are frozen (optimizer=None)")
+            raise RuntimeError("lr: the tables are frozen (optimizer=None)")
         self.optimizer = dataclasses.replace(self.optimizer, lr=float(value))
 
     @torch.no_grad()

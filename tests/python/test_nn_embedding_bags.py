@@ -1,0 +1,190 @@
+"""nn.EmbeddingBags: tables that train inside backward, state, copies in narrower formats, and its errors."""
+
+import copy
+
+import pytest
+import torch
+from embedding_support import bags, pooled
+
+from octavo import nn, ops
+from octavo.ops import Jagged
+
+TABLES = [nn.Table("user", rows=30, dim=8), nn.Table("item", rows=20, dim=12, pooling="mean")]
+
+
+def _module(optimizer=None, **arguments) -> nn.EmbeddingBags:
+    module = nn.EmbeddingBags(TABLES, optimizer, **arguments)
+    module.reset_parameters(0.5, torch.Generator().manual_seed(1))
+    return module
+
+
+def _rows(module: nn.EmbeddingBags) -> list[torch.Tensor]:
+    state = module.state_dict()
+    return [state["rows.user"].clone(), state["rows.item"].clone()]
+
+
+def test_forward_of_tensors_and_of_a_jagged() -> None:
+    module = _module().eval()
+    values, offsets, weights = bags(2, 9, 20, seed=2)
+    ref = pooled(_rows(module), ["sum", "mean"], values, offsets, weights)
+    y = module(values, offsets, weights)
+    assert y.shape == (9, 20)
+    assert torch.allclose(y.double(), ref, atol=1e-5)
+    assert torch.equal(module(Jagged(values, offsets, weights)), y)
+
+
+@pytest.mark.parametrize("optimizer", [nn.SGD(0.1), nn.RowWiseAdagrad(0.1), nn.SGD(0.1, weight_decay=0.01)])
+def test_training_is_torchs_on_dense_tables(optimizer) -> None:
+    module = _module(optimizer)
+    twins = [r.double().requires_grad_() for r in _rows(module)]
+    sums = [torch.zeros(len(r), dtype=torch.float64) for r in twins]
+    for step in range(4):
+        values, offsets, _ = bags(2, 9, 20, seed=step)
+        target = torch.randn(9, 20, generator=torch.Generator().manual_seed(step))
+        y = module(values, offsets)
+        assert y.requires_grad
+        (y - target).square().sum().backward()
+        loss = (pooled_with_gradients(twins, values, offsets) - target.double()).square().sum()
+        for t, (twin, grad) in enumerate(zip(twins, torch.autograd.grad(loss, twins), strict=True)):
+            own = offsets[t * 9 : (t + 1) * 9 + 1]
+            touched = torch.zeros(len(twin), 1, dtype=torch.float64)
+            touched.index_fill_(0, values[int(own[0]) : int(own[-1])], 1.0)
+            with torch.no_grad():
+                grad = (grad + optimizer.weight_decay * twin) * touched
+                if isinstance(optimizer, nn.SGD):
+                    twin -= optimizer.lr * grad
+                else:
+                    sums[t] += grad.square().mean(1)
+                    twin -= optimizer.lr / (sums[t].sqrt() + optimizer.eps)[:, None] * grad
+    for found, twin in zip(_rows(module), twins, strict=True):
+        assert torch.allclose(found.double(), twin.detach(), atol=1e-5)
+    if isinstance(optimizer, nn.RowWiseAdagrad):
+        assert torch.allclose(module.state_dict()["state.user"].double(), sums[0], rtol=1e-5)
+    assert list(module.parameters()) == []
+
+
+def pooled_with_gradients(rows: list[torch.Tensor], values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    parts = []
+    for t, (table, mode) in enumerate(zip(rows, ("sum", "mean"), strict=True)):
+        own = offsets[t * 9 : (t + 1) * 9 + 1]
+        part = values[int(own[0]) : int(own[-1])]
+        parts.append(torch.nn.functional.embedding_bag(part, table, own - own[0], mode=mode, include_last_offset=True))
+    return torch.cat(parts, 1)
+
+
+def test_only_training_mode_with_gradients_updates() -> None:
+    module = _module(nn.RowWiseAdagrad(0.1))
+    before = _rows(module)
+    values, offsets, weights = bags(2, 9, 20, seed=3)
+    with torch.no_grad():
+        assert not module(values, offsets).requires_grad
+    module.eval()
+    assert not module(values, offsets).requires_grad
+    frozen = _module(None)
+    assert not frozen(values, offsets).requires_grad
+    weights.requires_grad_()
+    frozen(values, offsets, weights).sum().backward()
+    assert weights.grad is not None
+    for module_ in (module, frozen):
+        assert all(torch.equal(a, b) for a, b in zip(_rows(module_), before, strict=True))
+    with pytest.raises(RuntimeError, match="the tables are frozen"):
+        _ = frozen.lr
+
+
+def test_learning_rate_schedules() -> None:
+    module = _module(nn.SGD(0.1))
+    values, offsets = torch.tensor([3, 4]), torch.tensor([0, 1, 2])
+    before = _rows(module)[0][3].clone()
+    module.lr = 0.25
+    module(values, offsets).sum().backward()
+    assert torch.allclose(_rows(module)[0][3], before - 0.25)
+    assert module.optimizer == nn.SGD(0.25)
+
+
+def test_gradients_of_weights_use_the_rows_before_the_update() -> None:
+    module = _module(nn.SGD(0.5))
+    values, offsets, weights = bags(2, 9, 20, seed=4)
+    rows = _rows(module)
+    weights.requires_grad_()
+    module(values, offsets, weights).sum().backward()
+    own = offsets[:10]
+    expected = rows[0][values[: int(own[-1])]].sum(1)
+    assert torch.allclose(weights.grad[: int(own[-1])], expected, atol=1e-5)
+    assert not torch.equal(_rows(module)[0], rows[0])
+
+
+def test_state_dict_and_copies() -> None:
+    module = _module(nn.RowWiseAdagrad(0.1))
+    values, offsets, _ = bags(2, 9, 20, seed=5)
+    module(values, offsets).sum().backward()
+    state = module.state_dict()
+    assert sorted(state) == ["rows.item", "rows.user", "state.item", "state.user"]
+    assert state["state.user"].max() > 0
+    other = nn.EmbeddingBags(TABLES, nn.RowWiseAdagrad(0.1))
+    other.load_state_dict(state)
+    twin = copy.deepcopy(module)
+    expected = module.eval()(values, offsets)
+    assert torch.equal(other.eval()(values, offsets), expected)
+    assert torch.equal(twin.eval()(values, offsets), expected)
+    twin.train()(values, offsets).sum().backward()
+    assert torch.equal(module(values, offsets), expected)
+    assert not torch.equal(twin.eval()(values, offsets), expected)
+    loaded = nn.EmbeddingBags(TABLES, nn.RowWiseAdagrad(0.1))
+    loaded.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+    assert torch.equal(loaded.eval()(values, offsets), expected)
+
+
+@pytest.mark.parametrize(("dtype", "db"), [("bf16", 50.0), ("e4m3", 30.0), ("int8", 40.0)])
+def test_copies_in_narrower_formats(dtype, db) -> None:
+    module = _module(nn.SGD(0.1))
+    before = _rows(module)
+    values, offsets, _ = bags(2, 200, 20, seed=6)
+    narrow = module.to_dtype(dtype)
+    assert [t.dtype for t in narrow.tables] == [dtype] * 2
+    assert narrow.optimizer is None
+    assert not narrow.training
+    y, ref = narrow(values, offsets), module.eval()(values, offsets)
+    assert db - 4 < ops.errors.sqnr_db(y, ref) < db + 12
+    assert all(torch.equal(a, b) for a, b in zip(_rows(module), before, strict=True))
+    assert torch.equal(copy.deepcopy(narrow)(values, offsets), y)
+    again = nn.EmbeddingBags([nn.Table(t.name, t.rows, t.dim, dtype, t.pooling) for t in TABLES])
+    again.load_state_dict(narrow.state_dict())
+    assert torch.equal(again(values, offsets), y)
+    with pytest.raises(ValueError, match=f"table 'user' is {dtype}; convert the fp32 original instead"):
+        narrow.to_dtype("fp32")
+
+
+def test_initial_values_are_reproducible() -> None:
+    a, b = _module(), _module()
+    assert all(torch.equal(x, y) for x, y in zip(_rows(a), _rows(b), strict=True))
+    assert _rows(a)[0].abs().max() <= 0.5
+    a.reset_parameters()
+    assert _rows(a)[0].abs().max() <= (1 / 30) ** 0.5
+
+
+def test_bad_arguments_name_themselves() -> None:
+    with pytest.raises(ValueError, match="tables: expected at least one"):
+        nn.EmbeddingBags([])
+    with pytest.raises(ValueError, match="names must differ, found a, a"):
+        nn.EmbeddingBags([nn.Table("a", 1, 1), nn.Table("a", 1, 1)])
+    with pytest.raises(ValueError, match="'a' is e4m3 and only fp32 tables train"):
+        nn.EmbeddingBags([nn.Table("a", 1, 1, "e4m3")], nn.SGD(0.1))
+    with pytest.raises(TypeError, match="optimizer: expected nn.RowWiseAdagrad, nn.SGD or None, found float"):
+        nn.EmbeddingBags(TABLES, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype of table 'a': found 'fp16'"):
+        nn.Table("a", 1, 1, "fp16")
+    with pytest.raises(ValueError, match="expected rows >= 0 and dim >= 1, found 3 x 0"):
+        nn.Table("a", 3, 0)
+    with pytest.raises(ValueError, match="must not be empty nor hold a '.'"):
+        nn.Table("a.b", 3, 1)
+    module = _module(nn.SGD(0.1))
+    before = _rows(module)
+    with pytest.raises(TypeError, match="offsets: missing"):
+        module(torch.tensor([1]))
+    with pytest.raises(IndexError, match="item.*20"):
+        module(torch.tensor([1, 20]), torch.tensor([0, 1, 2])).sum().backward()
+    with pytest.raises(TypeError, match="a Jagged holds its own"):
+        module(Jagged(torch.tensor([1, 2]), torch.tensor([0, 1, 2])), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="gradients of the weights need fp32 tables"):
+        module.to_dtype("bf16")(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), torch.ones(2, requires_grad=True))
+    assert all(torch.equal(a, b) for a, b in zip(_rows(module), before, strict=True))
