@@ -27,31 +27,3 @@ def table(rows: int, dim: int, dtype: str, seed: int) -> tuple[torch.Tensor, tor
     wide = scale.double()
     exact = codes.double() * (wide[:, None] if scale.dim() == 1 else wide[:, :1])
     return codes, scale, exact if scale.dim() == 1 else exact + wide[:, 1:]
-
-
-def coefficients(
-    pooling: str, t: int, batch: int, offsets: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[slice, torch.Tensor, torch.Tensor]:
-    """Span of table t's values; the bag and the coefficient of each of them."""
-    own = offsets[t * batch : (t + 1) * batch + 1]
-    span, lengths = slice(int(own[0]), int(own[-1])), own.diff()
-    bag = torch.repeat_interleave(torch.arange(batch), lengths)
-    factor = torch.ones(len(bag), dtype=torch.float64) if weights is None else weights[span].double()
-    return span, bag, factor / lengths[bag] if pooling == "mean" else factor
-
-
-def pooled(
-    tables: list[torch.Tensor],
-    pooling: list[str],
-    values: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """[B, sum of dims] in FP64."""
-    batch = (len(offsets) - 1) // len(tables)
-    parts = []
-    for t, rows in enumerate(tables):
-        span, bag, factor = coefficients(pooling[t], t, batch, offsets, weights)
-        out = torch.zeros(batch, rows.shape[1], dtype=torch.float64)
-        parts.append(out.index_add_(0, bag, rows.double()[values[span]] * factor[:, None]))
-    return torch.cat(parts, 1)

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from embedding_support import bags, pooled
+from embedding_support import bags
 
 from octavo import nn, ops
 from octavo.ops import Jagged
+from octavo.ops.reference import pooled_reference
 
 TABLES = [nn.Table("user", rows=30, dim=8), nn.Table("item", rows=20, dim=12, pooling="mean")]
 
@@ -26,7 +27,7 @@ def _rows(module: nn.EmbeddingBags) -> list[torch.Tensor]:
 def test_forward_of_tensors_and_of_a_jagged() -> None:
     module = _module().eval()
     values, offsets, weights = bags(2, 9, 20, seed=2)
-    ref = pooled(_rows(module), ["sum", "mean"], values, offsets, weights)
+    ref = pooled_reference(_rows(module), ["sum", "mean"], values, offsets, weights)
     y = module(values, offsets, weights)
     assert y.shape == (9, 20)
     assert torch.allclose(y.double(), ref, atol=1e-5)

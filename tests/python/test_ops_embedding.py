@@ -5,13 +5,14 @@ import warnings
 import hypothesis.strategies as st
 import pytest
 import torch
-from embedding_support import bags, coefficients, pooled, table
+from embedding_support import bags, table
 from hypothesis import given, settings
 
 from octavo import _core, ops
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
 from octavo.ops.embedding import TableSet, bag_backward, bag_forward
 from octavo.ops.embedding_checks import check_bag_backward, check_bag_forward
+from octavo.ops.reference import coefficients, pooled_reference
 from octavo.ops.table_formats import decode_rows, encode_rows
 
 FORMATS = ("fp32", "bf16", "e4m3", "int8")
@@ -35,7 +36,7 @@ def test_formats_and_dimensions(isa, dtype, pooling, dim) -> None:
     made = [table(50, d, dtype, seed=d) for d in (dim, 16)]
     values, offsets, weights = bags(2, 23, 50, seed=dim)
     for w in (None, weights):
-        ref = pooled([m[2] for m in made], [pooling] * 2, values, offsets, w)
+        ref = pooled_reference([m[2] for m in made], [pooling] * 2, values, offsets, w)
         for kernel in _kernels(_core.Op.bag_forward):
             tables = TableSet([m[0] for m in made], [m[1] for m in made], pooling)
             y = bag_forward(tables, values, offsets, w, kernel=kernel)
@@ -145,7 +146,7 @@ def test_any_jagged_input(data) -> None:
         pooling=pooling,
         scales=[m[1] for m in made],
     )
-    ref = pooled([m[2] for m in made], pooling, torch.tensor(values, dtype=torch.int64), offsets)
+    ref = pooled_reference([m[2] for m in made], pooling, torch.tensor(values, dtype=torch.int64), offsets)
     assert y.shape == ref.shape
     if ref.numel():
         assert relative_to_largest(y, ref) <= FP32_TOLERANCE

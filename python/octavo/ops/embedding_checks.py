@@ -8,6 +8,7 @@ from octavo import _core
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
 from octavo.ops.embedding import TableSet, bag_backward, bag_forward
 from octavo.ops.quantization import quantize
+from octavo.ops.reference import coefficients, pooled_reference
 
 # Dimensions of the tables of one call: the smallest, tails, a whole cache line of each row format, a wide one.
 DIMS = (1, 3, 64, 130)
@@ -23,7 +24,7 @@ def check_bag_forward(kernel: _core.Kernel) -> str:
         pooling = ["sum", "mean", "mean", "sum"]
         tables = TableSet([c[0] for c in coded], [c[1] for c in coded], pooling)
         for w in (None, weights):
-            ref = _pooled([c[2] for c in coded], pooling, values, offsets, w)
+            ref = pooled_reference([c[2] for c in coded], pooling, values, offsets, w)
             for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
                 error = relative_to_largest(
                     bag_forward(tables, values, offsets, w, out_dtype=dtype, kernel=kernel), ref
@@ -83,32 +84,6 @@ def _rows(format: str, dim: int, g: torch.Generator) -> tuple[torch.Tensor, torc
     return rows, None, rows.double()
 
 
-def _coefficients(
-    pooling: str, table: int, offsets: torch.Tensor, weights: torch.Tensor | None
-) -> tuple[slice, torch.Tensor, torch.Tensor]:
-    """A table's span of values, and for each of them its bag and its weight in that bag, FP64."""
-    own = offsets[table * _BATCH : (table + 1) * _BATCH + 1]
-    span, lengths = slice(int(own[0]), int(own[-1])), own.diff()
-    bag = torch.repeat_interleave(torch.arange(_BATCH), lengths)
-    factor = torch.ones(len(bag), dtype=torch.float64) if weights is None else weights[span].double()
-    return span, bag, factor / lengths[bag] if pooling == "mean" else factor
-
-
-def _pooled(
-    rows: list[torch.Tensor],
-    pooling: list[str],
-    values: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None,
-) -> torch.Tensor:
-    parts = []
-    for t, table in enumerate(rows):
-        span, bag, factor = _coefficients(pooling[t], t, offsets, weights)
-        out = torch.zeros(_BATCH, table.shape[1], dtype=torch.float64)
-        parts.append(out.index_add_(0, bag, table[values[span]] * factor[:, None]))
-    return torch.cat(parts, 1)
-
-
 def _stepped(
     rows: list[torch.Tensor], states: list[torch.Tensor], pooling: list[str], values: torch.Tensor,
     offsets: torch.Tensor,
@@ -118,7 +93,7 @@ def _stepped(
     new_rows, new_states, column = [], [], 0
     for t, (table, state) in enumerate(zip(rows, states, strict=True)):
         dim = table.shape[1]
-        span, bag, factor = _coefficients(pooling[t], t, offsets, weights)
+        span, bag, factor = coefficients(pooling[t], t, _BATCH, offsets, weights)
         g = torch.zeros(_ROWS, dim, dtype=torch.float64)
         g.index_add_(0, values[span], grad[:, column : column + dim].double()[bag] * factor[:, None])
         column += dim

@@ -70,3 +70,31 @@ def linear_reference(
     """The layer in FP64 on dequantized operands. ``weight`` [N, K] FP64, dequantized already. Returns [M, N] FP64."""
     z = operands_reference(x, numerics) @ weight.T
     return apply_epilogue(z, bias, norm, activation, residual, residual_before_norm)
+
+
+def coefficients(
+    pooling: str, table: int, batch: int, offsets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[slice, torch.Tensor, torch.Tensor]:
+    """Table ``table``'s span of values, and for each of them its bag and its weight in that bag (FP64)."""
+    own = offsets[table * batch : (table + 1) * batch + 1]
+    span, lengths = slice(int(own[0]), int(own[-1])), own.diff()
+    bag = torch.repeat_interleave(torch.arange(batch), lengths)
+    factor = torch.ones(len(bag), dtype=torch.float64) if weights is None else weights[span].double()
+    return span, bag, factor / lengths[bag] if pooling == "mean" else factor
+
+
+def pooled_reference(
+    rows: list[torch.Tensor],
+    pooling: list[str],
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Bags of ``rows`` (one [R, D] per table, decoded) in FP64: [B, sum of dims]."""
+    batch = (len(offsets) - 1) // len(rows)
+    parts = []
+    for t, table in enumerate(rows):
+        span, bag, factor = coefficients(pooling[t], t, batch, offsets, weights)
+        out = torch.zeros(batch, table.shape[1], dtype=torch.float64)
+        parts.append(out.index_add_(0, bag, table.double()[values[span]] * factor[:, None]))
+    return torch.cat(parts, 1)
