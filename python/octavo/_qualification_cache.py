@@ -14,10 +14,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from pathlib import Path
 
 from octavo import _core
+from octavo._files import write_atomically
 
 
 def path() -> Path:
@@ -41,9 +41,7 @@ def write(verdicts: dict[str, str]) -> None:
     merged = {**read(), **verdicts}
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".kernels-", delete=False) as file:
-            json.dump(merged, file, indent=1, sort_keys=True)
-        os.replace(file.name, target)
+        write_atomically(target, json.dumps(merged, indent=1, sort_keys=True))
 
 
 def entry(kernel: _core.Kernel) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from octavo._files import write_atomically
 from octavo.config.sections import RunConfig
 
 
@@ -90,14 +90,8 @@ def run_id(config: RunConfig) -> str:
 
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write the resolved configuration as YAML that :func:`load_config` reads back to an equal one. Atomic."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(f"# run {run_id(config)}, configuration sha256 {config_hash(config)}\n")
-        yaml.safe_dump(config.resolved(), file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    head = f"# run {run_id(config)}, configuration sha256 {config_hash(config)}\n"
+    write_atomically(path, head + yaml.safe_dump(config.resolved(), sort_keys=False))
 
 
 def _apply_override(values: dict[str, Any], override: str) -> str:

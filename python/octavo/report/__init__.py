@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.report.page import now, render, write_report
-from octavo.report.results import NumericsRow, PlanRow, Results, SpeedRow, write_atomically
+from octavo.report.results import NumericsRow, PlanRow, Results, SpeedRow
 
 __all__ = [
     "NumericsRow",
@@ -12,6 +12,5 @@ __all__ = [
     "SpeedRow",
     "now",
     "render",
-    "write_atomically",
     "write_report",
 ]

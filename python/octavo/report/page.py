@@ -9,8 +9,9 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from octavo._files import write_atomically
 from octavo.report import plots
-from octavo.report.results import Results, write_atomically
+from octavo.report.results import Results
 
 
 def render(results: Results) -> str:

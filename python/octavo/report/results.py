@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from octavo._files import write_atomically
 from octavo.evaluation import CalibrationBin, Interval, ProgressPoint, Quality
 
 
@@ -78,13 +78,3 @@ class Results:
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
         write_atomically(Path(path), json.dumps(asdict(self), indent=1, allow_nan=False))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, rename."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

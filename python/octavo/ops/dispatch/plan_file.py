@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from octavo import _core
+from octavo._files import write_atomically
 from octavo.ops._types import NUMERICS, choice
 
 SCHEMA_VERSION = 1
@@ -59,14 +59,8 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        path = Path(path)
         content = {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
