@@ -32,6 +32,10 @@ std::string above(const char* name, double value, double bound) {
   return value <= bound ? "" : std::string(name) + " " + number(value) + " > " + number(bound);
 }
 
+double precision(const Candidate& c) {
+  return std::isnan(c.error.sqnr_db) ? -std::numeric_limits<double>::infinity() : c.error.sqnr_db;
+}
+
 std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, const Requirement& requirement) {
   if (!kernel.is_supported()) return "this machine lacks what it needs";
   if (kernel.state == Qualification::quarantined) return "quarantined: " + kernel.note;
@@ -87,7 +91,7 @@ Decision choose(const Problem& problem, const Requirement& requirement, const Ev
   std::stable_sort(decision.candidates.begin(), decision.candidates.end(), [](const Candidate& a, const Candidate& b) {
     if (a.admitted != b.admitted) return a.admitted;
     if (a.predicted_us != b.predicted_us) return a.predicted_us < b.predicted_us;
-    return a.error.sqnr_db > b.error.sqnr_db;
+    return precision(a) > precision(b);
   });
   if (const Candidate* best = decision.chosen()) {
     const auto admitted = std::count_if(decision.candidates.begin(), decision.candidates.end(),

@@ -55,29 +55,24 @@ struct E4m3 {
     const __m256i words = _mm256_slli_epi16(_mm256_cvtepi8_epi16(codes), 7);
     return _mm512_cvtph_ps(_mm256_and_si256(words, _mm256_set1_epi16(static_cast<short>(0xbfff))));
   }
-  [[gnu::always_inline]] static __mmask64 nans(__m512i codes) {
-    const __m512i magnitude = _mm512_set1_epi8(0x7f);
-    return _mm512_cmpeq_epi8_mask(_mm512_and_si512(codes, magnitude), magnitude);
+  [[gnu::always_inline]] static __mmask32 nans(__m256i codes) {
+    const __m256i magnitude = _mm256_set1_epi8(0x7f);
+    return _mm256_cmpeq_epi8_mask(_mm256_and_si256(codes, magnitude), magnitude);
   }
 
+  // Loads stay inside the row: a wider one would touch the next cache line, which nobody prefetched.
   template <int vectors>
   [[gnu::always_inline]] static void add(__m512* sum, const std::uint8_t* x, __m512 scale, __mmask16 tail) {
     constexpr int pairs = vectors / 2;
     const __m512i clear = _mm512_set1_epi16(static_cast<short>(0xbfff));
-    const auto tail64 = [&](int first) {  // of the 64 codes from vector `first` on, those inside the row
-      const int full = vectors - 1 - first;
-      return full >= 4 ? ~__mmask64{0} : ((__mmask64{1} << 16 * full) - 1) | (__mmask64{tail} << 16 * full);
-    };
-    __mmask64 found = 0;
-#pragma GCC unroll 2
-    for (int i = 0; i < vectors; i += 4)
-      found |= nans(vectors - i > 4 ? _mm512_loadu_si512(x + 16 * i) : _mm512_maskz_loadu_epi8(tail64(i), x + 16 * i));
+    __mmask32 found = 0;
 #pragma GCC unroll 4
     for (int i = 0; i < pairs; ++i) {
       const bool last = 2 * i + 2 == vectors;
       const __mmask32 mask = last ? __mmask32{0xffff} | __mmask32{tail} << 16 : ~__mmask32{0};
       const __m256i codes = last ? _mm256_maskz_loadu_epi8(mask, x + 32 * i)
                                  : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 32 * i));
+      found |= nans(codes);
       const __m512i words = _mm512_and_si512(_mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7), clear);
       const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
       const __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
@@ -86,7 +81,9 @@ struct E4m3 {
     }
     if constexpr (vectors % 2 == 1) {
       constexpr int i = vectors - 1;
-      sum[i] = _mm512_fmadd_ps(decode(_mm_maskz_loadu_epi8(tail, x + 16 * i)), scale, sum[i]);
+      const __m128i codes = _mm_maskz_loadu_epi8(tail, x + 16 * i);
+      found |= nans(_mm256_zextsi128_si256(codes));
+      sum[i] = _mm512_fmadd_ps(decode(codes), scale, sum[i]);
     }
     if (__builtin_expect(found != 0, 0)) poison<vectors>(sum, x, tail);
   }
@@ -95,7 +92,7 @@ struct E4m3 {
   [[gnu::noinline]] static void poison(__m512* sum, const std::uint8_t* x, __mmask16 tail) {
     for (int i = 0; i < vectors; ++i) {
       const __m128i codes = _mm_maskz_loadu_epi8(i + 1 < vectors ? 0xffff : tail, x + 16 * i);
-      const __mmask16 nan = static_cast<__mmask16>(nans(_mm512_zextsi128_si512(codes)));
+      const __mmask16 nan = static_cast<__mmask16>(nans(_mm256_zextsi128_si256(codes)));
       sum[i] = _mm512_mask_mov_ps(sum[i], nan, _mm512_set1_ps(__builtin_nanf("")));
     }
   }
