@@ -8,6 +8,7 @@ OCTAVO_DECLARE_GENERIC(Status quantize(const QuantizeArgs& args))
 #if defined(__x86_64__)
 namespace avx512_kernels {
 Status quantize_e4m3_row(const QuantizeArgs& args);
+Status quantize_int8_row(const QuantizeArgs& args);
 }
 #endif
 
@@ -28,6 +29,11 @@ void register_quantize_kernels(Registry& registry) {
   row.cost = {.overhead_us = 0.5, .gmacs_per_s = 1.0, .gbytes_per_s = 12.0};
   row.supported = [] { return cpu_features().avx512; };
   row.run.quantize = avx512_kernels::quantize_e4m3_row;
+  (void)registry.add(row);
+
+  row.name = "cpu.avx512.quantize.int8_row";
+  row.formats = "float32|bfloat16 -> int8, row";
+  row.run.quantize = avx512_kernels::quantize_int8_row;
   (void)registry.add(row);
 #endif
 }
