@@ -133,6 +133,25 @@ def test_changed_weight_is_packed_again() -> None:
     assert torch.equal(ops.linear(x, layers), 2 * before)
 
 
+def test_strided_vectors_are_read_at_every_call() -> None:
+    w, x = pack_as(_normal(8, 6, seed=1), "bf16"), _normal(3, 6, seed=2)
+    wide = torch.zeros(16)
+    norm = ops.Norm("rms", torch.ones(16)[::2])
+    for value in (1.0, 2.0):
+        wide.fill_(value)
+        norm.weight.fill_(value)
+        assert torch.allclose(ops.linear(x, w, wide[::2]), ops.linear(x, w) + value, atol=1e-6)
+        assert torch.allclose(ops.linear(x, w, norm=norm), value * ops.linear(x, w, norm=ops.Norm("rms")), atol=1e-5)
+
+
+def test_calls_are_told_apart_by_what_they_compute() -> None:
+    w, x, g = pack_as(_normal(8, 6, seed=1), "bf16"), _normal(3, 6, seed=2), torch.ones(8)
+    made = [ops.Norm("layer", g), ops.Norm("rms", g), ops.Norm("layer", g, eps=1.0), ops.Norm("block", block=4)]
+    for norm in made + made:
+        ref = linear_reference(x, w.dequantize().double(), "bf16", norm=norm)
+        assert relative_to_largest(ops.linear(x, w, norm=norm), ref) <= FP32_TOLERANCE
+
+
 def test_counters_say_which_kernel_ran(isa) -> None:
     w = pack_as(_normal(64, 64), "int8_dynamic")
     problem = ops.dispatch.Problem("linear", 32, 64, 64, numerics="int8_dynamic")

@@ -78,12 +78,14 @@ def run(
     call is remembered on the weight.
     """
     try:
+        bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
+        norm = _contiguous(norm)
         key = (
-            kernel, x.shape, x.dtype, x.is_cpu, out_dtype, id(bias), id(norm), activation, residual_before_norm,
+            kernel, x.shape, x.dtype, x.is_cpu, out_dtype, activation, residual_before_norm,
             None if residual is None else (residual.shape, residual.dtype, residual.is_cpu),
             None if out is None else (out.shape, out.dtype, out.stride()),
             0 if bias is None else bias.data_ptr(),
-            None if norm is None else norm.addresses(),
+            None if norm is None else (norm.kind, norm.eps, norm.block, norm.addresses()),
         )  # fmt: skip
     except (AttributeError, TypeError):  # no tensors: say which
         check(x, w, bias, norm, activation, residual, out_dtype, out)
@@ -119,13 +121,12 @@ class _Call:
         self.m = x.shape[:-1].numel()
         self.dtype = out.dtype if out is not None else x.dtype if out_dtype is None else out_dtype
         self.x_code, self.y_code = _CODES[x.dtype], _CODES[self.dtype]
-        bias, contiguous = None if bias is None else bias.contiguous(), _contiguous(norm)
-        self.parts = (bias, norm, contiguous, activation)  # keeps what the key and the addresses name alive
+        self.parts = (bias, norm, activation)  # keeps what the key's addresses name alive
         self.before = before
         where = None if residual is None else "before" if before else "after"
         words = describe(bias is not None, norm.kind if norm else None, activation, where)
         self.kernel = kernel or _kernel_for(w, self.m, x.dtype, self.dtype, words)
-        self.epilogue = _epilogue(bias, contiguous, activation)
+        self.epilogue = _epilogue(bias, norm, activation)
         self.core = self.kernel.library == "octavo"
 
     def __call__(
@@ -161,7 +162,7 @@ class _Call:
     def _run_external(
         self, x: torch.Tensor, w: PackedWeight, residual: torch.Tensor | None, y: torch.Tensor
     ) -> torch.Tensor:
-        bias, _, norm, activation = self.parts
+        bias, norm, activation = self.parts
         self.kernel.count()
         z = kernels.externals[self.kernel.name](as_rows(x), w).float()
         r = None if residual is None else as_rows(residual)
