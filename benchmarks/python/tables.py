@@ -1,0 +1,155 @@
+"""The README's tables out of ``benchmarks/results``: prints them, or with ``--write`` puts them between its markers.
+
+A test compares the README with what this prints, so a figure there always has its file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+CLASSES = ("int8_dynamic", "bf16", "e4m3_weight_only", "e4m3_row")
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """Every line of a results file."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def bars(name: str) -> dict[str, dict[str, Any]]:
+    """The summary's bars by name."""
+    return {bar["name"]: bar for bar in lines(name)[-1]["bars"]}
+
+
+def ratio(bar: dict[str, Any]) -> str:
+    """Figure and interval."""
+    if bar["figure"] is None:
+        return "did not run"
+    return f"{bar['figure']:.2f} ({bar['low']:.2f} .. {bar['high']:.2f})"
+
+
+def header(name: str) -> str:
+    """Machine, date, effort and command of a results file."""
+    head = lines(name)[0]
+    return (
+        f"{head['device']}, {head['threads']} threads, {head['isa']}, {head['date'][:10]}, commit {head['commit'][:7]}: "
+        f"`benchmarks/python/{name}.py --{head['effort']} --out benchmarks/results/{name}.jsonl`"
+    )
+
+
+def table(titles: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first to the right."""
+    rule = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [titles, rule, *rows]) + "\n"
+
+
+def linear_norm() -> str:
+    """Geometric means over shapes, then the class by M."""
+    found = bars("linear_norm")
+    rows = []
+    for name in CLASSES:
+        pair = [found[f"linear_{name}_{io}_vs_best_float_same_io"] for io in ("float32", "bfloat16")]
+        rows.append([name, *map(ratio, pair)])
+    best = ratio(found["linear_best_class_vs_best_peer"])
+    peers = ratio(found["linear_int8_dynamic_vs_quantize_dynamic"])
+    return (
+        "**Linear + bias + LayerNorm + hardswish**, times as fast as the best of torch eager and compiled, FP32 and "
+        "BF16, at the same input and output type (geometric mean over shapes, 95% interval):\n\n"
+        + table(["class", "FP32 in and out", "BF16 in and out"], rows)
+        + f"\nThe best class against the best peer of any kind, INT8 ones included: {best}. `int8_dynamic` against "
+        f"`quantize_dynamic`, torch's fastest INT8 route: {peers}. {header('linear_norm')}\n"
+    )
+
+
+def embedding() -> str:
+    """Forward and backward."""
+    forward, backward = bars("embedding_forward"), bars("embedding_backward")
+    both = "best of torch and FBGEMM"
+    rows = []
+    for name, slug, peer in (
+        ("FP32", "fp32_vs_best_same_width", "FP32 rows"),
+        ("BF16", "bf16_vs_best_same_width", "16-bit rows"),
+        ("INT8", "int8_vs_best_same_width", "8-bit rows"),
+        ("E4M3", "e4m3_vs_best_of_any_dtype", "any row format"),
+    ):
+        rows.append([f"forward, {name} rows", ratio(forward[f"embedding_forward_{slug}"]), f"{both}, {peer}"])
+    for slug, peer in (("fbgemm", "FBGEMM, the same optimizer"), ("torch", "torch, sparse gradients and Adagrad")):
+        rows.append(["backward + row-wise Adagrad", ratio(backward[f"embedding_backward_vs_{slug}"]), peer])
+    return (
+        "**Embedding bags**, times as fast as the peer:\n\n"
+        + table(["", "ratio", "peer"], rows)
+        + f"\n{header('embedding_forward')}; {header('embedding_backward')}\n"
+    )
+
+
+def small() -> str:
+    """Quantizers and overhead."""
+    quantize, overhead = bars("quantize"), bars("overhead")
+    rows = []
+    for name, slug, peer in (
+        ("E4M3", "e4m3_vs_best_torch", "best of torch eager and compiled"),
+        ("INT8", "int8_vs_best_torch", "best of torch eager and compiled"),
+        ("INT8", "int8_vs_fbgemm", "FBGEMM's 8-bit rows"),
+    ):
+        rows.append([f"quantize FP32 to {name} rows", ratio(quantize[f"quantize_float32_to_{slug}"]), peer])
+    for name, slug in (("`ops.linear`, 1 x 64 x 64", ""), ("the same with gradients", "_with_gradients")):
+        rows.append([name, ratio(overhead[f"overhead_ops_linear{slug}_vs_torch"]), "torch eager, the same layer"])
+    return (
+        "**Quantizers and the cost of a call**, times as fast as the peer:\n\n"
+        + table(["", "ratio", "peer"], rows)
+        + f"\n{header('quantize')}; {header('overhead')}\n"
+    )
+
+
+def main_job() -> str:
+    """MovieLens: quality and speed by numerics."""
+    run = json.loads((RESULTS / "movielens.json").read_text(encoding="utf-8"))
+    sizes = sorted({row["batch_size"] for row in run["speed"]})
+    speed = {(row["contestant"], row["batch_size"]): row for row in run["speed"]}
+
+    def cells(name: str) -> list[str]:
+        return [f"{speed[name, size]['ratio']:.2f}" if (name, size) in speed else "" for size in sizes]
+
+    rows = [["torch FP32", "", "", "", *cells("torch FP32")], ["torch BF16", "", "", "", *cells("torch BF16")]]
+    for row in run["numerics"]:
+        quality, gap = row["quality"], row["ne_difference"]
+        values = [] if gap is None else [f"{gap[key] * 1e4:+.1f}" for key in ("estimate", "low", "high")]
+        cost = "{} ({} .. {})".format(*values) if values else ""
+        rows.append([row["numerics"], f"{quality['ne']:.4f}", f"{quality['auc']:.4f}", cost, *cells(row["numerics"])])
+    for name, quality in run["baselines"].items():
+        rows.append([f"{name}", f"{quality['ne']:.4f}", f"{quality['auc']:.4f}", "", *[""] * len(sizes)])
+    titles = ["numerics", "NE", "AUC", "NE - FP32, 1e-4 (95%)", *(f"speed, batch {size}" for size in sizes)]
+    machine = run["machine"]
+    return (
+        "**MovieLens-100K, a DLRM, one pass in event time**, scored on the last 20% (never trained on); speed of the "
+        "whole forward pass, times torch FP32 with torch's own tables:\n\n"
+        + table(titles, rows)
+        + f"\n`planned`: {run['requirement']}. {machine['CPU']}, {machine['threads']} threads, {run['created'][:10]}: "
+        "`octavo train examples/movielens.yaml`, then its `results.json`.\n"
+    )
+
+
+def text() -> str:
+    """All tables."""
+    return "\n".join([main_job(), linear_norm(), embedding(), small()])
+
+
+def main() -> int:
+    """Print, or write into the README."""
+    if "--write" not in sys.argv:
+        print(text(), end="")
+        return 0
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}{text()}{END}{after}", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
