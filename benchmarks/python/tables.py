@@ -130,7 +130,7 @@ def main_job() -> str:
         "whole forward pass, times torch FP32 with torch's own tables:\n\n"
         + table(titles, rows)
         + f"\n`planned`: {run['requirement']}. {machine['CPU']}, {machine['threads']} threads, {run['created'][:10]}: "
-        "`octavo train examples/movielens.yaml`, then its `results.json`.\n"
+        "`octavo train examples/movielens.yaml plan.rounds=100`, its `results.json`.\n"
     )
 
 
