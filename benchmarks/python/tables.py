@@ -37,7 +37,8 @@ def header(name: str) -> str:
     """Machine, date, effort and command of a results file."""
     head = lines(name)[0]
     return (
-        f"{head['device']}, {head['threads']} threads, {head['isa']}, {head['date'][:10]}, commit {head['commit'][:7]}: "
+        f"{head['device']}, {head['threads']} threads, {head['isa']}, "
+        f"{head['date'][:10]}, commit {head['commit'][:7]}: "
         f"`benchmarks/python/{name}.py --{head['effort']} --out benchmarks/results/{name}.jsonl`"
     )
 
