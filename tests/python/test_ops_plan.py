@@ -154,6 +154,29 @@ def test_converted_copy_runs_in_its_class_and_leaves_the_original_alone(numerics
         assert torch.equal(converted.state_dict()[name], tensor)
 
 
+def test_the_plans_preferred_kernels_run(tmp_path) -> None:
+    model = Net()
+    made = uniform_plan(model, X, "bf16")
+    made.save(tmp_path / "p.json")
+    text = (tmp_path / "p.json").read_text()
+    for name in {name for entry in made for name in entry.kernels.values()}:
+        text = text.replace(name, "cpu.generic.linear.bf16")
+    (tmp_path / "p.json").write_text(text)
+    converted = nn.convert(model, Plan.load(tmp_path / "p.json"))
+    before = ops.dispatch.counters()
+    converted(X)
+    ran = {name for name, n in ops.dispatch.counters().items() if n > before.get(name, 0)}
+    assert ran == {"cpu.generic.linear.bf16"}
+    assert torch.equal(copy.deepcopy(converted)(X), converted(X))
+    kernels.by_name("cpu.generic.linear.bf16").quarantine("a test")
+    try:
+        kernels.new_generation()
+        assert torch.allclose(converted(X), nn.convert(model, made)(X), atol=1e-3)  # another of the class serves
+    finally:
+        kernels.by_name("cpu.generic.linear.bf16").qualify()
+        kernels.new_generation()
+
+
 def test_fp32_plan_changes_nothing() -> None:
     model = Net()
     assert torch.equal(nn.convert(model, uniform_plan(model, X, "fp32"))(X), model(X))

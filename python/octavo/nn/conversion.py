@@ -16,9 +16,9 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """A copy of ``model`` for inference whose linear layers run in the classes that ``plan`` names.
 
     The copy owns its parameters (tables included) and is in evaluation mode; ``model`` is not touched.
-    ``torch.nn.Linear`` modules become octavo's. Layers that share a weight keep sharing it. A preferred kernel that
-    this machine lacks is reported as a warning and another of the same class runs. Raises ValueError when the plan
-    names a site the model does not have, or one of another shape.
+    ``torch.nn.Linear`` modules become octavo's. Layers that share a weight keep sharing it. The plan's preferred
+    kernels serve where they may. A preferred kernel that this machine lacks is reported as a warning and another of the
+    same class runs. Raises ValueError when the plan names a site the model does not have, or one of another shape.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an octavo.ops.dispatch.Plan, found {type(plan).__name__}")
@@ -37,13 +37,14 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
         shape = list(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
         if shape != [entry.n, entry.k]:
             raise ValueError(f"plan: {entry.site} is [{entry.n}, {entry.k}] in the plan but {shape} in the model")
-        by_weight[id(weight)] = entry.numerics
+        by_weight[id(weight)] = entry
     for path, module in list(converted.named_modules(remove_duplicate=False)):
-        numerics = by_weight.get(id(getattr(module, "weight", None)))
-        if numerics is None or not isinstance(module, torch.nn.Linear | LinearNorm):
+        planned = by_weight.get(id(getattr(module, "weight", None)))
+        if planned is None or not isinstance(module, torch.nn.Linear | LinearNorm):
             continue
         target = module if isinstance(module, Linear | LinearNorm) else _replaced(converted, path, module)
-        target.numerics = numerics
+        target.numerics = planned.numerics
+        target.preferred_kernels = {int(m): name for m, name in planned.kernels.items()}
     for parameter in converted.parameters():
         parameter.requires_grad_(False)
     for module in converted.modules():

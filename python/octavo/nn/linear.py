@@ -23,6 +23,7 @@ class _Numerics(torch.nn.Module):
     is_octavo_linear = True
     weight: torch.Tensor
     _numerics: str = "fp32"
+    preferred_kernels: dict[int, str] = {}  # a plan's kernels by the largest M of their bucket; empty: dispatch chooses
     _packed: PackedWeight | None = None
     _packed_from: tuple[Any, ...] = ()
 
@@ -47,6 +48,7 @@ class _Numerics(torch.nn.Module):
         state = (weight.data_ptr(), version, weight.requires_grad and torch.is_grad_enabled())
         if self._packed is None or state != self._packed_from:
             self._packed, self._packed_from = pack_as(weight if state[2] else weight.detach(), self._numerics), state
+            self._packed.preferred = self.preferred_kernels
         return self._packed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

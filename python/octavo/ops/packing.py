@@ -25,16 +25,18 @@ class PackedWeight:
     """A weight [N, K] in the numerics class ``numerics``.
 
     ``codes`` [N, K] (float8_e4m3fn, int8 or bfloat16), ``scale`` [N] FP32 or None (bf16), ``master``: the FP32 weight
-    that gradients flow to (straight-through), or None. Changing ``codes`` in place drops the kernels' layouts.
+    that gradients flow to (straight-through), or None. ``preferred``: kernels that a plan names, by the largest M of
+    their bucket. Changing ``codes`` in place drops the kernels' layouts.
     """
 
-    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "scale")
+    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "preferred", "scale")
 
     def __init__(
         self, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, master: torch.Tensor | None = None
     ) -> None:
         self.codes, self.scale, self.numerics, self.master = codes.contiguous(), scale, numerics, master
         self.n, self.k = codes.shape
+        self.preferred: dict[int, str] = {}
         self._version = -1
         self._core_weight: _core.PackedWeight | None = None
         self._routes: dict[tuple[Any, ...], Any] = {}
@@ -77,7 +79,9 @@ class PackedWeight:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         scale = None if self.scale is None else self.scale.clone()
-        return PackedWeight(self.codes.clone(), scale, self.numerics, self.master)
+        twin = PackedWeight(self.codes.clone(), scale, self.numerics, self.master)
+        twin.preferred = dict(self.preferred)
+        return twin
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.numerics}, shape={list(self.shape)}, device={self.codes.device})"

@@ -43,7 +43,8 @@ def quantize(x: torch.Tensor, format: str = "e4m3", scaling: str = "row", pow2_s
     ``format``: ``e4m3 | e5m2 | int8``; ``scaling``: one scale per ``row`` (last dimension) or per ``tensor``. The scale
     is amax / largest code (448, 57344, 127), rounded up to a power of two with ``pow2_scale``; all-zero rows get 1.
     Infinities saturate and do not enter the scale. NaN stays NaN; in int8, which has none, the row's scale becomes NaN.
-    Raises TypeError or ValueError naming the argument. Gradients do not flow through rounding.
+    Raises TypeError or ValueError naming the argument, and RuntimeError where no kernel serves the combination (on CUDA
+    only E4M3 rows of float32 and bfloat16 have one so far). Gradients do not flow through rounding.
     """
     expect_tensor("x", x, _FLOATS)
     choice("format", format, tuple(CODES))

@@ -69,9 +69,14 @@ def counters() -> dict[str, int]:
 
 
 def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
-    """The kernel that serves a packed weight on m rows: of its class, the fastest."""
+    """The kernel that serves a packed weight on m rows: the one its plan prefers, else the fastest of its class."""
     x_name, out_name = str(x_dtype).removeprefix("torch."), str(out_dtype).removeprefix("torch.")
     problem = Problem("linear", m, w.n, w.k, x_name, out_name, epilogue, w.device.type, w.numerics)
+    if w.preferred:
+        bound = min((b for b in w.preferred if b >= m), default=max(w.preferred))
+        for candidate in judge(problem).candidates:
+            if candidate.admitted and candidate.kernel.name == w.preferred[bound]:
+                return candidate.kernel
     return kernels.by_name(choose(problem).kernel)
 
 
