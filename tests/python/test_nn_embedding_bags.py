@@ -1,6 +1,7 @@
 """nn.EmbeddingBags: tables that train inside backward, state, copies in narrower formats, and its errors."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +190,19 @@ def test_bad_arguments_name_themselves() -> None:
     with pytest.raises(ValueError, match="gradients of the weights need fp32 tables"):
         module.to_dtype("bf16")(torch.tensor([1, 2]), torch.tensor([0, 1, 2]), torch.ones(2, requires_grad=True))
     assert all(torch.equal(a, b) for a, b in zip(_rows(module), before, strict=True))
+
+
+def test_large_tables_are_on_huge_pages() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system grants no transparent huge pages")
+    module = nn.EmbeddingBags([nn.Table("t", rows=1 << 17, dim=64)])  # 32 MiB
+    first = module.state_dict()["rows.t"].data_ptr()
+    huge, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and not line.split()[0].endswith(":"):
+            low, high = (int(end, 16) for end in line.split()[0].split("-"))
+            inside = low < first + (32 << 20) and high > first
+        elif inside and line.startswith("AnonHugePages:"):
+            huge += int(line.split()[1])
+    assert huge >= 16 << 10  # kB: at least half of the table

@@ -14,9 +14,8 @@ import torch
 from octavo import _core
 from octavo.ops._types import DTYPES
 
-externals: dict[
-    str, Callable[[torch.Tensor, Any], torch.Tensor]
-] = {}  # other libraries: run(x [M, K], weight) -> x W^T
+# How kernels of other libraries are run, by name: run(x [M, K], weight) -> x W^T [M, N].
+externals: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {}
 generation = 0
 _serving: dict[tuple[Any, ...], _core.Kernel] = {}
 
