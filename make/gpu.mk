@@ -7,7 +7,8 @@ OUT ?= benchmarks/results
 gpu-check:
 	@command -v nvidia-smi > /dev/null && nvidia-smi -L | grep -q GPU || \
 	  { echo "gpu-check: no NVIDIA GPU on this machine; run it on one (docs/gpu.md)"; exit 1; }
-	SKBUILD_CMAKE_DEFINE="OCTAVO_CUDA=ON" $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
+	$(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
+	  $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 	@mkdir -p $(OUT)
 	$(GPU_PYTHON) benchmarks/python/gpu_check.py --qualify --out $(OUT)/gpu-qualification.json
 	$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_kernels.py -p no:cacheprovider
