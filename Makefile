@@ -74,14 +74,14 @@ bench-cpp: $(VENV)/.dependencies
 lint: $(VENV)/.dependencies
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror $(CXX_FILES)
+	@clang-format --dry-run -Werror $(CXX_FILES)
 	mypy
 	PYTHONPATH=python lint-imports --no-logo
 
 format: $(VENV)/.dependencies
 	ruff check --fix .
 	ruff format .
-	clang-format -i $(CXX_FILES)
+	@clang-format -i $(CXX_FILES)
 
 wheel: $(VENV)/.dependencies
 	$(BIN)/python tools/cuda_toolchain.py --if-wanted $(OCTAVO_CUDA) --run \

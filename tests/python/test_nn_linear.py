@@ -59,6 +59,18 @@ def test_classes_run_ops_linear_and_follow_the_weight(numerics) -> None:
     assert twin.weight.data_ptr() != layer.weight.data_ptr()
 
 
+def test_parameters_that_get_other_data_are_read_anew() -> None:
+    layer = nn.LinearNorm(12, 9)
+    layer.numerics = "bf16"
+    with torch.no_grad():
+        before = layer(X)
+        for vector in (layer.bias, layer.norm_weight, layer.norm_bias):
+            vector.data = torch.full((9,), 0.5)
+        assert not torch.equal(layer(X), before)
+        expected = ops.linear(X, layer.packed(), torch.full((9,), 0.5), layer.norm_spec, "hardswish")
+        assert torch.equal(layer(X), expected)
+
+
 def test_training_in_low_precision_moves_the_master_weight() -> None:
     torch.manual_seed(3)
     layer = nn.LinearNorm(12, 9, "rms", "silu")
@@ -82,6 +94,11 @@ def test_inference_mode_and_compile() -> None:
     expected = layer(X)
     with torch.inference_mode():
         assert torch.equal(layer(X), expected)
+    with torch.inference_mode():
+        fresh = nn.Linear(12, 9)
+        fresh.load_state_dict(layer.state_dict())
+        fresh.numerics = "int8_dynamic"  # packed in inference mode: such tensors have no version counter
+        assert torch.equal(fresh(X), expected)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     assert torch.equal(compiled(X), expected)
 

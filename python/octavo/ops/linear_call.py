@@ -121,7 +121,9 @@ class _Call:
         self.m = x.shape[:-1].numel()
         self.dtype = out.dtype if out is not None else x.dtype if out_dtype is None else out_dtype
         self.x_code, self.y_code = _CODES[x.dtype], _CODES[self.dtype]
-        self.parts = (bias, norm, activation)  # keeps what the key's addresses name alive
+        # Detached, so that they keep alive what the key's addresses name when a parameter gets other data.
+        bias, norm = None if bias is None else bias.detach(), _detached(norm)
+        self.parts = (bias, norm, activation)
         self.before = before
         where = None if residual is None else "before" if before else "after"
         words = describe(bias is not None, norm.kind if norm else None, activation, where)
@@ -179,6 +181,13 @@ def _contiguous(norm: Norm | None) -> Norm | None:
     if norm is None or all(v is None or v.is_contiguous() for v in (norm.weight, norm.bias)):
         return norm
     weight, bias = (None if v is None else v.contiguous() for v in (norm.weight, norm.bias))
+    return Norm(norm.kind, weight, bias, norm.eps, norm.block)
+
+
+def _detached(norm: Norm | None) -> Norm | None:
+    if norm is None:
+        return None
+    weight, bias = (None if v is None else v.detach() for v in (norm.weight, norm.bias))
     return Norm(norm.kind, weight, bias, norm.eps, norm.block)
 
 

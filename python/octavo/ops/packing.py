@@ -57,7 +57,7 @@ class PackedWeight:
 
     def core(self) -> _core.PackedWeight:
         """The compiled core's view, with the layouts kernels made; a new one when the codes changed."""
-        version = self.codes._version
+        version = 0 if self.codes.is_inference() else self.codes._version
         if version != self._version or self._core_weight is None:
             scale = 0 if self.scale is None else self.scale.data_ptr()
             self._core_weight = _core.PackedWeight(

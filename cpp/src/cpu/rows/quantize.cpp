@@ -9,7 +9,7 @@ OCTAVO_DECLARE_GENERIC(Status quantize(const QuantizeArgs& args))
 namespace avx512_kernels {
 Status quantize_e4m3_row(const QuantizeArgs& args);
 Status quantize_int8_row(const QuantizeArgs& args);
-}
+}  // namespace avx512_kernels
 #endif
 
 void register_quantize_kernels(Registry& registry) {
