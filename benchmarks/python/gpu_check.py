@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import commit
 
 import octavo
 from octavo import _core, ops
@@ -32,13 +33,12 @@ ROUNDS = 30
 
 def facts() -> dict[str, Any]:
     """Device, versions, commit, date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "device": _core.cuda_info(),
         "torch": torch.__version__,
         "octavo": octavo.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit() if shutil.which("git") else "unknown",
     }
 
 

@@ -32,7 +32,11 @@ DeviceGuard::DeviceGuard(const void* pointer) {
   cudaPointerAttributes attributes{};
   int current = 0;
   if (cudaGetDevice(&current) != cudaSuccess) return;
-  if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess || attributes.device < 0) return;
+  if (cudaPointerGetAttributes(&attributes, pointer) != cudaSuccess) {
+    (void)cudaGetLastError();  // an empty matrix has no address: the current device serves, nothing failed
+    return;
+  }
+  if (attributes.device < 0) return;
   if (attributes.device != current && cudaSetDevice(attributes.device) == cudaSuccess) before_ = current;
 }
 

@@ -1,5 +1,7 @@
 """The CUDA kernels on a device, through octavo.ops, against FP64 on dequantized operands."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -12,6 +14,14 @@ from octavo.ops.reference import linear_reference, quantize_reference
 
 pytestmark = pytest.mark.gpu
 LINEAR, QUANTIZE = "cuda.sm90.linear.e4m3_row", "cuda.sm80.quantize.e4m3_row"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _qualified() -> None:
+    """Before any test: a verdict on a kernel is what one of them asserts, not a warning in whichever comes first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        ops.dispatch.qualify()
 
 
 def _kernel(name: str) -> _core.Kernel:
@@ -56,6 +66,44 @@ def test_linear_shapes(shape, dtype) -> None:
         ref = linear_reference(x, w.dequantize().double().cpu(), "e4m3_row", b)
         bound = FP32_TOLERANCE if dtype == torch.float32 else BF16_TOLERANCE
         assert relative_to_largest(y, ref) <= bound
+
+
+@pytest.mark.parametrize("shape", [(0, 64, 32), (3, 0, 32), (0, 0, 0)])
+def test_empty(shape) -> None:
+    kernel = _kernel(LINEAR)
+    m, n, k = shape
+    w = pack_as(_normal(n, k, seed=10).cuda(), "e4m3_row")
+    y = run(_normal(m, k, seed=11).cuda(), w, kernel=kernel)
+    assert y.shape == (m, n)
+    assert y.is_cuda
+    q = ops.quantize(torch.empty(m, k, device="cuda"), "e4m3", "row")
+    assert q.data.shape == (m, k)
+    assert q.scale.cpu().tolist() == [1.0] * m
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+def test_types_mix_and_out_is_written_in_place(x_dtype, residual_dtype, out_dtype) -> None:
+    kernel = _kernel(LINEAR)
+    w = pack_as((_normal(72, 96, seed=12) / 10).cuda(), "e4m3_row")
+    x, residual = _normal(21, 96, seed=13).to(x_dtype), _normal(21, 72, seed=14).to(residual_dtype)
+    wide = torch.full((21, 100), 7.0, dtype=out_dtype, device="cuda")
+    y = run(x.cuda(), w, None, None, "relu", residual.cuda(), out=wide[:, 10:82], kernel=kernel)
+    ref = linear_reference(x, w.dequantize().double().cpu(), "e4m3_row", None, None, "relu", residual)
+    bound = FP32_TOLERANCE if out_dtype == torch.float32 else BF16_TOLERANCE
+    assert y.data_ptr() == wide[:, 10:82].data_ptr()
+    assert relative_to_largest(y, ref) <= bound
+    assert bool((wide[:, :10] == 7).all())
+    assert bool((wide[:, 82:] == 7).all())
+
+
+def test_out_on_the_wrong_device_is_refused_also_when_the_call_is_known() -> None:
+    kernel = _kernel(LINEAR)
+    w, x = pack_as((_normal(16, 32, seed=15) / 6).cuda(), "e4m3_row"), _normal(4, 32, seed=16).cuda()
+    run(x, w, out=torch.empty(4, 16, device="cuda"), kernel=kernel)
+    with pytest.raises(ValueError, match="out: is on cpu"):
+        run(x, w, out=torch.empty(4, 16), kernel=kernel)
 
 
 def test_strides_determinism_and_streams() -> None:

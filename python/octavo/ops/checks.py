@@ -17,8 +17,10 @@ from octavo.ops.reference import linear_reference, quantize_reference
 FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
 BF16_TOLERANCE = 2.0**-8
 
-# M, N, K: the smallest, tails in each, one that crosses every blocking limit on all threads.
-LINEAR_SHAPES = ((1, 1, 1), (1, 67, 515), (7, 64, 31), (19, 130, 257), (211, 331, 1090))
+# M, N, K: the smallest, tails in each, multiples of 16 for kernels that take no others, and one that crosses every
+# blocking limit on all threads.
+_TAILS = (19, 130, 257)
+LINEAR_SHAPES = ((1, 1, 1), (1, 67, 515), (7, 64, 31), (37, 48, 272), _TAILS, (211, 331, 1090))
 QUANTIZE_SHAPES = ((1, 1), (5, 67), (67, 515), (3, 16390))
 
 
@@ -42,13 +44,17 @@ _CASES = (
 
 
 def check_linear(kernel: _core.Kernel) -> str:
-    """Every shape bare, and every epilogue on the tail shape, against FP64 on dequantized operands."""
+    """Every shape it takes bare, and every epilogue on one with tails, against FP64 on dequantized operands."""
+    takes = kernels.limits.get(kernel.name)
+    shapes = [shape for shape in LINEAR_SHAPES if takes is None or takes(*shape)]
+    if not shapes:
+        return f"takes none of the shapes that kernels are checked on, {LINEAR_SHAPES}"
     half = kernel.product == _core.DType.bf16  # such a kernel serves BF16 outputs only
-    for shape in LINEAR_SHAPES:
+    for shape in shapes:
         if failure := _linear_failure(kernel, shape, _Case(dtype=torch.bfloat16) if half else _PLAIN):
             return failure
     for case in (case for case in _CASES if not half or case.dtype == torch.bfloat16):
-        if failure := _linear_failure(kernel, LINEAR_SHAPES[3], case):
+        if failure := _linear_failure(kernel, _TAILS if _TAILS in shapes else shapes[0], case):
             return failure
     return ""
 

@@ -81,9 +81,9 @@ def run(
         bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
         norm = _contiguous(norm)
         key = (
-            kernel, x.shape, x.dtype, x.is_cpu, out_dtype, activation, residual_before_norm,
-            None if residual is None else (residual.shape, residual.dtype, residual.is_cpu),
-            None if out is None else (out.shape, out.dtype, out.stride()),
+            kernel, x.shape, x.dtype, x.get_device(), out_dtype, activation, residual_before_norm,
+            None if residual is None else (residual.shape, residual.dtype, residual.get_device()),
+            None if out is None else (out.shape, out.dtype, out.stride(), out.get_device()),
             0 if bias is None else bias.data_ptr(),
             None if norm is None else (norm.kind, norm.eps, norm.block, norm.addresses()),
         )  # fmt: skip

@@ -57,4 +57,6 @@ def register(
         gbytes_per_s=gbytes_per_s, accepts=accepts,
     )  # fmt: skip
     kernels.externals[name] = run
+    if accepts is not None:
+        kernels.limits[name] = accepts
     kernels.new_generation()
