@@ -177,6 +177,21 @@ def test_the_plans_preferred_kernels_run(tmp_path) -> None:
         kernels.new_generation()
 
 
+def test_a_class_without_a_kernel_is_left_out_of_the_plan() -> None:
+    rows = [k for k in _core.kernels() if k.numerics.name == "int8_dynamic" and k.state == "qualified"]
+    for kernel in rows:
+        kernel.quarantine("a test")
+    try:
+        kernels.new_generation()
+        made = plan(Net(), X, Requirement(min_sqnr_db=20))
+        assert all("int8_dynamic" not in entry.measured for entry in made)
+        assert all("e4m3_row" in entry.measured for entry in made)
+    finally:
+        for kernel in rows:
+            kernel.qualify()
+        kernels.new_generation()
+
+
 def test_fp32_plan_changes_nothing() -> None:
     model = Net()
     assert torch.equal(nn.convert(model, uniform_plan(model, X, "fp32"))(X), model(X))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from octavo.ops import errors
 from octavo.ops._types import NUMERICS, choice
-from octavo.ops.dispatch.choice import choose
+from octavo.ops.dispatch.choice import choose, judge
 from octavo.ops.dispatch.measure import is_measured, measure
 from octavo.ops.dispatch.plan_file import Plan, PlanEntry
 from octavo.ops.dispatch.problem import Evidence, Problem, Requirement
@@ -117,12 +118,18 @@ def _build(model: torch.nn.Module, batch: Any, entry: Callable[[Site], PlanEntry
 
 
 def _chosen(site: Site, requirement: Requirement, measure_costs: bool) -> PlanEntry:
-    measured = {numerics: site_errors(site, numerics) for numerics in LOW_PRECISION}
+    measured = {numerics: site_errors(site, numerics) for numerics in LOW_PRECISION if _is_served(site, numerics)}
     problem = site.problem(site.x.shape[0])
     if measure_costs and not is_measured(problem):
         measure(problem)
     decision = choose(problem, requirement, Evidence(measured))
     return _entry(site, decision.numerics, measured, requirement, decision.predicted_us, decision.reason)
+
+
+def _is_served(site: Site, numerics: str) -> bool:
+    """Whether a kernel of this class may run here with the FP32 output that errors are measured on."""
+    problem = dataclasses.replace(site.problem(min(site.x.shape[0], _ROWS), numerics), out_dtype="float32", epilogue="")
+    return any(candidate.admitted for candidate in judge(problem).candidates)
 
 
 def _uniform(site: Site, numerics: str) -> PlanEntry:
