@@ -1,7 +1,7 @@
 // One function per bindings/*.cpp; each fills octavo._core with what its header offers.
 //
-// Nothing here knows torch: Python passes addresses (tensor.data_ptr()), shapes and strides as integers, already
-// checked.
+// Nothing here links torch: Python passes addresses (tensor.data_ptr()), shapes and strides as integers, already
+// checked; prepared calls read tensors through DLPack's C table (torch_tensors.hpp).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,6 +17,8 @@ void bind_registry(py::module_& m);
 void bind_dispatch(py::module_& m);
 void bind_quantize(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_torch_tensors(py::module_& m);
+void bind_prepared_linear(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_embedding(py::module_& m);
 

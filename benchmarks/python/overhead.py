@@ -2,7 +2,8 @@
 
 Routes to octavo from the raw compiled call to a recorded gradient, class bf16 with FP32 in and out, against torch's
 linear, alone and with LayerNorm and hardswish. Each mode (without gradients, recording them) is a contest of its own.
-Only forward calls are timed.
+Only forward calls are timed. Bars are for the layer with norm and activation against torch's eager chain: half its time
+through ``octavo.ops``, a quarter prepared.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from torch.nn import functional
 import octavo.ops.linear_operator  # noqa: F401 - defines torch.ops.octavo.linear
 from octavo import _core, nn, ops
 from octavo.ops.dispatch.choice import judge
-from octavo.ops.linear_call import _epilogue
+from octavo.ops.linear_call import Layer as Resolved
 from octavo.ops.packing import pack_as
 
 M, N, K = 1, 64, 64
 NUMERICS = "bf16"
 FUSED, PLAIN = "bias+layer+hardswish", "bias"
-BARS = {"_core.linear": "core_linear", "ops.linear": "ops_linear", "ops.linear, out=": "ops_linear_out",
-        "torch.ops.octavo.linear": "operator"}  # fmt: skip
+ROUTES = {"_core.linear": "core_linear", "ops.linear": "ops_linear", "ops.linear, out=": "ops_linear_out",
+          "prepared": "prepared", "prepared, out=": "prepared_out", "torch.ops.octavo.linear": "operator",
+          "nn": "nn"}  # fmt: skip
+BARS = {"ops.linear": 2.0, "prepared": 4.0}  # torch's time over octavo's
 
 
 def raw_call(x: torch.Tensor, w: ops.PackedWeight, bias: torch.Tensor, norm: ops.Norm | None) -> Callable[[int], None]:
@@ -36,10 +39,11 @@ def raw_call(x: torch.Tensor, w: ops.PackedWeight, bias: torch.Tensor, norm: ops
     kernel = next(c.kernel for c in judge(problem).candidates if c.admitted and c.kernel.library == "octavo")
     y = torch.empty(M, N)
     f32 = int(_core.DType.f32)
+    resolved = Resolved(w, bias, norm, "hardswish" if norm else None, False, torch.float32, torch.float32)
     arguments = (kernel, x.data_ptr(), M, K, f32, w.core(), y.data_ptr(), N, f32,
-                 _epilogue(bias, norm, "hardswish" if norm else None), 0, 0, f32, False, 0)  # fmt: skip
+                 resolved.epilogue, 0, 0, f32, False, 0)  # fmt: skip
 
-    def call(i: int, keep: object = (x, w, y)) -> None:
+    def call(i: int, keep: object = (x, w, y, resolved)) -> None:
         _core.linear(*arguments)
 
     return call
@@ -65,14 +69,17 @@ def inference_routes(
     operator = torch.ops.octavo.linear
     vectors = (None, None, None, 0.0, 256) if norm is None else (norm.kind, norm.weight, norm.bias, norm.eps, 256)
     module = module_of(layer, norm is not None)
+    prepared = ops.prepare_linear(w, bias, norm, activation, rows=(M,))
     return {
         "_core.linear": raw_call(x, w, bias, norm),
         "ops.linear": lambda i: ops.linear(x, w, bias, norm, activation),
         "ops.linear, out=": lambda i: ops.linear(x, w, bias, norm, activation, out=y),
+        "prepared": lambda i: prepared(x),
+        "prepared, out=": lambda i: prepared(x, y),
         "torch.ops.octavo.linear": lambda i: operator(
             x, w.codes, w.scale, NUMERICS, bias, *vectors, activation, None, False, None
         ),
-        "nn.LinearNorm" if norm else "nn.Linear": lambda i: module(x),
+        "nn": lambda i: module(x),
     }
 
 
@@ -114,10 +121,13 @@ def contest(run: harness.Run, fused: bool, gradients: bool) -> None:
         y = call(0)
         if isinstance(y, torch.Tensor):
             peers.agrees(y.detach(), expected, NUMERICS)
-        facts = {"numerics": NUMERICS, "route": route, "mode": mode}
+        facts = {"numerics": NUMERICS, "route": route, "mode": mode, "fused": fused}
         ours.append(harness.Entry(f"octavo {route}", call, io="float32", group=route, facts=facts))
     peers_of = torch_routes(run, layer, x, fused)
-    rivals = [harness.Entry(name, call, io="float32", group="torch") for name, call in peers_of.items()]
+    rivals = [
+        harness.Entry(name, call, io="float32", group="compiled" if "compiled" in name else "eager")
+        for name, call in peers_of.items()
+    ]
     epilogue = FUSED if fused else PLAIN
     run.contest("linear", {"m": M, "n": N, "k": K, "epilogue": epilogue, "mode": mode}, ours, rivals)
 
@@ -128,9 +138,14 @@ def body(run: harness.Run) -> None:
         with torch.no_grad():
             contest(run, fused, gradients=False)
         contest(run, fused, gradients=True)
-    for route, slug in BARS.items():
-        run.finding(f"overhead_{slug}_vs_torch", where(route=route, mode="inference"), where())
-    run.finding("overhead_ops_linear_with_gradients_vs_torch", where(route="ops.linear", mode="grad"), where())
+    eager = where(group="eager")
+    for route, slug in ROUTES.items():
+        fused = where(route=route, mode="inference", fused=True)
+        run.finding(f"overhead_{slug}_vs_torch", fused, eager, bar=BARS.get(route))
+        run.finding(f"overhead_{slug}_plain_vs_torch", where(route=route, mode="inference", fused=False), eager)
+    for fused, slug in ((True, ""), (False, "_plain")):
+        mine = where(route="ops.linear", mode="grad", fused=fused)
+        run.finding(f"overhead_ops_linear_with_gradients{slug}_vs_torch", mine, eager)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
+import torch
+
 class DType(IntEnum):
     f32 = ...
     bf16 = ...
@@ -190,6 +192,50 @@ class Epilogue:
         activation: int,
     ) -> None: ...
 
+def use_torch(
+    api: object,
+    tensor: type[torch.Tensor],
+    parameter: type[torch.Tensor],
+    is_grad_enabled: Callable[[], bool],
+) -> None: ...
+
+class PreparedLinear:
+    def __call__(
+        self, x: torch.Tensor, out: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor: ...
+    def serve(
+        self,
+        x: torch.Tensor,
+        master: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        norm: object,
+        activation: str | None,
+        residual: torch.Tensor | None,
+        out_dtype: torch.dtype | None,
+        out: torch.Tensor | None,
+        residual_before_norm: bool,
+        /,
+    ) -> Any: ...
+
+def prepare_linear(
+    weight: PackedWeight,
+    codes: torch.Tensor,
+    epilogue: Epilogue,
+    residual_before_norm: bool,
+    vectors: tuple[torch.Tensor | None, ...],
+    trainable: tuple[torch.Tensor, ...],
+    norm: object,
+    activation: str | None,
+    x_dtype: torch.dtype,
+    y_dtype: torch.dtype,
+    x_is_f32: bool,
+    y_is_f32: bool,
+    slow: Callable[..., torch.Tensor] | None,
+) -> PreparedLinear: ...
+def refresh_prepared(prepared: PreparedLinear, weight: PackedWeight) -> None: ...
+def set_prepared_kernel(prepared: PreparedLinear, m: int, with_residual: bool, kernel: Kernel) -> None: ...
+def prepared_kernels(prepared: PreparedLinear) -> dict[tuple[int, bool], str]: ...
+def new_generation() -> int: ...
 def linear(
     kernel: Kernel,
     x: int,

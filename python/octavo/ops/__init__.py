@@ -6,6 +6,7 @@ from octavo.ops.epilogue import Norm
 from octavo.ops.jagged import Jagged
 from octavo.ops.linear import linear
 from octavo.ops.packing import PackedWeight, pack_weight
+from octavo.ops.prepared import PreparedLinear, prepare_linear
 from octavo.ops.quantization import QuantizedTensor, dequantize, quantize
 from octavo.ops.torch_kernels import register_torch_kernels
 
@@ -15,6 +16,7 @@ __all__ = [
     "Jagged",
     "Norm",
     "PackedWeight",
+    "PreparedLinear",
     "QuantizedTensor",
     "dequantize",
     "dispatch",
@@ -22,5 +24,6 @@ __all__ = [
     "errors",
     "linear",
     "pack_weight",
+    "prepare_linear",
     "quantize",
 ]

@@ -39,11 +39,6 @@ class Norm:
             if value is not None:
                 expect_tensor(name, value, (torch.float32,), 1)
 
-    def addresses(self) -> tuple[int, int]:
-        """Where weight and bias are; 0 = there is none."""
-        weight, bias = self.weight, self.bias
-        return (0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-
 
 def describe(has_bias: bool, norm: str | None, activation: str | None, residual: str | None) -> str:
     """An epilogue in words: ``bias+layer+hardswish``. ``residual``: None, ``before`` or ``after``."""

@@ -25,7 +25,7 @@ _serving: dict[tuple[Any, ...], _core.Kernel] = {}
 def new_generation() -> None:
     """Forget every chosen kernel."""
     global generation
-    generation += 1
+    generation = _core.new_generation()
     _serving.clear()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from octavo.ops.epilogue import Norm
@@ -37,6 +39,12 @@ def linear(
     Gradients of x, bias, norm, residual and w's master weight go through torch in FP32; rounding passes them straight
     through. Raises TypeError or ValueError that names the argument.
     """
+    if not torch.compiler.is_compiling():
+        served = getattr(w, "served", None)
+        if served is not None:
+            y = served.serve(x, w.master, bias, norm, activation, residual, out_dtype, out, residual_before_norm)
+            if y is not NotImplemented:
+                return cast(torch.Tensor, y)
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     if torch.is_grad_enabled() and _any_requires_grad(x, w.master, bias, norm, residual):

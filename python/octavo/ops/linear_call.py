@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import torch
 
 from octavo import _core
@@ -15,6 +18,7 @@ _FLOATS = (torch.float32, torch.bfloat16)
 _F32 = int(_core.DType.f32)
 _CODES = {torch.float32: _F32, torch.bfloat16: int(_core.DType.bf16)}
 _NORM_KINDS = {None: 0, "layer": 1, "rms": 2, "block": 3}
+_core.use_torch(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled)
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
 
 
@@ -74,84 +78,141 @@ def run(
 ) -> torch.Tensor:
     """The eager path of :func:`linear`, without gradients. ``kernel`` runs that one instead of the chosen one.
 
-    Arguments are checked and a kernel is chosen once per combination of types, shape of x and epilogue; the prepared
-    call is remembered on the weight.
+    The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
+    one is ``w.served``, which :func:`linear` asks first.
     """
     try:
-        bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
-        norm = _contiguous(norm)
+        y_dtype = out_dtype if out_dtype is not None else x.dtype if out is None else out.dtype
         key = (
-            kernel, x.shape, x.dtype, x.get_device(), out_dtype, activation, residual_before_norm,
-            None if residual is None else (residual.shape, residual.dtype, residual.get_device()),
-            None if out is None else (out.shape, out.dtype, out.stride(), out.get_device()),
-            0 if bias is None else bias.data_ptr(),
-            None if norm is None else (norm.kind, norm.eps, norm.block, norm.addresses()),
+            kernel, x.dtype, y_dtype, activation, residual_before_norm, _vector_key(bias),
+            None if norm is None else
+            (norm.kind, norm.eps, norm.block, _vector_key(norm.weight), _vector_key(norm.bias)),
         )  # fmt: skip
+        layer: Layer | None = w.route(key)
     except (AttributeError, TypeError):  # no tensors: say which
         check(x, w, bias, norm, activation, residual, out_dtype, out)
         raise
-    call = w.route(key)
-    if call is None:
+    if layer is None:
         check(x, w, bias, norm, activation, residual, out_dtype, out)
-        call = _Call(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel)
-        w.remember(key, call)
-    result: torch.Tensor = call(x, w, residual, out)
-    return result
+        layer = Layer(w, bias, norm, activation, residual_before_norm, x.dtype, y_dtype, kernel)
+        if not layer.has_copies:
+            layer.prepare()
+            w.remember(key, layer)
+    if kernel is None:
+        w.served = layer.prepared
+    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
+    if y is not NotImplemented:
+        return cast(torch.Tensor, y)
+    check(x, w, bias, norm, activation, residual, out_dtype, out)
+    return layer.launch(w, layer.prepared, x, out, residual)
 
 
-class _Call:
-    """One combination of arguments, checked, with its kernel and everything that does not change between calls."""
+class Layer:
+    """A layer whose arguments were checked, without x: what it computes, in which types, by which kernels.
 
-    __slots__ = ("before", "core", "dtype", "epilogue", "k", "kernel", "m", "n", "parts", "shape", "x_code", "y_code")
+    It holds no weight: a weight remembers its layers, and cycles would keep layouts alive. ``has_copies``: a vector
+    was not contiguous, so the layer shows its values of now only.
+    """
 
     def __init__(
         self,
-        x: torch.Tensor,
         w: PackedWeight,
         bias: torch.Tensor | None,
         norm: Norm | None,
         activation: str | None,
-        residual: torch.Tensor | None,
         before: bool,
-        out_dtype: torch.dtype | None,
-        out: torch.Tensor | None,
-        kernel: _core.Kernel | None,
+        x_dtype: torch.dtype,
+        y_dtype: torch.dtype,
+        kernel: _core.Kernel | None = None,
     ) -> None:
-        self.shape, self.n, self.k = torch.Size((*x.shape[:-1], w.n)), w.n, w.k
-        self.m = x.shape[:-1].numel()
-        self.dtype = out.dtype if out is not None else x.dtype if out_dtype is None else out_dtype
-        self.x_code, self.y_code = _CODES[x.dtype], _CODES[self.dtype]
-        # Detached, so that they keep alive what the key's addresses name when a parameter gets other data.
-        bias, norm = None if bias is None else bias.detach(), _detached(norm)
-        self.parts = (bias, norm, activation)
-        self.before = before
-        where = None if residual is None else "before" if before else "after"
-        words = describe(bias is not None, norm.kind if norm else None, activation, where)
-        self.kernel = kernel or _kernel_for(w, self.m, x.dtype, self.dtype, words)
-        self.epilogue = _epilogue(bias, norm, activation)
-        self.core = self.kernel.library == "octavo"
+        self.before, self.x_dtype, self.y_dtype, self.kernel = before, x_dtype, y_dtype, kernel
+        self.norm, self.activation = norm, activation
+        given = (bias, None if norm is None else norm.weight, None if norm is None else norm.bias)
+        self.has_copies = any(v is not None and not v.is_contiguous() for v in given)
+        # Detached, so that they keep alive what the addresses name when a parameter gets other data.
+        self.vectors = tuple(None if v is None else v.detach().contiguous() for v in given)
+        self.epilogue = _epilogue(self.vectors, norm, activation)
+        self.core = w.core()
+        self.codes = w.codes
+        self.generation = kernels.generation
+        self.prepared: _core.PreparedLinear | None = None
+        self._chosen: dict[tuple[int, bool], _core.Kernel] = {}
 
-    def __call__(
-        self, x: torch.Tensor, w: PackedWeight, residual: torch.Tensor | None, out: torch.Tensor | None
+    def prepare(
+        self, trainable: tuple[torch.Tensor, ...] = (), slow: Callable[..., torch.Tensor] | None = None
+    ) -> _core.PreparedLinear:
+        """The layer as a compiled callable, whose calls that need a closer look go to ``slow``."""
+        prepared = _core.prepare_linear(
+            self.core, self.codes, self.epilogue, self.before, self.vectors, trainable, self.norm, self.activation,
+            self.x_dtype, self.y_dtype, self.x_dtype == torch.float32, self.y_dtype == torch.float32, slow,
+        )  # fmt: skip
+        if slow is None:
+            self.prepared = prepared
+        return prepared
+
+    def kernel_for(self, w: PackedWeight, m: int, with_residual: bool) -> _core.Kernel:
+        """The kernel that serves m rows, chosen once."""
+        kernel = self.kernel or self._chosen.get((m, with_residual))
+        if kernel is None:
+            where = None if not with_residual else "before" if self.before else "after"
+            words = describe(self.vectors[0] is not None, self.norm.kind if self.norm else None, self.activation, where)
+            kernel = _kernel_for(w, m, self.x_dtype, self.y_dtype, words)
+            if len(self._chosen) >= 1024:
+                self._chosen.clear()
+            self._chosen[m, with_residual] = kernel
+        return kernel
+
+    def resolve(
+        self, w: PackedWeight, prepared: _core.PreparedLinear | None, m: int, with_residual: bool
+    ) -> _core.Kernel:
+        """The kernel for m rows, and from now on ``prepared``'s for their bucket."""
+        kernel = None
+        while kernel is None:
+            core = w.core()
+            if core is not self.core or self.generation != kernels.generation:
+                self.core, self.generation = core, kernels.generation
+                self._chosen.clear()
+                if prepared is not None:
+                    _core.refresh_prepared(prepared, core)
+            kernel = self.kernel_for(w, m, with_residual)
+            if self.generation != kernels.generation:  # the first choice of all qualified kernels
+                kernel = None
+        if prepared is not None and kernel.library == "octavo":
+            _core.set_prepared_kernel(prepared, m, with_residual, kernel)
+        return kernel
+
+    def launch(
+        self,
+        w: PackedWeight,
+        prepared: _core.PreparedLinear | None,
+        x: torch.Tensor,
+        out: torch.Tensor | None,
+        residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        m, n, k = self.m, self.n, self.k
-        y = torch.empty(self.shape, dtype=self.dtype, device=x.device) if out is None else out
+        """Run on any tensors that :func:`check` let pass."""
+        m, n = x.shape[:-1].numel(), w.n
+        shape = (*x.shape[:-1], n)
+        y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
         if m == 0 or n == 0:
             return y
-        rows = x if x.is_contiguous() else as_rows(x)
-        if not self.core:
-            return self._run_external(x, w, residual, y)
-        r = None if residual is None else as_rows(residual)
+        kernel = self.resolve(w, prepared, m, residual is not None)
+        rows, r = as_rows(x), None if residual is None else as_rows(residual)
+        if kernel.library != "octavo":
+            bias, norm_weight, norm_bias = self.vectors
+            spec = self.norm and Norm(self.norm.kind, norm_weight, norm_bias, self.norm.eps, self.norm.block)
+            kernel.count()
+            z = kernels.externals[kernel.name](rows, w).float()
+            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r, self.before).view(shape))
         _core.linear(
-            self.kernel,
+            kernel,
             rows.data_ptr(),
             m,
-            k if m == 1 or (rows is x and x.is_contiguous()) else rows.stride(0),
-            self.x_code,
+            rows.stride(0) if m > 1 else w.k,
+            _CODES[x.dtype],
             w.core(),
             y.data_ptr(),
-            n if out is None or m == 1 else as_rows(y).stride(0),
-            self.y_code,
+            as_rows(y).stride(0) if m > 1 else n,
+            _CODES[y.dtype],
             self.epilogue,
             0 if r is None else r.data_ptr(),
             0 if r is None else r.stride(0) if m > 1 else n,
@@ -161,15 +222,6 @@ class _Call:
         )
         return y
 
-    def _run_external(
-        self, x: torch.Tensor, w: PackedWeight, residual: torch.Tensor | None, y: torch.Tensor
-    ) -> torch.Tensor:
-        bias, norm, activation = self.parts
-        self.kernel.count()
-        z = kernels.externals[self.kernel.name](as_rows(x), w).float()
-        r = None if residual is None else as_rows(residual)
-        return y.copy_(apply_epilogue(z, bias, norm, activation, r, self.before).view(self.shape))
-
 
 def _kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
     from octavo.ops.dispatch.choice import kernel_for  # dispatch measures by running linear
@@ -177,24 +229,13 @@ def _kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.
     return kernel_for(w, m, x_dtype, out_dtype, epilogue)
 
 
-def _contiguous(norm: Norm | None) -> Norm | None:
-    if norm is None or all(v is None or v.is_contiguous() for v in (norm.weight, norm.bias)):
-        return norm
-    weight, bias = (None if v is None else v.contiguous() for v in (norm.weight, norm.bias))
-    return Norm(norm.kind, weight, bias, norm.eps, norm.block)
+def _vector_key(vector: torch.Tensor | None) -> tuple[Any, ...] | None:
+    return None if vector is None else (vector.data_ptr(), vector.shape, vector.stride(), vector.dtype)
 
 
-def _detached(norm: Norm | None) -> Norm | None:
+def _epilogue(vectors: Sequence[torch.Tensor | None], norm: Norm | None, activation: str | None) -> _core.Epilogue:
+    bias, weight, shift = (0 if v is None else v.data_ptr() for v in vectors)
     if norm is None:
-        return None
-    weight, bias = (None if v is None else v.detach() for v in (norm.weight, norm.bias))
-    return Norm(norm.kind, weight, bias, norm.eps, norm.block)
-
-
-def _epilogue(bias: torch.Tensor | None, norm: Norm | None, activation: str | None) -> _core.Epilogue:
-    address = 0 if bias is None else bias.data_ptr()
-    if norm is None:
-        return _core.Epilogue(address, 0, 0, 0, 0.0, 256, _ACTIVATION_KINDS[activation])
-    weight, shift = norm.addresses()
+        return _core.Epilogue(bias, 0, 0, 0, 0.0, 256, _ACTIVATION_KINDS[activation])
     kind = _NORM_KINDS[norm.kind]
-    return _core.Epilogue(address, kind, weight, shift, norm.eps, norm.block, _ACTIVATION_KINDS[activation])
+    return _core.Epilogue(bias, kind, weight, shift, norm.eps, norm.block, _ACTIVATION_KINDS[activation])

@@ -29,7 +29,8 @@ class PackedWeight:
     their bucket. Changing ``codes`` in place drops the kernels' layouts.
     """
 
-    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "preferred", "scale")
+    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "preferred", "scale",
+                 "served")  # fmt: skip
 
     def __init__(
         self, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, master: torch.Tensor | None = None
@@ -40,6 +41,7 @@ class PackedWeight:
         self._version = -1
         self._core_weight: _core.PackedWeight | None = None
         self._routes: dict[tuple[Any, ...], Any] = {}
+        self.served: _core.PreparedLinear | None = None  # of the latest call of ops.linear
 
     @property
     def shape(self) -> torch.Size:
@@ -65,6 +67,7 @@ class PackedWeight:
             )
             self._version = version
             self._routes.clear()
+            self.served = None
         return self._core_weight
 
     def route(self, key: tuple[Any, ...]) -> Any:

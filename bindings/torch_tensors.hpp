@@ -1,0 +1,82 @@
+// Reading and making torch tensors in C without linking torch: the DLPack C exchange API (dlpack.h 1.3), a table of
+// functions that every torch since 2.11 offers as torch.Tensor.__dlpack_c_exchange_api__. About 50 ns per tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "octavo/types.hpp"
+
+namespace octavo::bindings {
+
+namespace py = pybind11;
+
+// Layouts fixed by DLPack 1.x.
+struct DlDevice {
+  std::int32_t type;
+  std::int32_t id;
+};
+struct DlType {
+  std::uint8_t code;
+  std::uint8_t bits;
+  std::uint16_t lanes;
+  bool operator==(const DlType&) const = default;
+};
+struct DlTensor {
+  void* data;
+  DlDevice device;
+  std::int32_t ndim;
+  DlType dtype;
+  std::int64_t* shape;
+  std::int64_t* strides;  // elements
+  std::uint64_t byte_offset;
+
+  void* address() const { return static_cast<char*>(data) + byte_offset; }
+};
+struct DlManagedTensor;  // handed from the allocator back to torch, never opened
+struct DlExchangeApi {
+  std::uint32_t major, minor;
+  DlExchangeApi* previous;
+  int (*allocate)(DlTensor* prototype, DlManagedTensor** out, void* context,
+                  void (*set_error)(void* context, const char* kind, const char* message));
+  int (*share)(void* object, DlManagedTensor** out);
+  int (*to_object)(DlManagedTensor* tensor, void** object);
+  int (*view)(void* object, DlTensor* out);
+  int (*current_stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
+};
+constexpr std::int32_t kDlCpu = 1, kDlCuda = 2;
+constexpr DlType kDlF32{2, 32, 1}, kDlBf16{4, 16, 1};
+
+// What octavo.ops hands over once, with _core.use_torch: see bind_prepared_linear.
+struct Torch {
+  const DlExchangeApi* api = nullptr;
+  PyTypeObject* tensor = nullptr;
+  PyTypeObject* parameter = nullptr;
+  PyObject* is_grad_enabled = nullptr;
+  PyObject* requires_grad_name = nullptr;
+  PyObject* version_name = nullptr;
+
+  static Torch& instance();
+
+  // torch.Tensor and torch.nn.Parameter themselves: subclasses (fake tensors among them) have their own rules.
+  bool is_plain(PyObject* object) const { return Py_TYPE(object) == tensor || Py_TYPE(object) == parameter; }
+
+  // False when `object` has no memory to point to (functorch's wrappers, sparse, meta); no exception is left set.
+  bool view(PyObject* object, DlTensor& out) const;
+
+  // A new tensor, or nullptr with a Python exception.
+  PyObject* allocate(DlTensor& prototype) const;
+
+  bool grad_enabled() const;
+  bool requires_grad(PyObject* tensor) const;
+
+  // torch's count of in-place changes; -1 for inference tensors, which have none.
+  std::int64_t version(PyObject* tensor) const;
+
+  void* stream(DlDevice device) const;
+};
+
+inline DType dtype_of(DlType type) { return type == kDlF32 ? DType::f32 : DType::bf16; }
+
+}  // namespace octavo::bindings
