@@ -1,8 +1,9 @@
 """What the compiler did to the innermost loops of the hand-written kernels, read from the disassembly of object files.
 
-Innermost among loops on zmm registers: loops inside them that use none (prefetches) do not count. A loop of dot products
-may touch no stack and copy no vector register: sums that move or spill cost up to two thirds of the peak. Any other may
-not spill a vector. Blocks that the compiler moved out of line, beyond the last jump back, are cold and not looked at.
+Innermost among loops on zmm registers: loops inside them that use none (prefetches) do not count. A loop of dot
+products may touch no stack and copy no vector register: sums that move or spill cost up to two thirds of the peak. Any
+other may not spill a vector. Blocks that the compiler moved out of line, beyond the last jump back, are cold and not
+looked at.
 
 ``inner_loops.py OBJECT...`` lists the findings and fails when there are any. Needs objdump (binutils).
 """
