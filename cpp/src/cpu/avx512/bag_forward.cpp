@@ -49,8 +49,10 @@ struct E4m3ViaF16 {
     if (__builtin_expect(found != 0, 0)) poison<vectors>(sum, x, tail);
   }
 
+  // Inline although it is cold: a call would keep the sums in memory.
   template <int vectors>
-  [[gnu::noinline]] static void poison(__m512* sum, const std::uint8_t* x, __mmask16 tail) {
+  [[gnu::always_inline]] static void poison(__m512* sum, const std::uint8_t* x, __mmask16 tail) {
+#pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) {
       const __m128i codes = _mm_maskz_loadu_epi8(i + 1 < vectors ? 0xffff : tail, x + 16 * i);
       const __mmask16 nan = static_cast<__mmask16>(nans(_mm256_zextsi128_si256(codes)));
