@@ -41,16 +41,15 @@ struct E4m3ByTable {
   float scale(std::int64_t row, float weight) const { return scales[row] * weight; }
   float bias(std::int64_t, float) const { return 0; }
 
-  // Up to 64 codes of which the last vector has `tail`.
+  // Up to 64 codes of which the last vector has `tail`, and no cache line that prefetch_row does not fetch.
   template <int vectors>
   [[gnu::always_inline]] static inline __m512i load(const std::uint8_t* x, __mmask16 tail) {
-    if constexpr (vectors == 1) return _mm512_castsi128_si512(_mm_maskz_loadu_epi8(tail, x));
     const __mmask32 upper = __mmask32{0xffff} | __mmask32{tail} << 16;
+    if constexpr (vectors == 1) return _mm512_castsi128_si512(_mm_maskz_loadu_epi8(tail, x));
     if constexpr (vectors == 2) return _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(upper, x));
+    if constexpr (vectors == 4) return _mm512_maskz_loadu_epi8(~std::uint32_t{0} | __mmask64{upper} << 32, x);
     const __m512i lower = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-    if constexpr (vectors == 3) return _mm512_inserti32x4(lower, _mm_maskz_loadu_epi8(tail, x + 32), 2);
-    if (tail == 0xffff) return _mm512_loadu_si512(x);
-    return _mm512_inserti64x4(lower, _mm256_maskz_loadu_epi8(upper, x + 32), 1);
+    return _mm512_inserti32x4(lower, _mm_maskz_loadu_epi8(tail, x + 32), 2);
   }
 
   template <int vectors>
