@@ -11,9 +11,9 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 ENGINE := CMakeLists.txt pyproject.toml $(shell find cpp cuda bindings cmake -type f 2>/dev/null)
 ROOMS := $(shell find python -name '*.py' -o -name '*.j2' -o -name '*.pyi')
-CXX_FILES := $(shell find cpp cuda bindings tests/cpp benchmarks/cpp -name '*.?pp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+CXX_FILES := $(shell find cpp cuda bindings tests/cpp benchmarks/cpp examples/cpp -name '*.?pp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help install demo test test-cpp bench bench-cpp lint format wheel dev clean
+.PHONY: help install demo test test-cpp cpp-example bench bench-cpp lint format wheel dev clean
 help:  # the default
 	@echo "make demo       train and score a model on a log octavo generates; leaves an HTML report"
 	@echo "make test       the whole test suite, C++ and Python"
@@ -22,6 +22,7 @@ help:  # the default
 	@echo "make lint       ruff, clang-format, mypy, layering"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make gpu-check  on a machine with a GPU: build, test, qualify, measure (docs/gpu.md)"
+	@echo "make cpp-example  the engine installed for C++ programs below build/, and one that uses it"
 	@echo "make dev        the compiled module in place, for PYTHONPATH=python"
 
 $(BIN)/python:
@@ -86,6 +87,16 @@ format: $(VENV)/.dependencies
 wheel: $(VENV)/.dependencies
 	$(BIN)/python tools/cuda_toolchain.py --if-wanted $(OCTAVO_CUDA) --run \
 	  $(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# The engine installed for C++ programs, and a program built against nothing but that.
+cpp-example: $(VENV)/.dependencies
+	cmake -S . -B build/cpp -G Ninja -DOCTAVO_INSTALL_CPP=ON -DOCTAVO_CUDA=OFF -DCMAKE_INSTALL_PREFIX=$(CURDIR)/build/cpp-prefix
+	cmake --build build/cpp
+	rm -rf build/cpp-prefix
+	cmake --install build/cpp
+	cmake -S examples/cpp -B build/cpp-example -G Ninja -DCMAKE_PREFIX_PATH=$(CURDIR)/build/cpp-prefix
+	cmake --build build/cpp-example
+	build/cpp-example/packed_layer
 
 # The compiled module in place, for PYTHONPATH=python.
 dev:

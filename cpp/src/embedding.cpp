@@ -62,9 +62,8 @@ Status describe_outside(const TableView* tables, const BagIndices& indices, Boun
   return {};
 }
 
-Status validate_call(const TableView* tables, const BagIndices& indices, Bounds bounds, const MatrixView& matrix,
-                     const char* matrix_name, std::int64_t& skipped) {
-  skipped = 0;
+Status validate_call(const TableView* tables, const BagIndices& indices, const MatrixView& matrix,
+                     const char* matrix_name) {
   if (indices.num_tables <= 0) return Status::invalid("tables: expected at least one table");
   if (Status status = validate(indices); !status.ok()) return status;
   std::int64_t dims = 0;
@@ -73,7 +72,6 @@ Status validate_call(const TableView* tables, const BagIndices& indices, Bounds 
     return Status::invalid(std::string(matrix_name) + ": is [" + to_string(matrix.rows) + ", " +
                            to_string(matrix.cols) + "], expected [" + to_string(indices.batch) + ", " +
                            to_string(dims) + "]");
-  if (any_outside(tables, indices)) return describe_outside(tables, indices, bounds, skipped);
   return {};
 }
 
@@ -99,7 +97,7 @@ Status validate(const BagIndices& indices) {
   return {};
 }
 
-Status validate(const BagForwardArgs& args, std::int64_t& skipped) {
+Status validate(const BagForwardArgs& args) {
   if (args.out.dtype != DType::f32 && args.out.dtype != DType::bf16)
     return Status::invalid("out_dtype: must be float32 or bfloat16");
   for (std::int64_t t = 0; t < args.indices.num_tables; ++t) {
@@ -107,7 +105,15 @@ Status validate(const BagForwardArgs& args, std::int64_t& skipped) {
     if (rows != DType::f32 && rows != DType::bf16 && rows != DType::e4m3 && rows != DType::u8)
       return Status::invalid(name_of(args.tables[t], t) + ": rows must be FP32, BF16, E4M3 or unsigned INT8");
   }
-  return validate_call(args.tables, args.indices, args.bounds, args.out, "out", skipped);
+  return validate_call(args.tables, args.indices, args.out, "out");
+}
+
+Status report_outside(const BagForwardArgs& args, std::int64_t outside) {
+  std::int64_t skipped = 0;
+  if (outside != 0 && args.bounds == Bounds::error)
+    return describe_outside(args.tables, args.indices, args.bounds, skipped);
+  if (args.out_of_bounds != nullptr) *args.out_of_bounds = outside;
+  return {};
 }
 
 Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
@@ -126,7 +132,9 @@ Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
     if (table.num_rows >= std::int64_t{1} << 32)  // a row and a lookup share a 64-bit sort key
       return Status::unsupported(name_of(table, t) + ": at most 2^32 - 1 rows train in one table; split it");
   }
-  return validate_call(args.tables, args.indices, args.bounds, args.grad_out, "grad_out", skipped);
+  skipped = 0;
+  if (Status status = validate_call(args.tables, in, args.grad_out, "grad_out"); !status.ok()) return status;
+  return any_outside(args.tables, in) ? describe_outside(args.tables, in, args.bounds, skipped) : Status{};
 }
 
 }  // namespace octavo

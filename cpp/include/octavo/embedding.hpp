@@ -8,8 +8,8 @@
 namespace octavo {
 
 enum class Pooling : std::uint8_t { sum, mean };
-// A row index outside its table: refused before anything is written, or the row is skipped as if it were not in the
-// bag.
+// A row index outside its table: refused (a forward's output is then unspecified, a backward has written nothing), or
+// the row is skipped as if it were not in the bag.
 enum class Bounds : std::uint8_t { error, warn, ignore };
 
 // Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32
@@ -34,6 +34,10 @@ struct BagIndices {
   std::int64_t num_values = 0;
   const std::int64_t* offsets = nullptr;  // [num_tables * batch + 1]
   const float* weights = nullptr;         // [num_values] or null
+
+  [[gnu::always_inline]] std::int64_t first_value(std::int64_t table, std::int64_t bag) const {
+    return offsets[table * batch + bag];
+  }
 };
 
 struct BagForwardArgs {
@@ -68,9 +72,14 @@ using BagBackwardLauncher = Status (*)(const BagBackwardArgs&);
 // Offsets that start at 0, never decrease and end at num_values; else a Status that names the first bad place.
 Status validate(const BagIndices& indices);
 
-// Everything a kernel relies on, checked before it writes: offsets, shapes, types, row indices within their tables.
-// With Bounds::error an index outside its table is a Status; else `skipped` tells how many there are.
-Status validate(const BagForwardArgs& args, std::int64_t& skipped);
+// Everything a forward kernel relies on before it writes: offsets, shapes, types. It meets row indices as it goes,
+// skips those outside their table and counts them.
+Status validate(const BagForwardArgs& args);
+// What a forward kernel returns that skipped `outside` lookups: with Bounds::error the first of them as a Status.
+Status report_outside(const BagForwardArgs& args, std::int64_t outside);
+
+// The same before a backward kernel, and row indices too: with Bounds::error one outside its table is a Status; else
+// `skipped` tells how many there are.
 Status validate(const BagBackwardArgs& args, std::int64_t& skipped);
 
 }  // namespace octavo

@@ -37,9 +37,11 @@ inline int bag_threads(const TableView* tables, const BagIndices& in) {
   return wanted < 1 ? 1 : wanted < most ? static_cast<int>(wanted) : most;
 }
 
-// First bag b in [0, batch] with cost.before(b) >= limit.
+// First bag b in [0, batch] with cost.before(b) >= limit, or batch.
 inline std::int64_t first_bag_at(const BagCost& cost, const std::int64_t* offsets, std::int64_t batch,
                                  std::int64_t limit) {
+  if (limit <= 0) return 0;
+  if (limit > cost.before(offsets, batch)) return batch;
   std::int64_t low = 0, high = batch;
   while (low < high) {
     const std::int64_t middle = (low + high) / 2;

@@ -10,69 +10,102 @@
 namespace octavo {
 namespace {
 
-// Runs `kAhead` lookups in front of the kernel, which calls step() once per lookup of its bags.
+// While the kernel works on lookup v < until of its table, it fetches the row of lookup v + ahead:
+// rows + values[v + ahead] * row_bytes (a wild index is never dereferenced), and likewise its scale.
+struct BagAim {
+  const char* rows;
+  std::uint64_t row_bytes;
+  const char* scale;
+  std::uint64_t scale_bytes;
+  std::int64_t bytes, ahead, until;
+  bool straddles;  // a row may touch one cache line more than its bytes fill
+};
+
+// Fetches `bytes` bytes of a row, known to the compiler so that no loop is left.
+template <std::int64_t bytes>
+[[gnu::always_inline]] inline void prefetch_row(const BagAim& aim, std::int64_t row, std::int64_t first_byte) {
+  const char* p = aim.rows + static_cast<std::uint64_t>(row) * aim.row_bytes + first_byte;
+#pragma GCC unroll 16
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
+  if (aim.straddles) __builtin_prefetch(p + bytes - 1, 0, 2);
+  if (aim.scale != nullptr) __builtin_prefetch(aim.scale + static_cast<std::uint64_t>(row) * aim.scale_bytes, 0, 2);
+}
+
+// The aims of one thread's lookups, one after the other.
 class BagPrefetch {
  public:
-  static constexpr std::int64_t kAheadNarrow = 64, kAheadWide = 32;  // lookups; wide: rows beyond 140 bytes
-  static constexpr std::int64_t kResidentBytes = 512 << 10;          // tables this small stay in L2
-
   // The lookups of this thread are values[first .. last), the first of them in table `table`.
   BagPrefetch(const TableView* tables, const BagIndices& in, std::int64_t table, std::int64_t first, std::int64_t last)
-      : tables_(tables), in_(in), table_(table - 1), next_(first), table_end_(first), last_(last) {
-    std::int64_t widest = 0;
+      : tables_(tables), in_(in), table_(table), last_(last) {
+    std::int64_t widest = 0, total = 0;
     for (std::int64_t t = 0; t < in.num_tables; ++t) {
-      const std::int64_t bytes = tables[t].dim * static_cast<std::int64_t>(size_of(tables[t].dtype));
+      const std::int64_t bytes = row_bytes(tables[t]);
       widest = bytes > widest ? bytes : widest;
+      total += bytes * tables[t].num_rows;
     }
-    const std::int64_t ahead = widest <= 140 ? kAheadNarrow : kAheadWide;
-    for (std::int64_t i = 0; i < ahead; ++i) step();
+    ahead_ = total <= kResidentBytes ? 0 : total <= kNearBytes ? kAheadNear : widest <= 140 ? kAheadNarrow : kAheadWide;
+    if (ahead_ == 0) {
+      stop();
+      return;
+    }
+    for (std::int64_t v = first; v < first + ahead_ && v < last; ++v) {
+      if (v == first || v == aim_.until) point_at(v, 0);
+      fetch(in.values[v]);
+    }
+    advance(first);
   }
 
-  [[gnu::always_inline]] void step() {
-    if (next_ == table_end_ && !enter_next_table()) return;
-    const std::int64_t row = in_.values[next_++];
-    if (lines_ == 0) return;
-    const char* p = rows_ + static_cast<std::uint64_t>(row) * row_bytes_;  // a wild index is never dereferenced
-    __builtin_prefetch(p, 0, 2);
-    for (std::int64_t line = 1; line < lines_; ++line) __builtin_prefetch(p + line * 64, 0, 2);
-    if (tail_ > 0) __builtin_prefetch(p + tail_, 0, 2);
-    if (scale_ != nullptr) __builtin_prefetch(scale_ + static_cast<std::uint64_t>(row) * scale_bytes_, 0, 2);
+  const BagAim& aim() const { return aim_; }
+
+  // The whole row.
+  void fetch(std::int64_t row) const {
+    for (std::int64_t at = 0; at < aim_.bytes; at += 64) prefetch_row<64>(aim_, row, at);
+  }
+
+  // The aim from lookup v on.
+  void advance(std::int64_t v) {
+    if (v + ahead_ < last_)
+      point_at(v + ahead_, ahead_);
+    else
+      stop();
   }
 
  private:
-  bool enter_next_table() {
-    while (next_ < last_ && table_ + 1 < in_.num_tables) {
-      ++table_;
-      const std::int64_t end = in_.offsets[(table_ + 1) * in_.batch];
-      table_end_ = end < last_ ? end : last_;
-      if (next_ < table_end_) {
-        aim(tables_[table_]);
-        return true;
-      }
-    }
-    table_end_ = next_ = last_;
-    return false;
+  static constexpr std::int64_t kAheadNarrow = 64, kAheadWide = 32, kAheadNear = 8;  // lookups; wide: beyond 140 bytes
+  static constexpr std::int64_t kResidentBytes = 512 << 10;                          // tables this small stay in L2
+  static constexpr std::int64_t kNearBytes = 16 << 20;                               // and these in L3
+
+  static std::int64_t row_bytes(const TableView& table) {
+    return table.dim * static_cast<std::int64_t>(size_of(table.dtype));
   }
 
-  void aim(const TableView& table) {
-    const auto element = static_cast<std::int64_t>(size_of(table.dtype));
-    const std::int64_t bytes = table.dim * element;
-    rows_ = static_cast<const char*>(table.rows);
-    row_bytes_ = static_cast<std::uint64_t>(table.row_stride * element);
-    scale_ = reinterpret_cast<const char*>(table.scale);
-    scale_bytes_ = table.dtype == DType::u8 ? 8 : 4;
-    lines_ = table.num_rows * table.row_stride * element <= kResidentBytes ? 0 : (bytes + 63) / 64;
-    const bool aligned = reinterpret_cast<std::uintptr_t>(rows_) % 64 == 0 && row_bytes_ % 64 == 0;
-    tail_ = aligned ? 0 : bytes - 1;  // an unaligned row may touch one line more
+  // Aims at the table that holds lookup `fetched`, for kernels `ahead` lookups behind it.
+  void point_at(std::int64_t fetched, std::int64_t ahead) {
+    while (in_.offsets[(table_ + 1) * in_.batch] <= fetched) ++table_;
+    const TableView& table = tables_[table_];
+    const std::int64_t end = in_.offsets[(table_ + 1) * in_.batch];
+    aim_.rows = static_cast<const char*>(table.rows);
+    aim_.row_bytes = static_cast<std::uint64_t>(table.row_stride) * size_of(table.dtype);
+    aim_.scale = reinterpret_cast<const char*>(table.scale);
+    aim_.scale_bytes = table.dtype == DType::u8 ? 8 : 4;
+    aim_.bytes = row_bytes(table);
+    aim_.ahead = ahead;
+    aim_.until = (end < last_ ? end : last_) - ahead;
+    const std::uint64_t part = aim_.row_bytes % 64;
+    const bool packs = part == 0 || (aim_.row_bytes < 64 && 64 % aim_.row_bytes == 0);
+    aim_.straddles = !packs || reinterpret_cast<std::uintptr_t>(aim_.rows) % 64 != 0;
+  }
+
+  // Nothing left to fetch: aims at a line that is in L1 anyway.
+  void stop() {
+    const char* here = reinterpret_cast<const char*>(this);
+    aim_ = {here, 0, nullptr, 0, 0, 0, INT64_MAX, false};
   }
 
   const TableView* tables_;
   const BagIndices& in_;
-  std::int64_t table_, next_, table_end_, last_;
-  const char* rows_ = nullptr;
-  const char* scale_ = nullptr;
-  std::uint64_t row_bytes_ = 0, scale_bytes_ = 0;
-  std::int64_t lines_ = 0, tail_ = 0;
+  std::int64_t table_, last_, ahead_;
+  BagAim aim_{};
 };
 
 }  // namespace

@@ -41,11 +41,9 @@ namespace {
 }  // namespace
 
 Status bag_forward(const BagForwardArgs& args) {
-  std::int64_t skipped;
-  if (Status status = validate(args, skipped); !status.ok()) return status;
-  if (args.out_of_bounds != nullptr) *args.out_of_bounds = skipped;
+  if (Status status = validate(args); !status.ok()) return status;
   const BagIndices& in = args.indices;
-  std::int64_t widest = 0;
+  std::int64_t widest = 0, outside = 0;
   for (std::int64_t t = 0; t < in.num_tables; ++t) widest = widest < args.tables[t].dim ? args.tables[t].dim : widest;
   float decoded[256];
   for (int code = 0; code < 256; ++code) decoded[code] = decode_e4m3(static_cast<std::uint8_t>(code));
@@ -53,19 +51,22 @@ Status bag_forward(const BagForwardArgs& args) {
     auto* acc = static_cast<float*>(scratch(0, static_cast<std::size_t>(widest) * sizeof(float)));
     const BagSpan span = bag_span(args.tables, in, thread, count);
     BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
+    std::int64_t found = 0;
     for_each_bag_range(args.tables, in, thread, count, [&](std::int64_t t, std::int64_t column, Range bags) {
       const TableView& table = args.tables[t];
       for (std::int64_t b = bags.begin; b < bags.end; ++b) {
-        const std::int64_t* offsets = in.offsets + t * in.batch + b;
+        const std::int64_t begin = in.first_value(t, b), end = in.first_value(t, b + 1);
         for (std::int64_t c = 0; c < table.dim; ++c) acc[c] = 0;
         std::int64_t kept = 0;
-        for (std::int64_t v = offsets[0]; v < offsets[1]; ++v) {
+        for (std::int64_t v = begin; v < end; ++v) {
+          if (v >= prefetch.aim().until) prefetch.advance(v);
+          prefetch.fetch(in.values[v + prefetch.aim().ahead]);
           const std::int64_t row = in.values[v];
-          prefetch.step();
           if (static_cast<std::uint64_t>(row) >= static_cast<std::uint64_t>(table.num_rows)) continue;
           add_row(table, decoded, row, in.weights != nullptr ? in.weights[v] : 1.0f, acc);
           ++kept;
         }
+        found += end - begin - kept;
         if (table.pooling == Pooling::mean && kept > 1)
           for (std::int64_t c = 0; c < table.dim; ++c) acc[c] /= static_cast<float>(kept);
         if (args.out.dtype == DType::f32) {
@@ -77,8 +78,9 @@ Status bag_forward(const BagForwardArgs& args) {
         }
       }
     });
+    if (found != 0) __atomic_fetch_add(&outside, found, __ATOMIC_RELAXED);
   });
-  return {};
+  return report_outside(args, outside);
 }
 
 }  // namespace octavo::OCTAVO_ISA_NAMESPACE

@@ -9,7 +9,8 @@ OCTAVO_DECLARE_GENERIC(Status bag_backward(const BagBackwardArgs& args))
 #if defined(__x86_64__)
 namespace avx512_kernels {
 Status bag_forward(const BagForwardArgs& args);
-}
+Status bag_forward_vbmi(const BagForwardArgs& args);
+}  // namespace avx512_kernels
 #endif
 
 void register_embedding_kernels(Registry& registry) {
@@ -28,6 +29,12 @@ void register_embedding_kernels(Registry& registry) {
   forward512.supported = [] { return cpu_features().avx512; };
   forward512.run.bag_forward = avx512_kernels::bag_forward;
   (void)registry.add(forward512);
+
+  KernelInfo vbmi = forward512;
+  vbmi.name = "cpu.avx512_vbmi.bag_forward";
+  vbmi.supported = [] { return cpu_features().avx512_vbmi; };
+  vbmi.run.bag_forward = avx512_kernels::bag_forward_vbmi;
+  (void)registry.add(vbmi);
 #endif
 
   KernelInfo backward;
