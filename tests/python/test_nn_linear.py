@@ -110,3 +110,24 @@ def test_bad_arguments() -> None:
         nn.LinearNorm(3, 4, activation="tanh")
     with pytest.raises(ValueError, match="numerics: found 'fp16'"):
         nn.Linear(3, 4).numerics = "fp16"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_are_packed_again_after_every_optimizer_step(fused: bool) -> None:
+    """torch's fused optimizers write parameters without a new version."""
+    layer = nn.LinearNorm(24, 16)
+    layer.numerics = "bf16"
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
+    x = torch.randn(8, 24)
+    for _ in range(2):
+        layer(x).sum().backward()
+        optimizer.step()
+        expected = ops.pack_weight(layer.weight.detach(), "bf16").codes
+        assert torch.equal(layer.packed().codes, expected)
+        with torch.no_grad():
+            assert torch.equal(layer.packed().codes, expected)
+    frozen = nn.LinearNorm(24, 16).requires_grad_(False)
+    frozen.numerics = "bf16"
+    kept = frozen.packed()
+    optimizer.step()
+    assert frozen.packed() is kept

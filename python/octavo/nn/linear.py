@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
 from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
@@ -15,6 +16,16 @@ from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.packing import PackedWeight, pack_as
 
 _MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    """torch's fused optimizers change parameters without giving them a new version."""
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Numerics(torch.nn.Module):
@@ -45,9 +56,10 @@ class _Numerics(torch.nn.Module):
             return self._packed
         weight = self.weight
         version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), version, weight.requires_grad and torch.is_grad_enabled())
+        recorded = weight.requires_grad and torch.is_grad_enabled()
+        state = (weight.data_ptr(), version, _optimizer_steps if weight.requires_grad else 0, recorded)
         if self._packed is None or state != self._packed_from:
-            self._packed, self._packed_from = pack_as(weight if state[2] else weight.detach(), self._numerics), state
+            self._packed, self._packed_from = pack_as(weight if recorded else weight.detach(), self._numerics), state
             self._packed.preferred = self.preferred_kernels
         return self._packed
 
