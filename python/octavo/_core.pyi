@@ -134,6 +134,13 @@ def forget_costs() -> None: ...
 def m_bucket(m: int) -> int: ...
 
 # --- quantize.hpp ---
+class Scaling(IntEnum):
+    tensor = ...
+    row = ...
+    block_1x128 = ...
+    block_128x128 = ...
+    mx = ...
+
 def quantize(
     kernel: Kernel,
     x: int,
@@ -142,7 +149,7 @@ def quantize(
     stride: int,
     dtype: DType,
     format: DType,
-    per_row: bool,
+    scaling: Scaling,
     pow2_scale: bool,
     codes: int,
     scale: int,
@@ -151,7 +158,7 @@ def quantize(
 def dequantize(
     codes: int,
     format: DType,
-    per_row: bool,
+    scaling: Scaling,
     scale: int,
     out: int,
     rows: int,

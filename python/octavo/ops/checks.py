@@ -12,6 +12,7 @@ from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
+from octavo.ops.quantization import CODES, SCALINGS, scale_dtype, scale_shape
 from octavo.ops.reference import linear_reference, quantize_reference
 
 FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
@@ -108,13 +109,13 @@ def relative_to_largest(y: torch.Tensor, ref: torch.Tensor) -> float:
 def check_quantize(kernel: _core.Kernel) -> str:
     """Codes and scales equal the definition, bit for bit, special values and all-zero rows included."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for format in ("e4m3", "e5m2", "int8"):
-            for scaling in ("row", "tensor"):
+        for format in CODES:
+            for scaling in SCALINGS:
                 words = (str(dtype).removeprefix("torch."), format, scaling)
                 if not kernels.allows(kernel.formats, words):
                     continue
                 for shape in QUANTIZE_SHAPES:
-                    for pow2 in (False, True):
+                    for pow2 in (False,) if scaling == "mx" else (False, True):
                         if failure := _quantize_failure(kernel, shape, dtype, format, scaling, pow2):
                             return failure
     return ""
@@ -123,8 +124,6 @@ def check_quantize(kernel: _core.Kernel) -> str:
 def _quantize_failure(
     kernel: _core.Kernel, shape: tuple[int, int], dtype: torch.dtype, format: str, scaling: str, pow2: bool
 ) -> str:
-    from octavo.ops.quantization import CODES
-
     m, k = shape
     device = kernel.device.name
     g = torch.Generator().manual_seed(m + k)
@@ -133,13 +132,17 @@ def _quantize_failure(
         x[0] = 0
         x[1, k // 2] = float("inf")
         x[2, k // 3] = float("nan")
+    if m > 4:
+        x[3] = x[3].relu()
+        x[4] = x[4] * torch.exp2(torch.randint(-30, 1, (k,), generator=g))  # subnormal codes, ties to zero
+        x[4, ::7] = -0.0
     x = x.to(dtype)
     data = torch.empty(m, k, dtype=FORMATS[format], device=device)
-    scale = torch.empty(m if scaling == "row" else 1, device=device)
-    kernels.run_quantize(kernel, x.to(device), CODES[format], scaling == "row", pow2, data, scale)
+    scale = torch.empty(scale_shape(x.shape, scaling), dtype=scale_dtype(scaling), device=device)
+    kernels.run_quantize(kernel, x.to(device), CODES[format], _core.Scaling[scaling], pow2, data, scale)
     codes, scales = quantize_reference(x, format, scaling, pow2)
-    wrong_scales = int((~_same(scale.cpu(), scales)).sum())
-    wrong_codes = int((~_same(data.cpu().float(), codes.float())).sum())
+    wrong_scales = int((~same_bits(scale.cpu(), scales)).sum())
+    wrong_codes = int((~same_bits(data.cpu(), codes)).sum())
     if wrong_codes == 0 and wrong_scales == 0:
         return ""
     name = str(dtype).removeprefix("torch.")
@@ -149,5 +152,7 @@ def _quantize_failure(
     )
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a == b) | (a.isnan() & b.isnan())
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Element by element: equal bits, the sign of zero included, or NaN in both."""
+    integers = torch.int32 if a.dtype == torch.float32 else torch.uint8
+    return (a.view(integers) == b.contiguous().view(integers)) | (a.float().isnan() & b.float().isnan())
