@@ -5,6 +5,7 @@
 #include <bit>
 #include <limits>
 
+#include "cpu/generic/quantize_row.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/threading.hpp"
 
@@ -24,10 +25,7 @@ struct F16 {
   [[gnu::always_inline]] static float load(_Float16 x) { return static_cast<float>(x); }
 };
 
-struct Magnitude {
-  std::uint32_t bits;  // largest finite |x| as FP32 bits
-  bool nan;
-};
+using Magnitude = RowMagnitude;
 
 template <class In>
 Magnitude largest_magnitude(const typename In::Storage* x, std::int64_t n) {
@@ -61,9 +59,9 @@ void encode(const typename In::Storage* x, std::int64_t n, DType format, float m
   }
 }
 
-ScalePair scale_of(Magnitude magnitude, const QuantizeArgs& args) {
-  ScalePair pair = scale_for(std::bit_cast<float>(magnitude.bits), args.format, args.pow2_scale);
-  if (args.format == DType::i8 && magnitude.nan) pair.scale = std::numeric_limits<float>::quiet_NaN();
+ScalePair scale_of(Magnitude magnitude, DType format, bool pow2_scale) {
+  ScalePair pair = scale_for(std::bit_cast<float>(magnitude.bits), format, pow2_scale);
+  if (format == DType::i8 && magnitude.nan) pair.scale = std::numeric_limits<float>::quiet_NaN();
   return pair;
 }
 
@@ -77,7 +75,7 @@ void quantize_matrix(const QuantizeArgs& args) {
     parallel_region(count, [&](int thread, int n) {
       const auto [begin, end] = partition(rows, thread, n);
       for (std::int64_t r = begin; r < end; ++r) {
-        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args);
+        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args.format, args.pow2_scale);
         args.scale[r] = pair.scale;
         encode<In>(x + r * stride, cols, args.format, pair.multiplier, codes + r * cols);
       }
@@ -98,7 +96,7 @@ void quantize_matrix(const QuantizeArgs& args) {
   });
   Magnitude all{0, false};
   for (int i = 0; i < used; ++i) all = {parts[i].bits > all.bits ? parts[i].bits : all.bits, all.nan || parts[i].nan};
-  const ScalePair pair = scale_of(all, args);
+  const ScalePair pair = scale_of(all, args.format, args.pow2_scale);
   args.scale[0] = pair.scale;
   parallel_region(used, [&](int thread, int n) {
     const auto [begin, end] = partition(rows, thread, n);
@@ -117,6 +115,12 @@ Status quantize(const QuantizeArgs& args) {
     default: quantize_matrix<F16>(args);
   }
   return {};
+}
+
+float quantize_row(const float* row, std::int64_t n, RowMagnitude magnitude, DType format, std::uint8_t* codes) {
+  const ScalePair pair = scale_of(magnitude, format, false);
+  encode<F32>(row, n, format, pair.multiplier, codes);
+  return pair.scale;
 }
 
 }  // namespace octavo::OCTAVO_ISA_NAMESPACE
