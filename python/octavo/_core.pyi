@@ -53,6 +53,7 @@ class Kernel:
     device: Device
     numerics: Numerics
     product: DType
+    takes_codes: bool
     note: str
     calls: int
     @property
@@ -173,6 +174,7 @@ class NormKind(IntEnum):
     layer = ...
     rms = ...
     block = ...
+    swish_rms = ...
 
 class Activation(IntEnum):
     none = ...
@@ -259,6 +261,8 @@ def linear(
     residual_dtype: int,
     residual_before_norm: bool,
     stream: int = 0,
+    x_scale: int = 0,
+    y_scale: int = 0,
 ) -> None: ...
 
 # --- embedding.hpp ---

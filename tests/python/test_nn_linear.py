@@ -21,15 +21,20 @@ def test_linear_is_torchs_in_fp32() -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", "block", None])
+@pytest.mark.parametrize("norm", ["layer", "rms", "block", "swish_rms", None])
 @pytest.mark.parametrize("activation", ["hardswish", "gelu", None])
 def test_linear_norm_is_torchs_chain_in_fp32(norm, activation) -> None:
+    if norm == "swish_rms" and activation is not None:
+        with pytest.raises(ValueError, match=f"activation: found '{activation}'; SwishRMSNorm is its own activation"):
+            nn.LinearNorm(12, 300, norm, activation)
+        return
     layer = nn.LinearNorm(12, 300, norm, activation)
     z = torch.nn.functional.linear(X, layer.weight, layer.bias)
     if norm == "layer":
         z = torch.nn.functional.layer_norm(z, (300,), layer.norm_weight, layer.norm_bias)
-    elif norm == "rms":
+    elif norm in ("rms", "swish_rms"):
         z = z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm_weight
+        z = z * z.sigmoid() if norm == "swish_rms" else z
     elif norm == "block":
         a, b = z[:, :256], z[:, 256:]
         z = torch.cat([p / (p.square().mean(-1, keepdim=True) + 1e-5).sqrt() for p in (a, b)], -1)

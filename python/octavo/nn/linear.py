@@ -95,12 +95,14 @@ class LinearNorm(_Numerics):
 
     Args:
         in_features, out_features: K and N.
-        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns) or None.
+        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns), ``swish_rms`` (Lattice's
+            SwishRMSNorm, its own activation: pass ``activation=None``) or None.
         activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
         bias: LoKA's No Bias leaves it out.
         eps: added to the norm's variance or mean square.
 
-    Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms), ``norm_bias`` [N] (layer).
+    Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms, swish_rms), ``norm_bias`` [N]
+    (layer).
     """
 
     _norm_spec: ops.Norm | None = None
@@ -119,11 +121,15 @@ class LinearNorm(_Numerics):
             choice("norm", norm, NORMS)
         if activation is not None:
             choice("activation", activation, ACTIVATIONS)
+        if norm is not None:
+            ops.Norm(norm).expect_activation(activation)
         self.in_features, self.out_features = in_features, out_features
         self.norm, self.activation, self.eps = norm, activation, eps
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
         self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
-        self.norm_weight = torch.nn.Parameter(torch.ones(out_features)) if norm in ("layer", "rms") else None
+        self.norm_weight = (
+            torch.nn.Parameter(torch.ones(out_features)) if norm in ("layer", "rms", "swish_rms") else None
+        )
         self.norm_bias = torch.nn.Parameter(torch.zeros(out_features)) if norm == "layer" else None
         self.reset_parameters()
 

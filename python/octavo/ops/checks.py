@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -12,7 +13,7 @@ from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
-from octavo.ops.quantization import CODES, SCALINGS, scale_dtype, scale_shape
+from octavo.ops.quantization import CODES, SCALINGS, QuantizedTensor, scale_dtype, scale_shape
 from octavo.ops.reference import linear_reference, quantize_reference
 
 FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
@@ -39,6 +40,7 @@ _CASES = (
     _Case("layer", "hardswish", dtype=torch.bfloat16),
     _Case("rms", "gelu", residual=True),
     _Case("block", "silu", residual=True, before=True, dtype=torch.bfloat16),
+    _Case("swish_rms", dtype=torch.bfloat16),
     _Case(None, "sigmoid"),
     _Case(None, "relu", dtype=torch.bfloat16),
 )
@@ -57,7 +59,7 @@ def check_linear(kernel: _core.Kernel) -> str:
     for case in (case for case in _CASES if not half or case.dtype == torch.bfloat16):
         if failure := _linear_failure(kernel, _TAILS if _TAILS in shapes else shapes[0], case):
             return failure
-    return ""
+    return _codes_failure(kernel) if kernel.takes_codes else ""
 
 
 def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Case) -> str:
@@ -96,6 +98,36 @@ def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Ca
     return (
         f"linear m={m} n={n} k={k}{epilogue}: expected error <= {bound:.1e} of the largest element, found {error:.1e}"
     )
+
+
+_OUT_FORMATS: tuple[Literal["e4m3", "int8"], ...] = ("e4m3", "int8")
+_CODE_SHAPES = ((1, 1, 1), _TAILS, (37, 96, 272))
+
+
+def _codes_failure(kernel: _core.Kernel) -> str:
+    """Rows quantized before give the bits of the floats they came from, outputs those of quantizing the FP32 output."""
+    numerics = kernel.numerics.name
+    format = {"e4m3_row": "e4m3", "int8_dynamic": "int8"}.get(numerics)
+    for m, n, k in _CODE_SHAPES:
+        g = torch.Generator().manual_seed(m * 7919 + n * 31 + k)
+        x, weight, bias = (torch.randn(*size, generator=g) for size in ((m, k), (n, k), (n,)))
+        w, norm = pack_as(weight, numerics), Norm("layer")
+        y = run(x, w, bias, norm, "hardswish", kernel=kernel)
+        if format is not None:
+            codes, scale = quantize_reference(x, format)
+            rows = QuantizedTensor(codes, scale, format, "row")
+            wrong = int((~_same(run(rows, w, bias, norm, "hardswish", kernel=kernel), y)).sum())
+            if wrong:
+                return f"linear m={m} n={n} k={k}, x in {format}: expected the bits of float x, found {wrong} others"
+        for out in _OUT_FORMATS:
+            q = run(x, w, bias, norm, "hardswish", kernel=kernel, out_format=out)
+            codes, scale = quantize_reference(y, out)
+            wrong = int((~_same(q.data.float(), codes.float())).sum()) + int((~_same(q.scale, scale)).sum())
+            if wrong:
+                return (
+                    f"linear m={m} n={n} k={k}, out {out}: expected quantize's codes and scales, found {wrong} others"
+                )
+    return ""
 
 
 def relative_to_largest(y: torch.Tensor, ref: torch.Tensor) -> float:

@@ -17,7 +17,7 @@ void quantize_matrix(const QuantizeArgs& args) {
     parallel_region(count, [&](int thread, int n) {
       const auto [begin, end] = partition(rows, thread, n);
       for (std::int64_t r = begin; r < end; ++r) {
-        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args);
+        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args.format, args.pow2_scale);
         args.scale[r] = pair.scale;
         encode<In>(x + r * stride, cols, args.format, pair.multiplier, codes + r * cols);
       }
@@ -38,7 +38,7 @@ void quantize_matrix(const QuantizeArgs& args) {
   });
   Magnitude all{0, false};
   for (int i = 0; i < used; ++i) all = {parts[i].bits > all.bits ? parts[i].bits : all.bits, all.nan || parts[i].nan};
-  const ScalePair pair = scale_of(all, args);
+  const ScalePair pair = scale_of(all, args.format, args.pow2_scale);
   args.scale[0] = pair.scale;
   parallel_region(used, [&](int thread, int n) {
     const auto [begin, end] = partition(rows, thread, n);
@@ -59,6 +59,12 @@ Status quantize(const QuantizeArgs& args) {
     default: quantize_matrix<F16>(args);
   }
   return {};
+}
+
+float quantize_row(const float* row, std::int64_t n, RowMagnitude magnitude, DType format, std::uint8_t* codes) {
+  const ScalePair pair = scale_of(magnitude, format, false);
+  encode<F32>(row, n, format, pair.multiplier, codes);
+  return pair.scale;
 }
 
 }  // namespace octavo::OCTAVO_ISA_NAMESPACE

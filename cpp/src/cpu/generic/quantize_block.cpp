@@ -53,7 +53,7 @@ Status quantize_block(const QuantizeArgs& args) {
   if (args.scaling != Scaling::block_1x128 && args.scaling != Scaling::block_128x128)
     return Status::unsupported("cpu.generic.quantize_block: serves block_1x128 and block_128x128 scaling only");
   return for_every_type(args, [&](Magnitude magnitude, std::int64_t at) {
-    const ScalePair pair = scale_of(magnitude, args);
+    const ScalePair pair = scale_of(magnitude, args.format, args.pow2_scale);
     args.scale[at] = pair.scale;
     return pair.multiplier;
   });

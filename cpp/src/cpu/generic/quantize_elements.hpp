@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "cpu/generic/quantize_row.hpp"
 #include "octavo/float8.hpp"
-#include "octavo/quantize.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
@@ -27,10 +27,7 @@ struct F16 {
   [[gnu::always_inline]] static float load(_Float16 x) { return static_cast<float>(x); }
 };
 
-struct Magnitude {
-  std::uint32_t bits;  // largest finite |x| as FP32 bits
-  bool nan;
-};
+using Magnitude = RowMagnitude;
 
 template <class In>
 Magnitude largest_magnitude(const typename In::Storage* x, std::int64_t n) {
@@ -64,9 +61,9 @@ void encode(const typename In::Storage* x, std::int64_t n, DType format, float m
   }
 }
 
-ScalePair scale_of(Magnitude magnitude, const QuantizeArgs& args) {
-  ScalePair pair = scale_for(std::bit_cast<float>(magnitude.bits), args.format, args.pow2_scale);
-  if (args.format == DType::i8 && magnitude.nan) pair.scale = std::numeric_limits<float>::quiet_NaN();
+ScalePair scale_of(Magnitude magnitude, DType format, bool pow2_scale) {
+  ScalePair pair = scale_for(std::bit_cast<float>(magnitude.bits), format, pow2_scale);
+  if (format == DType::i8 && magnitude.nan) pair.scale = std::numeric_limits<float>::quiet_NaN();
   return pair;
 }
 
