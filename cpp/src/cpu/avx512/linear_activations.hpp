@@ -37,8 +37,26 @@ struct Magnitude {
   bool finite, nan;  // every element is finite; some element is NaN
 };
 
-template <class Row>
-Magnitude magnitude_of(const Row& row, std::int64_t k) {
+// BF16 rows of finite numbers: magnitudes are compared 32 at a time, as integers. False when there are others.
+inline bool finite_magnitude(const Bf16Row& row, std::int64_t k, float& largest) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+  __m512i all0 = _mm512_setzero_si512(), all1 = all0;
+  const auto step = [&](__m512i& all, std::int64_t i, __mmask32 mask) {
+    all = _mm512_max_epu16(all, _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, row.x + i), magnitude));
+  };
+  std::int64_t i = 0;
+  for (; i + 64 <= k; i += 64) {
+    step(all0, i, ~__mmask32{0});
+    step(all1, i + 32, ~__mmask32{0});
+  }
+  for (; i < k; i += 32) step(all0, i, k - i >= 32 ? ~__mmask32{0} : (__mmask32{1} << (k - i)) - 1);
+  const __m512i all = _mm512_max_epu16(all0, all1);
+  const __m512i even = _mm512_slli_epi32(all, 16), odd = _mm512_and_si512(all, _mm512_set1_epi32(0x7fff0000));
+  const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(even, odd));
+  largest = std::bit_cast<float>(bits);
+  return bits < kInfinity;
+}
+inline bool finite_magnitude(const F32Row& row, std::int64_t k, float& largest) {
   __m512i all0 = _mm512_setzero_si512(), all1 = all0;
   std::int64_t i = 0;
   for (; i + 32 <= k; i += 32) {
@@ -46,14 +64,22 @@ Magnitude magnitude_of(const Row& row, std::int64_t k) {
     all1 = _mm512_max_epi32(all1, row.magnitude(i + 16, 0xffff));
   }
   for (; i < k; i += 16) all0 = _mm512_max_epi32(all0, row.magnitude(i, first_lanes(k - i)));
-  const int all = _mm512_reduce_max_epi32(_mm512_max_epi32(all0, all1));
-  if (all < kInfinity) return {std::bit_cast<float>(all), true, false};
-  __m512i finite = _mm512_setzero_si512();  // rare: look again, past infinities and NaN
-  for (i = 0; i < k; i += 16) {
+  const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(all0, all1));
+  largest = std::bit_cast<float>(bits);
+  return bits < kInfinity;
+}
+
+template <class Row>
+Magnitude magnitude_of(const Row& row, std::int64_t k) {
+  float largest;
+  if (finite_magnitude(row, k, largest)) return {largest, true, false};
+  __m512i all = _mm512_setzero_si512(), finite = all;  // rare: look again, past infinities and NaN
+  for (std::int64_t i = 0; i < k; i += 16) {
     const __m512i bits = row.magnitude(i, first_lanes(k - i));
+    all = _mm512_max_epi32(all, bits);
     finite = _mm512_mask_max_epi32(finite, _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(kInfinity)), finite, bits);
   }
-  return {std::bit_cast<float>(_mm512_reduce_max_epi32(finite)), false, all > kInfinity};
+  return {std::bit_cast<float>(_mm512_reduce_max_epi32(finite)), false, _mm512_reduce_max_epi32(all) > kInfinity};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "cpu/avx512/linear_tile.hpp"
 #include "cpu/generic/linear_epilogue.hpp"
+#include "octavo/isa.hpp"
 #include "octavo/memory.hpp"
 #include "octavo/threading.hpp"
 
@@ -69,7 +70,8 @@ class Linear {
         begin = end;
       } while (begin < k_);
     });
-    avx512::finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y, args_.y_scale);
+    const auto finish_rows = cpu_features().avx512_bf16 ? avx512_bf16::finish_rows : avx512::finish_rows;
+    finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y, args_.y_scale);
   }
 
   Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,

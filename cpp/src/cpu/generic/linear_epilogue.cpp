@@ -6,26 +6,26 @@
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-// sum of f(v) over v = row[0 .. n): four chains, then pairwise.
-template <class F>
-[[gnu::always_inline]] inline float sum(const float* row, std::int64_t n, F f) {
+// add(sum, v) over v = row[0 .. n): four chains, then pairwise.
+template <class Add>
+[[gnu::always_inline]] inline float sum(const float* row, std::int64_t n, Add add) {
   Vec s0{}, s1{}, s2{}, s3{};
   std::int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    s0 += f(load(row + i));
-    s1 += f(load(row + i + kLanes));
-    s2 += f(load(row + i + 2 * kLanes));
-    s3 += f(load(row + i + 3 * kLanes));
+    s0 = add(s0, load(row + i));
+    s1 = add(s1, load(row + i + kLanes));
+    s2 = add(s2, load(row + i + 2 * kLanes));
+    s3 = add(s3, load(row + i + 3 * kLanes));
   }
-  for (; i + kLanes <= n; i += kLanes) s0 += f(load(row + i));
-  if (i < n) s1 += keep_first(f(load_part(row + i, n - i)), n - i);
+  for (; i + kLanes <= n; i += kLanes) s0 = add(s0, load(row + i));
+  if (i < n) s1 += keep_first(add(Vec{}, load_part(row + i, n - i)), n - i);
   return sum_of((s0 + s1) + (s2 + s3));
 }
 
 template <Activation activation>
 [[gnu::always_inline]] inline Vec activate(Vec v) {
   switch (activation) {
-    case Activation::relu: return v < 0.0f ? Vec{} : v;
+    case Activation::relu: return larger(Vec{}, v);
     case Activation::silu: return v * sigmoid(v);
     case Activation::gelu: return gelu(v);
     case Activation::hardswish: return hardswish(v);
@@ -73,14 +73,17 @@ struct Finish {
 
   template <Activation activation>
   [[gnu::always_inline]] inline void run(std::int64_t begin, std::int64_t end, float shift, float factor) {
+    // Locals: stores could change members, for all the compiler knows.
+    const float *x = row, *w = weight, *b = bias;
+    const Residual* r = residual;
     Out to = out;
     std::int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      Vec v = (load(row + i) - shift) * factor;
-      if (weight != nullptr) v *= load(weight + i);
-      if (bias != nullptr) v += load(bias + i);
+      Vec v = (load(x + i) - shift) * factor;
+      if (w != nullptr) v *= load(w + i);
+      if (b != nullptr) v += load(b + i);
       v = activate<activation>(v);
-      if (residual != nullptr) v += load(residual + i);
+      if (r != nullptr) v += load(r + i);
       to.put(i, v);
     }
     const std::int64_t left = end - i;
@@ -105,13 +108,13 @@ void finish_row(Finish<Out, Residual>& finish, std::int64_t n, const Epilogue& e
   const auto reciprocal_root = [&](float sum_of_squares, std::int64_t count) {
     return 1.0f / __builtin_sqrtf(sum_of_squares / static_cast<float>(count) + e.eps);
   };
-  const auto square = [](Vec v) { return v * v; };
+  const auto add_square = [](Vec s, Vec v) { return multiply_add(v, v, s); };
   const float* row = finish.row;
   switch (e.norm) {
     case NormKind::none: finish.template run<activation>(0, n, 0.0f, 1.0f); return;
     case NormKind::layer: {
-      const float mean = sum(row, n, [](Vec v) { return v; }) / static_cast<float>(n);
-      const float squares = sum(row, n, [&](Vec v) { return square(v - mean); });
+      const float mean = sum(row, n, [](Vec s, Vec v) { return s + v; }) / static_cast<float>(n);
+      const float squares = sum(row, n, [&](Vec s, Vec v) { return add_square(s, v - mean); });
       finish.template run<activation>(0, n, mean, reciprocal_root(squares, n));
       return;
     }
@@ -119,7 +122,7 @@ void finish_row(Finish<Out, Residual>& finish, std::int64_t n, const Epilogue& e
       const std::int64_t block = e.norm == NormKind::block ? e.norm_block : n;
       for (std::int64_t begin = 0; begin < n; begin += block) {
         const std::int64_t end = n - begin < block ? n : begin + block;
-        const float squares = sum(row + begin, end - begin, square);
+        const float squares = sum(row + begin, end - begin, add_square);
         finish.template run<activation>(begin, end, 0.0f, reciprocal_root(squares, end - begin));
       }
     }

@@ -12,4 +12,11 @@ namespace octavo {
 OCTAVO_DECLARE_GENERIC(void finish_rows(float* rows, std::int64_t row_stride, std::int64_t first, std::int64_t count,
                                         const Epilogue& epilogue, const MatrixView& y, float* y_scale = nullptr))
 
+#if defined(__x86_64__)
+namespace avx512_bf16 {  // the copy that rounds BF16 outputs with one instruction
+void finish_rows(float* rows, std::int64_t row_stride, std::int64_t first, std::int64_t count, const Epilogue& epilogue,
+                 const MatrixView& y, float* y_scale = nullptr);
+}
+#endif
+
 }  // namespace octavo

@@ -1,6 +1,10 @@
 // One SIMD register of FP32 in GNU vector extensions, as wide as the instruction set this copy is compiled for.
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -32,11 +36,51 @@ typedef std::uint16_t UnalignedHalves __attribute__((vector_size(kVectorBytes / 
 }
 
 [[gnu::always_inline]] inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+#if defined(__AVX512BF16__)
+[[gnu::always_inline]] inline void store(std::uint16_t* p, Vec v) {  // BF16, nearest even, NaN quieted, no subnormals
+  *reinterpret_cast<UnalignedHalves*>(p) = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(v));
+}
+#else
 [[gnu::always_inline]] inline void store(std::uint16_t* p, Vec v) {  // BF16, nearest even, NaN quieted
   const Words bits = reinterpret_cast<Words>(v);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Words nan = (bits >> 16) | 0x40u;
   *reinterpret_cast<UnalignedHalves*>(p) = __builtin_convertvector(v == v ? rounded : nan, Halves);
+}
+#endif
+
+// a * b + c, rounded once where the instruction set has it. Nothing else is fused: files that include this and whose
+// bits must not depend on the compiler's mood are compiled with -ffp-contract=off.
+[[gnu::always_inline]] inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+[[gnu::always_inline]] inline Vec multiply_add(Vec a, Vec b, float c) { return multiply_add(a, b, splat(c)); }
+[[gnu::always_inline]] inline Vec multiply_add(Vec a, float b, float c) { return multiply_add(a, splat(b), splat(c)); }
+
+// b where a < b or either is NaN, else a. One instruction where the compiler sees none in the comparison.
+[[gnu::always_inline]] inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+[[gnu::always_inline]] inline Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
 }
 
 // The first `count` < kLanes elements; the other lanes are zero and are not read.
@@ -82,15 +126,16 @@ typedef float Sixteen __attribute__((vector_size(64)));
 [[gnu::always_inline]] inline Vec exp(Vec x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec clamped = x > 88.7f ? splat(88.7f) : x < -87.3f ? splat(-87.3f) : x;
-  const Vec shifted = clamped * 1.44269504f + kMagic;
+  const Vec shifted = multiply_add(clamped, 1.44269504f, kMagic);
   const Vec n = shifted - kMagic;
-  const Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
-  Vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  const Vec high = multiply_add(n, splat(-0.693359375f), clamped);  // ln 2 in two parts
+  const Vec r = multiply_add(n, splat(2.12194440e-4f), high);
+  Vec p = multiply_add(r, 1.9875691500e-4f, 1.3981999507e-3f);
+  p = multiply_add(p, r, 8.3334519073e-3f);
+  p = multiply_add(p, r, 4.1665795894e-2f);
+  p = multiply_add(p, r, 1.6666665459e-1f);
+  p = multiply_add(p, r, 5.0000001201e-1f);
+  p = multiply_add(p * r, r, r) + 1.0f;
   const Words exponent = reinterpret_cast<Words>(shifted) << 23;     // n lies in the low bits of the shifted number
   const Vec power = reinterpret_cast<Vec>(exponent + (126u << 23));  // 2^(n - 1): n may be 128
   const Vec result = p * power * 2.0f;
@@ -101,16 +146,16 @@ typedef float Sixteen __attribute__((vector_size(64)));
 
 // erfc(z) for z >= 0, relative error below 2e-6 (Chebyshev fit of Numerical Recipes, section 6.2).
 [[gnu::always_inline]] inline Vec erfc_positive(Vec z) {
-  const Vec t = 1.0f / (1.0f + 0.5f * z);
-  Vec p = 0.17087277f * t - 0.82215223f;
-  p = p * t + 1.48851587f;
-  p = p * t - 1.13520398f;
-  p = p * t + 0.27886807f;
-  p = p * t - 0.18628806f;
-  p = p * t + 0.09678418f;
-  p = p * t + 0.37409196f;
-  p = p * t + 1.00002368f;
-  return t * exp(p * t - 1.26551223f - z * z);
+  const Vec t = 1.0f / multiply_add(z, 0.5f, 1.0f);
+  Vec p = multiply_add(t, 0.17087277f, -0.82215223f);
+  p = multiply_add(p, t, 1.48851587f);
+  p = multiply_add(p, t, -1.13520398f);
+  p = multiply_add(p, t, 0.27886807f);
+  p = multiply_add(p, t, -0.18628806f);
+  p = multiply_add(p, t, 0.09678418f);
+  p = multiply_add(p, t, 0.37409196f);
+  p = multiply_add(p, t, 1.00002368f);
+  return t * exp(multiply_add(-z, z, multiply_add(p, t, -1.26551223f)));
 }
 
 // x Phi(x) with the exact Phi; the left tail keeps its relative accuracy.
@@ -121,9 +166,7 @@ typedef float Sixteen __attribute__((vector_size(64)));
 }
 
 [[gnu::always_inline]] inline Vec hardswish(Vec x) {
-  const Vec shifted = x + 3.0f;
-  const Vec low = shifted < 0.0f ? Vec{} : shifted;
-  return x * (low > 6.0f ? splat(6.0f) : low) * (1.0f / 6.0f);
+  return x * smaller(splat(1.0f), larger(Vec{}, multiply_add(x, 1.0f / 6.0f, 0.5f)));
 }
 
 }  // namespace

@@ -15,4 +15,10 @@ struct RowMagnitude {
 OCTAVO_DECLARE_GENERIC(float quantize_row(const float* row, std::int64_t n, RowMagnitude magnitude, DType format,
                                           std::uint8_t* codes))
 
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+using avx512::quantize_row;
+}
+#endif
+
 }  // namespace octavo
