@@ -24,7 +24,7 @@ import numpy as np
 import roofs
 from machine import facts
 
-NAMES = ("linear_norm", "embedding_forward", "embedding_backward", "quantize", "overhead")
+NAMES = ("linear_norm", "embedding_forward", "embedding_backward", "quantize", "overhead", "dispatch_regret")
 RESAMPLES = 2000
 
 

@@ -17,6 +17,7 @@ OPS = {
     "embedding_backward": "bag_backward",
     "quantize": "quantize",
     "overhead": "linear",
+    "dispatch_regret": "linear",
 }
 ROW = {"commit", "device", "isa", "op", "shape", "entry", "io", "kernel", "p10_us", "p50_us", "p90_us", "rounds",
        "peers", "best_peer", "best_peer_any"}  # fmt: skip
