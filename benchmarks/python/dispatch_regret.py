@@ -82,7 +82,7 @@ def _counting(name: str, call: Any) -> Any:
 @torch.no_grad()
 def body(run: harness.Run) -> None:
     """Calibrate, then every shape, then the figures: geometric mean and worst regret of each source."""
-    fits = ops.dispatch.calibrate(budget_ms=0.2 if run.is_smoke else 2.0, keep=False)
+    fits = ops.dispatch.calibrate(budget_ms=0.2 if run.is_smoke else 1.0, keep=False)
     regrets: dict[str, list[np.ndarray]] = {CALIBRATED: [], PRIORS: []}
     for io in ("float32", "bfloat16"):
         for n, k in SIZES[run.effort.name]:
