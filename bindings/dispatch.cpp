@@ -37,7 +37,7 @@ void bind_dispatch(py::module_& m) {
           "kernel", [](const Candidate& c) { return c.kernel; }, py::return_value_policy::reference)
       .def_readonly("admitted", &Candidate::admitted)
       .def_readonly("predicted_us", &Candidate::predicted_us)
-      .def_readonly("measured", &Candidate::measured)
+      .def_property_readonly("source", [](const Candidate& c) { return to_string(c.source); })
       .def_readonly("error", &Candidate::error)
       .def_readonly("reason", &Candidate::reason);
   py::class_<Decision>(m, "Decision")
@@ -51,6 +51,14 @@ void bind_dispatch(py::module_& m) {
       [](const KernelInfo& kernel, const Problem& problem, double us) { record_cost(kernel, problem, us); },
       py::arg("kernel"), py::arg("problem"), py::arg("us"));
   m.def("forget_costs", &forget_costs);
+  m.def("cost_features", &cost_features, py::arg("problem"));
+  m.def(
+      "set_fitted_cost",
+      [](const KernelInfo& kernel, DType x_dtype, DType out_dtype, const CostFeatures& coefficients) {
+        set_fitted_cost(kernel, x_dtype, out_dtype, coefficients);
+      },
+      py::arg("kernel"), py::arg("x_dtype"), py::arg("out_dtype"), py::arg("coefficients"));
+  m.def("forget_fitted_costs", &forget_fitted_costs);
   m.def("m_bucket", &m_bucket, py::arg("m"));
 }
 

@@ -38,8 +38,8 @@ void bind_quantize(py::module_& m) {
                               static_cast<DType>(format),
                               static_cast<Scaling>(scaling),
                               reinterpret_cast<const float*>(scale),
-                              reinterpret_cast<const std::uint8_t*>(scale),
-                              matrix(out, rows, cols, stride, static_cast<DType>(dtype))};
+                              matrix(out, rows, cols, stride, static_cast<DType>(dtype)),
+                              reinterpret_cast<const std::uint8_t*>(scale)};
     run_released([&] { return dequantize(args); });
   });
 }

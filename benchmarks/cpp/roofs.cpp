@@ -78,6 +78,20 @@ void copy_non_temporal(std::uint8_t* to, const std::uint8_t* from, std::int64_t 
   }
 }
 
+[[gnu::target("avx2")]] void stream_lines(const std::uint8_t* from, std::uint8_t* to, std::int64_t lines, int ratio) {
+  for (std::int64_t i = 0; i < lines; ++i) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int line = 0; line < ratio; ++line, from += kLine) {
+      _mm_prefetch(reinterpret_cast<const char*>(from) + 4096, _MM_HINT_T0);
+      low = _mm256_xor_si256(low, _mm256_load_si256(reinterpret_cast<const __m256i*>(from)));
+      high = _mm256_xor_si256(high, _mm256_load_si256(reinterpret_cast<const __m256i*>(from) + 1));
+    }
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i * kLine), low);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i * kLine) + 1, high);
+  }
+  _mm_sfence();
+}
+
 // One instruction on `chains` independent accumulators; inline assembly, since g++ 12 copies accumulators of
 // intrinsics. 16 chains cover latency x throughput of every CPU that has these.
 #define OCTAVO_CHAINS(STEP) \
@@ -136,6 +150,18 @@ double octavo_roof_copy(int threads, std::int64_t bytes, bool non_temporal, doub
              return 2.0 * static_cast<double>(part);
            };
          });
+}
+
+void octavo_stream_once(int threads, const void* from, void* to, std::int64_t lines, int ratio) {
+  const auto part = [=](int thread) {
+    const std::int64_t begin = lines * thread / threads, end = lines * (thread + 1) / threads;
+    stream_lines(static_cast<const std::uint8_t*>(from) + begin * ratio * kLine,
+                 static_cast<std::uint8_t*>(to) + begin * kLine, end - begin, ratio);
+  };
+  std::vector<std::thread> team;
+  for (int t = 1; t < threads; ++t) team.emplace_back(part, t);
+  part(0);
+  for (std::thread& member : team) member.join();
 }
 
 double octavo_roof_gather(int threads, std::int64_t table_bytes, std::int64_t row_bytes, double ms) {

@@ -10,6 +10,11 @@ extern "C" {
 // own part, again and again for `ms` milliseconds. Non-temporal stores go past the caches.
 double octavo_roof_copy(int threads, std::int64_t bytes, bool non_temporal, double ms);
 
+// One pass: reads every line of from[0..lines * ratio * 64) and streams `lines` lines past the caches to `to`, each
+// thread its own part. Both 64-byte aligned; ratio: bytes read for each byte written. What a kernel with that traffic
+// and no arithmetic would take; the caller times it.
+void octavo_stream_once(int threads, const void* from, void* to, std::int64_t lines, int ratio);
+
 // Million rows/s of reading whole rows at random from a table on huge pages, prefetched to L2 64 rows ahead.
 // row_bytes: rounded up to whole 64-byte lines.
 double octavo_roof_gather(int threads, std::int64_t table_bytes, std::int64_t row_bytes, double ms);

@@ -24,7 +24,8 @@ import numpy as np
 import roofs
 from machine import facts
 
-NAMES = ("linear_norm", "linear_mixed", "embedding_forward", "embedding_backward", "quantize", "overhead", "train_step")
+NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
+         "overhead", "train_step", "isa", "dispatch_regret")  # fmt: skip
 RESAMPLES = 2000
 
 

@@ -1,6 +1,8 @@
 """Row-wise quantization: FP32 and BF16 to E4M3 and INT8, against torch's own expression and FBGEMM.
 
-octavo allocates its outputs, as everyone here. FBGEMM's CPU row quantizers write affine uint8 with scale and bias in
+octavo allocates its outputs, as everyone here; but for the large arrays that are compared with the non-temporal stream
+of the same traffic (cpp/roofs.cpp: x read once, as many bytes as the codes written past the caches): both write into
+memory that is there already, since fresh pages cost more than either. FBGEMM's CPU row quantizers write affine uint8 with scale and bias in
 the row (8 more bytes a row), the nearest it has to a symmetric int8 row; it has none to E4M3 on a CPU.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import harness
 import peers
+import roofs
 import torch
 from harness import where
 
@@ -19,6 +22,9 @@ SHAPES = {
     "full": [(1, 512), (64, 64), (64, 512), (1024, 256), (1024, 1024), (16384, 1024), (65536, 1024)],
 }
 LARGEST = {"e4m3": torch.tensor(448.0), "int8": torch.tensor(127.0)}  # number / tensor would be two roundings
+LARGE = {"smoke": (64, 512), "quick": (131072, 1024), "full": (131072, 1024)}  # BF16 256 MiB; FP32 half the rows
+STREAM, LARGE_GROUP = "non-temporal stream", "e4m3, past the caches"
+SHARE = 0.8  # of the stream's speed
 TORCH, COMPILED, FBGEMM = "torch eager", "torch compiled", "fbgemm FloatToFused8BitRowwise"
 
 
@@ -83,12 +89,42 @@ def contest(run: harness.Run, shape: tuple[int, int], dtype: torch.dtype, format
     run.contest("quantize", {"m": m, "k": k, "format": format, "scaling": "row"}, ours, rivals, absent)
 
 
+def against_stream(run: harness.Run, dtype: torch.dtype) -> None:
+    """A large array, E4M3, row-wise, into outputs that are there; the peer is the stream."""
+    m, k = LARGE[run.effort.name]
+    m = m * 2 // dtype.itemsize
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).to(dtype)
+    q = ops.quantize(x, "e4m3", "row")
+    codes, _ = torch_e4m3(x[-64:])
+    peers.agrees(q.data[-64:].float(), codes.float(), "exact")
+    target = torch.zeros(m, k, dtype=torch.uint8)
+    io = str(dtype).removeprefix("torch.")
+    moved = x.nbytes + m * k + 4 * m
+    ours = [
+        harness.Entry("octavo e4m3 out=", lambda i: ops.quantize(x, "e4m3", "row", out=q), io=io, group=LARGE_GROUP,
+                      facts={"route": "ops.quantize, out="}, bytes=moved)
+    ]  # fmt: skip
+    rivals: list[harness.Entry] = []
+    absent: dict[str, str] = {}
+
+    def stream() -> harness.Entry:
+        roofs.stream_once(x, target)
+        return harness.Entry(STREAM, lambda i: roofs.stream_once(x, target), io=io, group="roof", bytes=moved)
+
+    peers.admit(rivals, absent, STREAM, stream)
+    run.contest("quantize", {"m": m, "k": k, "format": "e4m3", "scaling": "row"}, ours, rivals, absent)
+
+
 def body(run: harness.Run) -> None:
     """Every shape, input type and format."""
     for shape in SHAPES[run.effort.name]:
         for dtype in (torch.float32, torch.bfloat16):
             for format in ("e4m3", "int8"):
                 contest(run, shape, dtype, format)
+    for dtype, word in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
+        against_stream(run, dtype)
+        mine = where(io=str(dtype).removeprefix("torch."), group=LARGE_GROUP)
+        run.finding(f"quantize_{word}_e4m3_share_of_nt_stream", mine, where(name=STREAM), (STREAM,), SHARE)
     for io in ("float32", "bfloat16"):
         for format in ("e4m3", "int8"):
             run.finding(f"quantize_{io}_to_{format}_vs_best_torch", where(io=io, group=format),

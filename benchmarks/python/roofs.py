@@ -61,7 +61,20 @@ def library() -> ctypes.CDLL | None:
     }.items():
         function = getattr(loops, f"octavo_roof_{name}")
         function.argtypes, function.restype = arguments, number
+    loops.octavo_stream_once.argtypes = [whole, ctypes.c_void_p, ctypes.c_void_p, size, whole]
+    loops.octavo_stream_once.restype = None
     return loops
+
+
+def stream_once(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Read all of ``source`` and stream as many whole lines to ``target`` as it has, past the caches, on torch's number
+    of threads. The size of source is a multiple of target's. Raises RuntimeError without a compiler."""
+    loops = library()
+    if loops is None or source.data_ptr() % 64 or target.data_ptr() % 64:
+        raise RuntimeError("the stream needs a C++ compiler and arrays that start at a cache line")
+    ratio = source.nbytes // target.nbytes
+    lines = target.nbytes // 64
+    loops.octavo_stream_once(torch.get_num_threads(), source.data_ptr(), target.data_ptr(), lines, ratio)
 
 
 class Roofs:

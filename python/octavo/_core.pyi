@@ -1,6 +1,6 @@
 """octavo's compiled engine, as the Python rooms see it. Addresses are ``tensor.data_ptr()``; strides count elements."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -120,7 +120,7 @@ class Candidate:
     kernel: Kernel
     admitted: bool
     predicted_us: float
-    measured: bool
+    source: str
     error: ErrorEstimate
     reason: str
 
@@ -132,6 +132,9 @@ def choose(problem: Problem, requirement: Requirement, evidence: Mapping[Numeric
 def nominal_error(numerics: Numerics) -> ErrorEstimate: ...
 def record_cost(kernel: Kernel, problem: Problem, us: float) -> None: ...
 def forget_costs() -> None: ...
+def cost_features(problem: Problem) -> list[float]: ...
+def set_fitted_cost(kernel: Kernel, x_dtype: DType, out_dtype: DType, coefficients: Sequence[float]) -> None: ...
+def forget_fitted_costs() -> None: ...
 def m_bucket(m: int) -> int: ...
 
 # --- quantize.hpp ---

@@ -22,8 +22,13 @@ from octavo._files import write_atomically
 
 def path() -> Path:
     """The cache file of this machine and this build."""
+    return file("kernels")
+
+
+def file(kind: str, suffix: str = "") -> Path:
+    """The file of this machine and this build that holds ``kind``."""
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "octavo" / f"kernels-{_machine(_core.isa())}.json"
+    return Path(root).expanduser() / "octavo" / f"{kind}-{_machine(_core.isa())}{suffix}.json"
 
 
 def read() -> dict[str, str]:

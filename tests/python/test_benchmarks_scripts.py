@@ -19,6 +19,7 @@ OPS = {
     "quantize": "quantize",
     "overhead": "linear",
     "train_step": "bag_backward",
+    "dispatch_regret": "linear",
 }
 ROW = {"commit", "device", "isa", "op", "shape", "entry", "io", "kernel", "p10_us", "p50_us", "p90_us", "rounds",
        "peers", "best_peer", "best_peer_any"}  # fmt: skip

@@ -66,6 +66,12 @@ def test_doctor_and_version(tmp_path) -> None:
     for text in ("instruction set", "cpu.generic.linear.bf16", "qualified", "torch", "CUDA"):
         assert text in done.stdout
     assert "unknown" not in done.stdout
+    assert "octavo doctor --calibrate fits them" in done.stdout
+    calibrated = octavo("doctor", "--calibrate", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert calibrated.returncode == 0, calibrated.stdout
+    for text in ("Fitted costs", "torch.cpu.linear.fp32", "calibrated for"):
+        assert text in calibrated.stdout
+    assert "calibrated for" in octavo("doctor", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path)).stdout
     assert octavo("--version", cwd=tmp_path).stdout.strip() == "0.1.0"
     assert "train" in octavo(cwd=tmp_path).stdout
 

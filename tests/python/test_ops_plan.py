@@ -99,6 +99,19 @@ def test_measured_plan_meets_its_requirement() -> None:
             assert kernels.by_name(name).numerics.name == entry.numerics
 
 
+def test_every_bucket_of_a_plan_was_measured() -> None:
+    made = plan(Net(), X, Requirement(min_sqnr_db=20))
+    for entry in made:
+        for bucket, name in entry.kernels.items():
+            problem = ops.dispatch.Problem(
+                "linear", int(bucket), entry.n, entry.k, epilogue=entry.epilogue, numerics=entry.numerics
+            )
+            decision = ops.dispatch.choose(problem)
+            assert decision.kernel == name
+            alone = not any(a.admitted for a in decision.alternatives)
+            assert alone or "us measured)" in decision.reason or decision.predicted_us > 2000
+
+
 def test_plan_files_round_trip(tmp_path) -> None:
     made = plan(Net(), X, Requirement(min_sqnr_db=20, max_signal_rel=0.5))
     made.save(tmp_path / "plan.json")

@@ -1,6 +1,7 @@
 // Which kernel, and why: hard predicates, then accuracy, then cost.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -44,11 +45,15 @@ std::string first_miss(const Requirement& requirement, const ErrorEstimate& erro
 
 using Evidence = std::map<Numerics, ErrorEstimate>;
 
+// Where a cost comes from, weakest first: the row's prior; a fit to this machine; this very problem, timed.
+enum class CostSource : std::uint8_t { prior, calibrated, measured };
+const char* to_string(CostSource source);
+
 struct Candidate {
   const KernelInfo* kernel = nullptr;
   bool admitted = false;
   double predicted_us = 0;
-  bool measured = false;  // predicted_us was measured on this machine, route included
+  CostSource source = CostSource::prior;
   ErrorEstimate error;
   std::string reason;  // why it was not admitted
 };
@@ -64,14 +69,24 @@ struct Decision {
 // FP32 is always admitted on accuracy; a low-precision kernel must meet the requirement and be the fastest.
 Decision choose(const Problem& problem, const Requirement& requirement, const Evidence& evidence);
 
-// Microseconds of `kernel` on `problem` with this many threads: measured where someone measured, else from its prior.
+// Microseconds of `kernel` on `problem` with this many threads: measured where someone measured, else by the fit of
+// this kernel where there is one, else from its prior.
 struct Cost {
   double us;
-  bool measured;
+  CostSource source;
 };
 Cost predicted_cost(const KernelInfo& kernel, const Problem& problem);
 void record_cost(const KernelInfo& kernel, const Problem& problem, double us);
-void forget_costs();
+void forget_costs();  // measured ones
+
+// What a fitted cost is linear in, with this many threads: us = sum of coefficient * feature.
+inline constexpr int kCostFeatures = 8;
+using CostFeatures = std::array<double, kCostFeatures>;
+CostFeatures cost_features(const Problem& problem);
+
+// Coefficients of a kernel between these types at the boundary, for every number of threads until forgotten.
+void set_fitted_cost(const KernelInfo& kernel, DType x_dtype, DType out_dtype, const CostFeatures& coefficients);
+void forget_fitted_costs();
 
 // Rows of a call are told apart up to a power of two: costs are recorded per bucket.
 int m_bucket(std::int64_t m);

@@ -76,8 +76,8 @@ struct DequantizeArgs {
   DType format;
   Scaling scaling;
   const float* scale;
-  const std::uint8_t* scale_e8m0;  // mx only
-  MatrixView out;                  // [M, K] f32 or bf16
+  MatrixView out;                            // [M, K] f32 or bf16
+  const std::uint8_t* scale_e8m0 = nullptr;  // mx only
 };
 
 Status dequantize(const DequantizeArgs& args);

@@ -6,6 +6,14 @@
 
 namespace octavo {
 
+const char* to_string(CostSource source) {
+  switch (source) {
+    case CostSource::prior: return "prior";
+    case CostSource::calibrated: return "calibrated";
+    default: return "measured";
+  }
+}
+
 ErrorEstimate nominal_error(Numerics numerics) {
   ErrorEstimate error;
   switch (numerics) {
@@ -91,7 +99,7 @@ Decision choose(const Problem& problem, const Requirement& requirement, const Ev
     candidate.error = known != evidence.end() ? known->second : nominal_error(kernel->numerics);
     const Cost cost = predicted_cost(*kernel, problem);
     candidate.predicted_us = cost.us;
-    candidate.measured = cost.measured;
+    candidate.source = cost.source;
     candidate.reason = predicate_miss(*kernel, problem, requirement);
     if (candidate.reason.empty() && problem.op == Op::linear && kernel->numerics != Numerics::fp32)
       candidate.reason = first_miss(requirement, candidate.error);
@@ -108,7 +116,7 @@ Decision choose(const Problem& problem, const Requirement& requirement, const Ev
     const auto admitted = std::count_if(decision.candidates.begin(), decision.candidates.end(),
                                         [](const Candidate& c) { return c.admitted; });
     decision.reason = "fastest of " + std::to_string(admitted) + " admitted (" + number(best->predicted_us) + " us " +
-                      (best->measured ? "measured" : "predicted") + ")";
+                      to_string(best->source) + ")";
     if (admitted > 1) {
       const Candidate& next = decision.candidates[1];
       decision.reason += "; next " + next.kernel->name + " " + number(next.predicted_us) + " us";

@@ -1,7 +1,9 @@
-// Predicted times: what was measured on this machine, else each kernel's prior.
+// Predicted times: what was measured on this machine, else what a fit to its measurements says, else the prior.
 #include <algorithm>
 #include <bit>
 #include <mutex>
+#include <numeric>
+#include <tuple>
 
 #include "octavo/dispatch.hpp"
 #include "octavo/threading.hpp"
@@ -14,12 +16,13 @@ int m_bucket(std::int64_t m) {
 
 namespace {
 
-struct Measured {
+struct Known {
   std::mutex mutex;
-  std::map<std::string, double> us;
+  std::map<std::string, double> measured;  // us
+  std::map<std::tuple<const KernelInfo*, DType, DType>, CostFeatures> fitted;
 };
-Measured& measured() {
-  static auto* costs = new Measured;  // never destroyed, as the registry
+Known& known() {
+  static auto* costs = new Known;  // never destroyed, as the registry
   return *costs;
 }
 
@@ -39,8 +42,10 @@ double terms(const std::string& epilogue) {
   return epilogue.empty() ? 0.0 : 1.0 + static_cast<double>(std::count(epilogue.begin(), epilogue.end(), '+'));
 }
 
+double workers_on(const Problem& p) { return p.device == Device::cpu && p.m * p.n * p.k > 60000 ? threads() : 1; }
+
 double prior_us(const KernelInfo& kernel, const Problem& p) {
-  const double workers = p.device == Device::cpu && p.m * p.n * p.k > 60000 ? threads() : 1;
+  const double workers = workers_on(p);
   const double m = static_cast<double>(p.m), n = static_cast<double>(p.n), k = static_cast<double>(p.k);
   const double macs = m * n * k;
   double bytes = m * k * static_cast<double>(size_of(p.x_dtype)) + m * n * static_cast<double>(size_of(p.out_dtype)) +
@@ -57,24 +62,49 @@ double prior_us(const KernelInfo& kernel, const Problem& p) {
 
 }  // namespace
 
+// A call, starting the other threads, multiply-adds, the weight once (what few rows cost), reading x, writing y, and
+// per term of the epilogue a call and a pass over y. Thousands, so that coefficients are of one magnitude.
+CostFeatures cost_features(const Problem& p) {
+  const double workers = workers_on(p), part = 1e-3 / workers;
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n), k = static_cast<double>(p.k);
+  const double passes = terms(p.epilogue);
+  return {1.0,    workers > 1 ? 1.0 : 0.0, m * n * k * part, n * k * part, m * k * part, m * n * part,
+          passes, passes * m * n * part};
+}
+
 Cost predicted_cost(const KernelInfo& kernel, const Problem& problem) {
-  Measured& costs = measured();
+  Known& costs = known();
   const std::scoped_lock lock(costs.mutex);
-  const auto found = costs.us.find(key(kernel, problem));
-  if (found != costs.us.end()) return {found->second, true};
-  return {prior_us(kernel, problem), false};
+  const auto found = costs.measured.find(key(kernel, problem));
+  if (found != costs.measured.end()) return {found->second, CostSource::measured};
+  const auto fit = costs.fitted.find({&kernel, problem.x_dtype, problem.out_dtype});
+  if (fit == costs.fitted.end()) return {prior_us(kernel, problem), CostSource::prior};
+  const CostFeatures features = cost_features(problem);
+  return {std::inner_product(features.begin(), features.end(), fit->second.begin(), 0.0), CostSource::calibrated};
 }
 
 void record_cost(const KernelInfo& kernel, const Problem& problem, double us) {
-  Measured& costs = measured();
+  Known& costs = known();
   const std::scoped_lock lock(costs.mutex);
-  costs.us[key(kernel, problem)] = us;
+  costs.measured[key(kernel, problem)] = us;
 }
 
 void forget_costs() {
-  Measured& costs = measured();
+  Known& costs = known();
   const std::scoped_lock lock(costs.mutex);
-  costs.us.clear();
+  costs.measured.clear();
+}
+
+void set_fitted_cost(const KernelInfo& kernel, DType x_dtype, DType out_dtype, const CostFeatures& coefficients) {
+  Known& costs = known();
+  const std::scoped_lock lock(costs.mutex);
+  costs.fitted[{&kernel, x_dtype, out_dtype}] = coefficients;
+}
+
+void forget_fitted_costs() {
+  Known& costs = known();
+  const std::scoped_lock lock(costs.mutex);
+  costs.fitted.clear();
 }
 
 }  // namespace octavo

@@ -108,8 +108,9 @@ def _train(config: Any, run_dir: Path, fresh: bool) -> None:
 @app.command()
 def doctor(
     qualify: Annotated[bool, typer.Option("--qualify", help="Check every kernel on this machine now.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the kernels' costs to this machine now.")] = False,
 ) -> None:
     """What this machine has, which kernels qualified, what to install for more."""
     from octavo.cli.doctor import diagnose
 
-    diagnose(Console(), qualify)
+    diagnose(Console(), qualify, calibrate)

@@ -186,7 +186,7 @@ def _quantize_failure(
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Element by element: equal bits, the sign of zero included, or NaN in both."""
-    integers = torch.int32 if a.dtype == torch.float32 else torch.uint8
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     return (a.view(integers) == b.contiguous().view(integers)) | (a.float().isnan() & b.float().isnan())
 
 

@@ -20,9 +20,19 @@ namespace {
 template <class In, class Format>
 struct Bf16Table {
   static constexpr bool exists = false;
+  void fill(float) {}
 };
 
 #if defined(__AVX512VBMI__)
+struct Significands {
+  alignas(64) float values[128];
+};
+constexpr Significands kSignificands = [] {
+  Significands all{};
+  for (int i = 0; i < 128; ++i) all.values[i] = 1.0f + static_cast<float>(i) / 128.0f;
+  return all;
+}();
+
 template <DType dtype, int mantissa, int exponent_bias>
 class Bf16Table<Bf16, Float8<dtype, mantissa, exponent_bias>> {
   using Format = Float8<dtype, mantissa, exponent_bias>;
@@ -31,7 +41,8 @@ class Bf16Table<Bf16, Float8<dtype, mantissa, exponent_bias>> {
  public:
   static constexpr bool exists = true;
 
-  explicit Bf16Table(float multiplier) : multiplier_(multiplier) {
+  void fill(float multiplier) {
+    multiplier_ = _mm512_set1_ps(multiplier);  // whole vectors only: copies of this must not split stores
     const std::uint32_t bits = std::bit_cast<std::uint32_t>(multiplier);
     const float significand = std::bit_cast<float>((bits & 0x7fffffu) | 0x3f800000u);
     const int exponent = static_cast<int>(bits >> 23) - 254;
@@ -70,28 +81,24 @@ class Bf16Table<Bf16, Float8<dtype, mantissa, exponent_bias>> {
 
  private:
   static __m512i part(int first, float significand, __m512i bias) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512 v[4];
-    __m512i upper[4];
+    __m512i t[4];
     for (int i = 0; i < 4; ++i) {
-      const __m512i m = _mm512_add_epi32(lane, _mm512_set1_epi32(first + 16 * i));
-      const __m512i one_and = _mm512_or_si512(_mm512_slli_epi32(m, 16), _mm512_set1_epi32(0x3f800000));
-      v[i] = _mm512_mul_ps(_mm512_castsi512_ps(one_and), _mm512_set1_ps(significand));
-      upper[i] = _mm512_srli_epi32(m, drop);
+      const __m512 v =
+          _mm512_mul_ps(_mm512_load_ps(kSignificands.values + first + 16 * i), _mm512_set1_ps(significand));
+      t[i] = _mm512_sub_epi32(Format::round(v), _mm512_set1_epi32((first + 16 * i) >> drop));  // equal in all 16 lanes
     }
-    const __m512i codes = _mm512_add_epi8(Format::encode(v), bias);
-    return _mm512_sub_epi8(codes, pack<false>(upper[0], upper[1], upper[2], upper[3]));
+    return _mm512_add_epi8(pack<false>(t[0], t[1], t[2], t[3]), bias);
   }
 
   // Steps with subnormal results. Out of line, and without `this`, so that the table stays in registers.
-  [[gnu::noinline]] static __m512i by_arithmetic(const std::uint16_t* x, __mmask64 lanes, float multiplier) {
+  [[gnu::noinline]] static __m512i by_arithmetic(const std::uint16_t* x, __mmask64 lanes, __m512 multiplier) {
     __m512 v[4];
     Bf16::load(x, lanes, v);
-    for (__m512& part : v) part = _mm512_mul_ps(part, _mm512_set1_ps(multiplier));
+    for (__m512& part : v) part = _mm512_mul_ps(part, multiplier);
     return Format::encode(v);
   }
 
-  float multiplier_;
+  __m512 multiplier_;
   __m512i low_, high_, least_doubled_;
 };
 #endif

@@ -76,32 +76,50 @@ struct Lanes {
   }
 };
 
-template <class In, class Select>
-[[gnu::always_inline]] inline std::uint32_t largest_selected(const typename In::Storage* x, std::int64_t n,
-                                                             Select select) {
-  using L = Lanes<In>;
-  __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-  std::int64_t i = 0;
-  for (; i + 4 * L::count <= n; i += 4 * L::count) {
-    a = L::max(a, select(L::magnitude(x + i, ~0u)));
-    b = L::max(b, select(L::magnitude(x + i + L::count, ~0u)));
-    c = L::max(c, select(L::magnitude(x + i + 2 * L::count, ~0u)));
-    d = L::max(d, select(L::magnitude(x + i + 3 * L::count, ~0u)));
+// The largest magnitude of steps of elements, infinities and NaN included.
+template <class In>
+class Scan {
+ public:
+  [[gnu::always_inline]] void step(const typename In::Storage* x, __mmask64 lanes) {
+    constexpr std::int64_t count = L::count;
+    even_ = L::max(even_, L::magnitude(x, static_cast<std::uint32_t>(lanes)));
+    odd_ = L::max(odd_, L::magnitude(x + count, static_cast<std::uint32_t>(lanes >> count)));
+    if constexpr (kStep == 2 * count) return;
+    even_ = L::max(even_, L::magnitude(x + 2 * count, static_cast<std::uint32_t>(lanes >> (2 * count % kStep))));
+    odd_ = L::max(odd_, L::magnitude(x + 3 * count, static_cast<std::uint32_t>(lanes >> (3 * count % kStep))));
   }
-  for (; i < n; i += L::count)
-    a = L::max(a, select(L::magnitude(x + i, n - i >= L::count ? ~0u : (1u << (n - i)) - 1)));
-  return L::reduce_max(L::max(L::max(a, b), L::max(c, d)));
+  std::uint32_t bits() const { return L::reduce_max(L::max(even_, odd_)); }
+
+ private:
+  using L = Lanes<In>;
+  __m512i even_ = _mm512_setzero_si512(), odd_ = _mm512_setzero_si512();  // named: g++ keeps arrays in memory
+};
+
+// Where another pass over memory does the scanning.
+struct NoScan {
+  void step(const void*, __mmask64) {}
+  std::uint32_t bits() const { return 0; }
+};
+
+template <class In>
+[[gnu::noinline]] std::uint32_t largest_bits(const typename In::Storage* x, std::int64_t n) {
+  Scan<In> scan;
+  std::int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) scan.step(x + i, ~0ull);
+  if (i < n) scan.step(x + i, (1ull << (n - i)) - 1);
+  return scan.bits();
 }
 
-// Bits of the largest magnitude, infinities and NaN included.
+// For rows with infinities or NaN.
 template <class In>
-std::uint32_t largest_bits(const typename In::Storage* x, std::int64_t n) {
-  return largest_selected<In>(x, n, [](__m512i bits) { return bits; });
-}
-
-template <class In>
-std::uint32_t largest_finite_bits(const typename In::Storage* x, std::int64_t n) {
-  return largest_selected<In>(x, n, [](__m512i bits) { return Lanes<In>::finite_or_zero(bits); });
+[[gnu::noinline]] std::uint32_t largest_finite_bits(const typename In::Storage* x, std::int64_t n) {
+  using L = Lanes<In>;
+  __m512i largest = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < n; i += L::count) {
+    const std::uint32_t lanes = n - i >= L::count ? ~0u : (1u << (n - i)) - 1;
+    largest = L::max(largest, L::finite_or_zero(L::magnitude(x + i, lanes)));
+  }
+  return L::reduce_max(largest);
 }
 
 }  // namespace

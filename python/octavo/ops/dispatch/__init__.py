@@ -1,5 +1,6 @@
 """Dispatch: the fastest kernel, of any library, that meets the accuracy requirement; and plans for whole models."""
 
+from octavo.ops.dispatch.calibration import Fit, calibrate
 from octavo.ops.dispatch.choice import choose, counters, explain
 from octavo.ops.dispatch.measure import measure
 from octavo.ops.dispatch.plan import plan, site_errors, sites, uniform_plan
@@ -13,10 +14,12 @@ __all__ = [
     "Alternative",
     "Decision",
     "Evidence",
+    "Fit",
     "Plan",
     "PlanEntry",
     "Problem",
     "Requirement",
+    "calibrate",
     "choose",
     "counters",
     "explain",

@@ -36,7 +36,10 @@ def choose(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Ev
 
 def judge(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> _core.Decision:
     """Every candidate with its verdict, the admitted first, the fastest first."""
+    from octavo.ops.dispatch import calibration  # which times what is judged here
+
     qualification.ensure(_core.Op[problem.op])
+    calibration.load()
     return _core.choose(problem.core(), requirement.core(), {} if evidence is None else evidence.core())
 
 
@@ -55,7 +58,7 @@ def table(rows: list[Alternative]) -> str:
     """Alternatives in aligned columns."""
     lines = [("kernel", "class", "us", "", "SQNR dB", "verdict")]
     lines += [
-        (r.kernel, r.numerics, f"{r.predicted_us:.1f}", "measured" if r.measured else "prior", f"{r.sqnr_db:.1f}",
+        (r.kernel, r.numerics, f"{r.predicted_us:.1f}", r.source, f"{r.sqnr_db:.1f}",
          r.reason or "admitted")
         for r in rows
     ]  # fmt: skip
@@ -83,6 +86,6 @@ def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.d
 def _alternative(candidate: _core.Candidate) -> Alternative:
     kernel = candidate.kernel
     return Alternative(
-        kernel.name, kernel.numerics.name, candidate.predicted_us, candidate.measured, candidate.error.sqnr_db,
+        kernel.name, kernel.numerics.name, candidate.predicted_us, candidate.source, candidate.error.sqnr_db,
         candidate.admitted, candidate.reason,
     )  # fmt: skip

@@ -19,13 +19,13 @@ from octavo.ops.linear_call import CODE_FORMATS, run
 from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.quantization import quantize
 
-_HOPELESS = 10.0  # candidates whose prior is this many times the best one's are not timed
+_HOPELESS = 10.0  # candidates whose prediction is this many times the best one's are not timed
 
 
 def measure(problem: Problem, requirement: Requirement | None = None, budget_ms: float = 10.0) -> dict[str, float]:
     """Time every admitted candidate of a linear problem, interleaved, and let dispatch use the results.
 
-    About ``budget_ms`` per candidate. Candidates that their priors put far behind are skipped. Returns name -> median
+    About ``budget_ms`` per candidate. Candidates predicted far behind are skipped. Returns name -> median
     us.
     """
     if problem.op != "linear":
@@ -34,15 +34,13 @@ def measure(problem: Problem, requirement: Requirement | None = None, budget_ms:
     admitted = [c for c in judge(problem, requirement).candidates if c.admitted]
     rows = [c.kernel for c in admitted if c.predicted_us <= _HOPELESS * admitted[0].predicted_us]
     while True:
-        calls = dict(zip([kernel.name for kernel in rows], _calls(problem, rows), strict=True))
-        with torch.no_grad():
-            medians = _interleaved(calls, budget_ms)
+        medians = timed(problem, rows, budget_ms)
         for name, us in medians.items():
             _core.record_cost(kernels.by_name(name), core, us)
         first = judge(problem, requirement).candidates[:1]
-        if not first or not first[0].admitted or first[0].measured:
+        if not first or not first[0].admitted or first[0].source == "measured":
             break
-        rows.append(first[0].kernel)  # its prior beats what the others turned out to cost
+        rows.append(first[0].kernel)  # its prediction beats what the others turned out to cost
     kernels.new_generation()
     return medians
 
@@ -50,10 +48,18 @@ def measure(problem: Problem, requirement: Requirement | None = None, budget_ms:
 def is_measured(problem: Problem) -> bool:
     """Whether the fastest candidate of ``problem`` was timed already."""
     rows = judge(problem).candidates
-    return bool(rows) and rows[0].measured
+    return bool(rows) and rows[0].source == "measured"
 
 
-def _calls(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], object]]:
+def timed(problem: Problem, rows: list[_core.Kernel], budget_ms: float) -> dict[str, float]:
+    """Median us of each kernel on ``problem``, interleaved, about ``budget_ms`` each."""
+    calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
+    with torch.no_grad():
+        return _interleaved(calls, budget_ms)
+
+
+def calls_of(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], object]]:
+    """A call of each kernel on random operands of ``problem``, by the route that ``ops.linear`` takes."""
     m, n, k = problem.m, problem.n, problem.k
     g = torch.Generator().manual_seed(0)
 

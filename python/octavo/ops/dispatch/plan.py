@@ -21,6 +21,7 @@ from octavo.ops.packing import pack_as
 
 LOW_PRECISION = ("bf16", "e4m3_weight_only", "e4m3_row", "int8_dynamic")
 M_BUCKETS = (1, 16, 128, 1024, 8192)  # the largest M of each; the last one stands for all above
+_LONGEST_US = 2e3  # calls that are predicted to take longer are not timed for their bucket's sake
 _ROWS = 4096  # rows of the batch that errors are measured on
 
 
@@ -52,7 +53,8 @@ def plan(model: torch.nn.Module, batch: Any, requirement: Requirement, *, measur
 
     Sites are ``torch.nn.Linear`` and octavo's ``nn.Linear`` and ``nn.LinearNorm`` modules; layers that share a weight
     are one site. Each class's errors are measured on the layer's real input before the epilogue's norm (``post_norm``:
-    after it), and with ``measure_costs`` the candidates are timed at the batch's M. Low precision is chosen where it
+    after it), and with ``measure_costs`` the candidates are timed at the batch's M, and the chosen class's kernels at the M of every
+    bucket whose calls are short. Low precision is chosen where it
     meets ``requirement`` and is the fastest; FP32 stays elsewhere. Raises ValueError when the model has no linear layer
     that ran.
     """
@@ -123,7 +125,18 @@ def _chosen(site: Site, requirement: Requirement, measure_costs: bool) -> PlanEn
     if measure_costs and not is_measured(problem):
         measure(problem)
     decision = choose(problem, requirement, Evidence(measured))
+    if measure_costs:
+        _measure_buckets(site, decision.numerics)
     return _entry(site, decision.numerics, measured, requirement, decision.predicted_us, decision.reason)
+
+
+def _measure_buckets(site: Site, numerics: str) -> None:
+    """Time the class's kernels at each bucket's largest M, where there is a choice and a call is short."""
+    for m in M_BUCKETS:
+        problem = site.problem(m, numerics)
+        admitted = [c for c in judge(problem).candidates if c.admitted]
+        if len(admitted) > 1 and admitted[0].source != "measured" and admitted[0].predicted_us <= _LONGEST_US:
+            measure(problem, budget_ms=1.0)
 
 
 def _is_served(site: Site, numerics: str) -> bool:

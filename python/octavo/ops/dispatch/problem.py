@@ -104,12 +104,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Alternative:
-    """One row of the table as it was judged. ``reason`` says why it was not admitted ('' when it was)."""
+    """One row of the table as it was judged. ``source`` of the time: ``measured`` (this problem on this machine),
+    ``calibrated`` (a fit to this machine) or ``prior``; ``reason`` says why it was not admitted ('' when it was)."""
 
     kernel: str
     numerics: str
     predicted_us: float
-    measured: bool
+    source: str
     sqnr_db: float
     admitted: bool
     reason: str
