@@ -19,6 +19,12 @@ inline const char* row_of(const MatrixView& x, std::int64_t row) {
   return static_cast<const char*>(x.data) + row * x.row_stride * static_cast<std::int64_t>(size_of(x.dtype));
 }
 
+// What this pass will want next: the next panel's part of it.
+inline void fetch_next(Tile& t, std::int64_t panel_bytes, std::int64_t pass_bytes) {
+  t.ahead = t.weights + (t.more_panels ? panel_bytes : 0);
+  t.ahead_end = t.ahead + (t.more_panels ? pass_bytes : 0);
+}
+
 // Activations of some rows, rounded as the class says.
 struct RoundedRows {
   const char* data;
@@ -40,7 +46,7 @@ class Linear {
   void run() {
     const std::int64_t m = args_.y.rows;
     const int count = m * n_ < kSerialMacs && m * n_ * k_ < kSerialMacs ? 1 : threads();
-    if (count > 1 && m < Class::kCutColumnsBelow) {
+    if (count > 1 && m < Class::kCutColumnsBelow && (panels_ >= count || m == 1)) {
       block(0, m, panels_ < count ? static_cast<int>(panels_) : count);
       return;
     }
@@ -65,7 +71,7 @@ class Linear {
       do {  // once for K = 0: the product is zero
         const std::int64_t end = k_ - begin < kBlockDepth ? k_ : begin + kBlockDepth;
         for (std::int64_t p = panels.begin; p < panels.end; ++p)
-          kernel_.multiply(tile(rows, c, scale, p, begin, end), count, p, begin, k_);
+          kernel_.multiply(tile(rows, c, scale, p, begin, end, p + 1 < panels.end), count, p, begin, k_);
         begin = end;
       } while (begin < k_);
     });
@@ -73,7 +79,7 @@ class Linear {
   }
 
   Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,
-            std::int64_t end) const {
+            std::int64_t end, bool more_panels) const {
     Tile t{};
     const std::int64_t column = panel * kPanel;
     t.a = rows.data + begin * Class::kElementBytes;
@@ -87,6 +93,7 @@ class Linear {
     t.column_scale = args_.weight->scale() == nullptr ? nullptr : args_.weight->scale() + column;
     t.bias = args_.epilogue.bias == nullptr ? nullptr : args_.epilogue.bias + column;
     t.columns = n_ - column < kPanel ? n_ - column : kPanel;
+    t.more_panels = more_panels;
     return t;
   }
 

@@ -103,6 +103,7 @@ struct Int8Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 4 * kGroupBytes;
+    fetch_next(t, panel_bytes(k), t.groups * kGroupBytes);
     t.start = starts + panel * kPanel;
     multiply_rows<Int8Dot>(t, rows);
   }
