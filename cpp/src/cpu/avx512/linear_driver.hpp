@@ -10,8 +10,9 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-constexpr std::int64_t kBlockDepth = 1024;   // K of one pass: a BF16 panel is then 128 KiB
-constexpr std::int64_t kSerialMacs = 60000;  // a fork costs more than this much work
+constexpr std::int64_t kBlockDepth = 1024;    // K of one pass: a BF16 panel is then 128 KiB
+constexpr std::int64_t kSerialMacs = 60000;   // a fork costs more than this much work
+constexpr std::int64_t kForkElements = 4096;  // or than rounding or finishing so many numbers
 
 inline std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 inline std::size_t to_bytes(std::int64_t count) { return static_cast<std::size_t>(count); }
@@ -64,7 +65,12 @@ class Linear {
     void* buffer = scratch(0, to_bytes(count * row_bytes + 64));
     float* c = static_cast<float*>(scratch(1, to_bytes(count * panels_ * kPanel) * sizeof(float)));
     float* scale = static_cast<float*>(scratch(2, to_bytes(count) * sizeof(float)));
-    const RoundedRows rows = kernel_.round(args_, first, count, buffer, scale);
+    RoundedRows rows{};
+    over_rows(count, k_, workers, [&](std::int64_t begin, std::int64_t end) {
+      const RoundedRows part = kernel_.round(args_, first + begin, end - begin,
+                                             static_cast<char*>(buffer) + begin * row_bytes, scale + begin);
+      if (begin == 0) rows = part;
+    });
     parallel_region(workers, [&](int thread, int used) {
       const Range panels = partition(panels_, thread, used);
       std::int64_t begin = 0;
@@ -75,7 +81,20 @@ class Linear {
         begin = end;
       } while (begin < k_);
     });
-    avx512::finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y, args_.y_scale);
+    over_rows(count, n_, workers, [&](std::int64_t begin, std::int64_t end) {
+      avx512::finish_rows(c + begin * panels_ * kPanel, panels_ * kPanel, first + begin, end - begin, args_.epilogue,
+                          args_.y, args_.y_scale);
+    });
+  }
+
+  // body(begin, end) over rows [0, count) of `columns` each, on several threads where that pays.
+  template <class Body>
+  static void over_rows(std::int64_t count, std::int64_t columns, int workers, Body&& body) {
+    if (workers == 1 || count * columns < kForkElements) return body(0, count);
+    parallel_region(workers, [&](int thread, int used) {
+      const Range rows = partition(count, thread, used);
+      if (rows.begin < rows.end) body(rows.begin, rows.end);
+    });
   }
 
   Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,
