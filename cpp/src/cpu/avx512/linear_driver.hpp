@@ -35,7 +35,7 @@ struct RoundedRows {
 // A class of kernels offers
 //   kGroup, kElementBytes     K elements and bytes per element of a dot instruction's group in the activations
 //   kBlockRows                rows per block
-//   kCutColumnsBelow          with fewer rows than this, threads share the columns, not the rows
+//   kCutColumnsBelow          with fewer rows than this, threads share the columns, if there is a panel each
 //   round(args, first, count, buffer, scale) -> RoundedRows
 //   multiply(tile, rows, panel, begin, k)    one panel of one pass over K; fills in what of the tile is its own
 template <class Class>
