@@ -57,7 +57,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("training: {batch_size: many}", ["training.batch_size", "found 'many'"]),
         ("training: {holdout: 1.0}", ["training.holdout", "less than 1", "found 1.0"]),
         ("training: {clip_norm: .nan}", ["training.clip_norm", "found nan"]),
-        ("model: {norm: batch}", ["model.norm", "'layer', 'rms' or 'block'", "found 'batch'"]),
+        ("model: {norm: batch}", ["model.norm", "'layer', 'rms', 'block' or 'swish_rms'", "found 'batch'"]),
         ("data: {source: log}", ["data", "source=log needs path"]),
         ("data: {source: movielens, events: 5}", ["events means nothing for source=movielens; use limit"]),
         ("training: {seed: 1, seed: 2}", ["key 'seed' appears twice", "line 1"]),

@@ -5,7 +5,7 @@ namespace octavo::avx512_kernels {
 namespace {
 
 struct Bf16Class {
-  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 4;
+  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 5;
 
   explicit Bf16Class(const PackedWeight& w) {
     static const char tag = 0;
@@ -30,6 +30,7 @@ struct Bf16Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kGroupBytes;
+    fetch_next(t, panel_bytes(k), t.groups * kGroupBytes);
     multiply_rows<Bf16Dot>(t, rows);
   }
 

@@ -11,13 +11,20 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-constexpr std::int64_t kBlockDepth = 1024;   // K of one pass: a BF16 panel is then 128 KiB
-constexpr std::int64_t kSerialMacs = 60000;  // a fork costs more than this much work
+constexpr std::int64_t kBlockDepth = 1024;    // K of one pass: a BF16 panel is then 128 KiB
+constexpr std::int64_t kSerialMacs = 60000;   // a fork costs more than this much work
+constexpr std::int64_t kForkElements = 4096;  // or than rounding or finishing so many numbers
 
 inline std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 inline std::size_t to_bytes(std::int64_t count) { return static_cast<std::size_t>(count); }
 inline const char* row_of(const MatrixView& x, std::int64_t row) {
   return static_cast<const char*>(x.data) + row * x.row_stride * static_cast<std::int64_t>(size_of(x.dtype));
+}
+
+// What this pass will want next: the next panel's part of it.
+inline void fetch_next(Tile& t, std::int64_t panel_bytes, std::int64_t pass_bytes) {
+  t.ahead = t.weights + (t.more_panels ? panel_bytes : 0);
+  t.ahead_end = t.ahead + (t.more_panels ? pass_bytes : 0);
 }
 
 // Activations of some rows, rounded as the class says.
@@ -29,7 +36,7 @@ struct RoundedRows {
 // A class of kernels offers
 //   kGroup, kElementBytes     K elements and bytes per element of a dot instruction's group in the activations
 //   kBlockRows                rows per block
-//   kCutColumnsBelow          with fewer rows than this, threads share the columns, not the rows
+//   kCutColumnsBelow          with fewer rows than this, threads share the columns, if there is a panel each
 //   round(args, first, count, buffer, scale) -> RoundedRows
 //   multiply(tile, rows, panel, begin, k)    one panel of one pass over K; fills in what of the tile is its own
 template <class Class>
@@ -41,7 +48,7 @@ class Linear {
   void run() {
     const std::int64_t m = args_.y.rows;
     const int count = m * n_ < kSerialMacs && m * n_ * k_ < kSerialMacs ? 1 : threads();
-    if (count > 1 && m < Class::kCutColumnsBelow) {
+    if (count > 1 && m < Class::kCutColumnsBelow && (panels_ >= count || m == 1)) {
       block(0, m, panels_ < count ? static_cast<int>(panels_) : count);
       return;
     }
@@ -59,23 +66,41 @@ class Linear {
     void* buffer = scratch(0, to_bytes(count * row_bytes + 64));
     float* c = static_cast<float*>(scratch(1, to_bytes(count * panels_ * kPanel) * sizeof(float)));
     float* scale = static_cast<float*>(scratch(2, to_bytes(count) * sizeof(float)));
-    const RoundedRows rows = kernel_.round(args_, first, count, buffer, scale);
+    RoundedRows rows{};
+    over_rows(count, k_, workers, [&](std::int64_t begin, std::int64_t end) {
+      const RoundedRows part = kernel_.round(args_, first + begin, end - begin,
+                                             static_cast<char*>(buffer) + begin * row_bytes, scale + begin);
+      if (begin == 0) rows = part;
+    });
     parallel_region(workers, [&](int thread, int used) {
       const Range panels = partition(panels_, thread, used);
       std::int64_t begin = 0;
       do {  // once for K = 0: the product is zero
         const std::int64_t end = k_ - begin < kBlockDepth ? k_ : begin + kBlockDepth;
         for (std::int64_t p = panels.begin; p < panels.end; ++p)
-          kernel_.multiply(tile(rows, c, scale, p, begin, end), count, p, begin, k_);
+          kernel_.multiply(tile(rows, c, scale, p, begin, end, p + 1 < panels.end), count, p, begin, k_);
         begin = end;
       } while (begin < k_);
     });
     const auto finish_rows = cpu_features().avx512_bf16 ? avx512_bf16::finish_rows : avx512::finish_rows;
-    finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y, args_.y_scale);
+    over_rows(count, n_, workers, [&](std::int64_t begin, std::int64_t end) {
+      finish_rows(c + begin * panels_ * kPanel, panels_ * kPanel, first + begin, end - begin, args_.epilogue, args_.y,
+                  args_.y_scale);
+    });
+  }
+
+  // body(begin, end) over rows [0, count) of `columns` each, on several threads where that pays.
+  template <class Body>
+  static void over_rows(std::int64_t count, std::int64_t columns, int workers, Body&& body) {
+    if (workers == 1 || count * columns < kForkElements) return body(0, count);
+    parallel_region(workers, [&](int thread, int used) {
+      const Range rows = partition(count, thread, used);
+      if (rows.begin < rows.end) body(rows.begin, rows.end);
+    });
   }
 
   Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,
-            std::int64_t end) const {
+            std::int64_t end, bool more_panels) const {
     Tile t{};
     const std::int64_t column = panel * kPanel;
     t.a = rows.data + begin * Class::kElementBytes;
@@ -89,6 +114,7 @@ class Linear {
     t.column_scale = args_.weight->scale() == nullptr ? nullptr : args_.weight->scale() + column;
     t.bias = args_.epilogue.bias == nullptr ? nullptr : args_.epilogue.bias + column;
     t.columns = n_ - column < kPanel ? n_ - column : kPanel;
+    t.more_panels = more_panels;
     return t;
   }
 

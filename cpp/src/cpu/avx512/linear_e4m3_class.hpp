@@ -26,6 +26,7 @@ inline DecodeTables make_decode_tables() {
 
 struct E4m3Weights {
   static constexpr std::int64_t kStep = kE4m3GroupBytes;
+  static constexpr int kVectors = 2;
   __m512i low0, low1, high0, high1, sign;
 
   E4m3Weights() {
@@ -88,27 +89,26 @@ struct E4m3Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kE4m3GroupBytes;
-    switch (rows) {  // four tables leave registers for 4 x 64 or 8 x 32 sums
-      case 1: multiply_tile<Bf16Dot, E4m3Weights, 1, 4>(t, 0, weights); return;
-      case 2: multiply_tile<Bf16Dot, E4m3Weights, 2, 4>(t, 0, weights); return;
-      case 3: multiply_tile<Bf16Dot, E4m3Weights, 3, 4>(t, 0, weights); return;
-      case 4: multiply_tile<Bf16Dot, E4m3Weights, 4, 4>(t, 0, weights); return;
-      case 5: multiply_halves<5>(t); return;
-      case 6: multiply_halves<6>(t); return;
-      case 7: multiply_halves<7>(t); return;
-      case 8: multiply_halves<8>(t); return;
-      default: break;
-    }
+    if (rows <= 2) return multiply_codes<Fetch::none>(t, rows);
+    if (rows <= 8) return multiply_codes<Fetch::stream>(t, rows);
+    fetch_next(t, panel_bytes(k), t.groups * kE4m3GroupBytes);
     char* decoded = static_cast<char*>(scratch(3, to_bytes(t.groups * kGroupBytes)));
     weights.decode_panel(t.weights, t.groups, decoded);
     t.weights = decoded;
     multiply_rows<Bf16Dot>(t, rows);
   }
 
-  template <int R>
-  void multiply_halves(const Tile& t) const {
-    multiply_tile<Bf16Dot, E4m3Weights, R, 2>(t, 0, weights);
-    if (t.columns > 32) multiply_tile<Bf16Dot, E4m3Weights, R, 2>(t, 32, weights);
+  // Four tables leave registers for 4 x 64 or 8 x 32 sums.
+  template <Fetch fetch>
+  void multiply_codes(const Tile& t, std::int64_t rows) const {
+    Tiles<Bf16Dot, E4m3Weights, fetch> tiles{t, weights};
+    if (rows <= 4 && t.columns > 32) {
+      tiles.rest(rows);
+    } else if (rows < 8) {
+      tiles.rest_halves(rows);
+    } else {
+      tiles.template next_halves<8>();
+    }
   }
 
   E4m3Weights weights;

@@ -91,7 +91,7 @@ inline void shift_codes(const MatrixView& x, std::int64_t first, std::int64_t co
 }
 
 struct Int8Class {
-  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 48, kCutColumnsBelow = 4;
+  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 48, kCutColumnsBelow = 5;
 
   explicit Int8Class(const PackedWeight& w) {
     static const char tag = 0;
@@ -135,6 +135,7 @@ struct Int8Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 4 * kGroupBytes;
+    fetch_next(t, panel_bytes(k), t.groups * kGroupBytes);
     t.start = starts + panel * kPanel;
     multiply_rows<Int8Dot>(t, rows);
   }

@@ -35,7 +35,16 @@ struct Tile {
   const float* bias;          // of the panel's first column; null: 0
   std::int64_t columns;       // of the panel that exist, 1..64
   const std::int32_t* start;  // INT8: first value of each column's sum [64]
+  bool more_panels;           // this thread has a panel to the right of this one
+  const char* ahead;          // weights that will be wanted next, up to `ahead_end`
+  const char* ahead_end;
 };
+
+// How a tile brings weights into L2 while it multiplies: each step a line of the next panel, where the panel's other
+// tiles bring the rest; its own stream some steps ahead; or not, where so few rows wait for memory all the time and the
+// hardware's own prefetching does as well.
+enum class Fetch { none, stream, panel };
+constexpr std::int64_t kStreamAhead = 4096;  // bytes
 
 // BF16 pairs. Denormals count as zero (DAZ); decoded E4M3 codes are normal BF16 numbers, so they are exact.
 struct Bf16Dot {
@@ -63,7 +72,8 @@ struct Int8Dot {
 
 // Weights as the dot instruction takes them.
 struct PlainWeights {
-  static constexpr std::int64_t kStep = kGroupBytes;
+  static constexpr std::int64_t kStep = kGroupBytes;  // bytes of a group of 64 columns
+  static constexpr int kVectors = 1;                  // of 16 columns that come at once
   template <int V>
   [[gnu::always_inline]] inline void load(const char* w, __m512i (&out)[V]) const {
 #pragma GCC unroll 4
@@ -72,7 +82,7 @@ struct PlainWeights {
 };
 
 // `column` is where in the panel the tile starts: 0, or 32 for the right half.
-template <class Dot, class Weights, int R, int V>
+template <class Dot, class Weights, int R, int V, Fetch fetch>
 [[gnu::noinline]] void multiply_tile(const Tile& t, int column, const Weights& source) {
   typename Dot::Sum sums[R][V];
 #pragma GCC unroll 8
@@ -84,9 +94,18 @@ template <class Dot, class Weights, int R, int V>
   const char* a[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) a[r] = t.a + r * t.a_stride;
+  const char* ahead = t.ahead < t.ahead_end ? t.ahead : weights;
   for (std::int64_t g = 0; g < t.groups; ++g) {
     __m512i w[V];
     source.load(weights, w);
+    if constexpr (fetch == Fetch::panel) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+      ahead += 64;
+    } else if constexpr (fetch == Fetch::stream) {
+#pragma GCC unroll 4
+      for (std::int64_t line = 0; line < V * Weights::kStep / 256; ++line)
+        _mm_prefetch(weights + kStreamAhead + line * 64, _MM_HINT_T1);
+    }
     weights += Weights::kStep;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -117,30 +136,85 @@ template <class Dot, class Weights, int R, int V>
   }
 }
 
-// All `rows` rows of the block: 6 x 64 tiles, or 8 x 32 ones where they leave no tail and a 6 would.
-template <class Dot>
-void multiply_rows(Tile t, std::int64_t rows) {
-  constexpr PlainWeights plain;
-  const auto advance = [&t](int height) {
-    t.a += height * t.a_stride;
-    t.c += height * t.c_stride;
-    t.row_scale += height;
-  };
-  if (rows % 8 == 0 && rows % 6 != 0 && rows <= 64) {
-    for (; rows > 0; rows -= 8, advance(8)) {
-      multiply_tile<Dot, PlainWeights, 8, 2>(t, 0, plain);
-      if (t.columns > 32) multiply_tile<Dot, PlainWeights, 8, 2>(t, 32, plain);
+// Tiles over a panel's rows, one below the other.
+template <class Dot, class Weights, Fetch fetch>
+struct Tiles {
+  Tile t;
+  const Weights& source;
+
+  template <int R, int V>
+  void tile(int column) {
+    multiply_tile<Dot, Weights, R, V, fetch>(t, column, source);
+    t.ahead += t.groups * 64;
+  }
+  template <int R>
+  void next() {
+    tile<R, 4>(0);
+    advance(R);
+  }
+  // As two halves, of which columns that do not exist are left out, 16 at a time where the weights come so.
+  template <int R>
+  void next_halves() {
+    for (int column = 0; column < t.columns; column += 32) {
+      if (t.columns - column > 16 || Weights::kVectors == 2) {
+        tile<R, 2>(column);
+      } else {
+        tile<R, Weights::kVectors>(column);
+      }
     }
+    advance(R);
+  }
+  void advance(int rows) {
+    t.a += rows * t.a_stride;
+    t.c += rows * t.c_stride;
+    t.row_scale += rows;
+  }
+  // The last few rows.
+  void rest(std::int64_t rows) {
+    switch (rows) {
+      case 1: return next<1>();
+      case 2: return next<2>();
+      case 3: return next<3>();
+      case 4: return next<4>();
+      case 5: return next<5>();
+      default: return;
+    }
+  }
+  void rest_halves(std::int64_t rows) {
+    switch (rows) {
+      case 1: return next_halves<1>();
+      case 2: return next_halves<2>();
+      case 3: return next_halves<3>();
+      case 4: return next_halves<4>();
+      case 5: return next_halves<5>();
+      case 6: return next_halves<6>();
+      case 7: return next_halves<7>();
+      default: return;
+    }
+  }
+};
+
+// All `rows` rows of the block: 6 x 64 tiles, or 8 x 32 ones where they leave no tail and a 6 would, and where the
+// panel's last columns do not exist.
+template <class Dot, Fetch fetch>
+void multiply_rows(const Tile& t, std::int64_t rows) {
+  constexpr PlainWeights plain;
+  Tiles<Dot, PlainWeights, fetch> tiles{t, plain};
+  if (t.columns <= 48 || (rows % 8 == 0 && rows % 6 != 0 && rows <= 64)) {
+    for (; rows >= 8; rows -= 8) tiles.template next_halves<8>();
+    tiles.rest_halves(rows);
     return;
   }
-  for (; rows >= 6; rows -= 6, advance(6)) multiply_tile<Dot, PlainWeights, 6, 4>(t, 0, plain);
-  switch (rows) {
-    case 1: multiply_tile<Dot, PlainWeights, 1, 4>(t, 0, plain); break;
-    case 2: multiply_tile<Dot, PlainWeights, 2, 4>(t, 0, plain); break;
-    case 3: multiply_tile<Dot, PlainWeights, 3, 4>(t, 0, plain); break;
-    case 4: multiply_tile<Dot, PlainWeights, 4, 4>(t, 0, plain); break;
-    case 5: multiply_tile<Dot, PlainWeights, 5, 4>(t, 0, plain); break;
-    default: break;
+  for (; rows >= 6; rows -= 6) tiles.template next<6>();
+  tiles.rest(rows);
+}
+
+template <class Dot>
+void multiply_rows(const Tile& t, std::int64_t rows) {
+  if (rows <= 8) {
+    multiply_rows<Dot, Fetch::none>(t, rows);
+  } else {
+    multiply_rows<Dot, Fetch::panel>(t, rows);
   }
 }
 
