@@ -36,6 +36,7 @@ struct Epilogue {
   Activation activation = Activation::none;
   MatrixView residual;  // [M, N] f32 or bf16; data == nullptr: none
   bool residual_before_norm = false;
+  MatrixView saved;  // [M, N] of y's type: what the norm saw is written there for the backward; nullptr: not wanted
 };
 
 // Canonical weight codes, owned by the caller and outliving this object, and the layouts kernels made of them.

@@ -41,7 +41,7 @@ std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, con
   if (kernel.state == Qualification::quarantined) return "quarantined: " + kernel.note;
   if (!kernel.may_be_chosen()) return "not qualified on this machine yet";
   if (kernel.accepts && !kernel.accepts(problem.m, problem.n, problem.k)) return "does not take this shape";
-  if (kernel.op == Op::linear && kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
+  if (kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
     return "rounds its product to bfloat16, the output is float32";
   if (requirement.deterministic && !kernel.deterministic) return "not deterministic";
   return "";

@@ -5,22 +5,6 @@
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-// sum of f(v) over v = row[0 .. n): four chains, then pairwise.
-template <class F>
-[[gnu::always_inline]] inline float sum(const float* row, std::int64_t n, F f) {
-  Vec s0{}, s1{}, s2{}, s3{};
-  std::int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    s0 += f(load(row + i));
-    s1 += f(load(row + i + kLanes));
-    s2 += f(load(row + i + 2 * kLanes));
-    s3 += f(load(row + i + 3 * kLanes));
-  }
-  for (; i + kLanes <= n; i += kLanes) s0 += f(load(row + i));
-  if (i < n) s1 += keep_first(f(load_part(row + i, n - i)), n - i);
-  return sum_of((s0 + s1) + (s2 + s3));
-}
-
 template <Activation activation>
 [[gnu::always_inline]] inline Vec activate(Vec v) {
   switch (activation) {
@@ -96,6 +80,13 @@ void add_residual(float* row, const Residual* residual, std::int64_t n) {
   if (i < n) store_part(row + i, load_part(row + i, n - i) + load_part(residual + i, n - i), n - i);
 }
 
+template <class Out>
+void copy_row(const float* row, Out* out, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, load(row + i));
+  if (i < n) store_part(out + i, load_part(row + i, n - i), n - i);
+}
+
 struct Rows {
   float* data;
   std::int64_t stride, first, count;
@@ -112,6 +103,8 @@ void finish_all(const Rows& rows, const Epilogue& e, const MatrixView& y) {
       add_residual(row, residual, y.cols);
       residual = nullptr;
     }
+    if (e.saved.data != nullptr)
+      copy_row(row, static_cast<Out*>(e.saved.data) + (rows.first + r) * e.saved.row_stride, y.cols);
     Out* out = static_cast<Out*>(y.data) + (rows.first + r) * y.row_stride;
     finish_row<activation>(
         Finish<Out, Residual>{row, has_norm ? e.norm_weight : nullptr, has_norm ? e.norm_bias : nullptr, residual, out},
