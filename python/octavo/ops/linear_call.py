@@ -81,6 +81,59 @@ def run(
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
     one is ``w.served``, which :func:`linear` asks first.
     """
+    arguments = (x, w, bias, norm, activation, residual, out_dtype, out)
+    layer = _layer_for(*arguments, residual_before_norm, kernel)
+    if kernel is None:
+        w.served = layer.prepared
+    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
+    if y is not NotImplemented:
+        return cast(torch.Tensor, y)
+    check(*arguments)
+    return layer.launch(w, layer.prepared, x, out, residual)
+
+
+def record(
+    x: torch.Tensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    residual_before_norm: bool,
+    out_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, Layer]:
+    """:func:`run` for a later backward: y, what the norm saw [..., N] in y's type (None where neither norm nor
+    activation follows the product), and the layer.
+    """
+    arguments = (x, w, bias, norm, activation, residual, out_dtype, None)
+    layer = _layer_for(*arguments, residual_before_norm, None)
+    if norm is None and activation is None:
+        y = NotImplemented if layer.prepared is None else layer.prepared(x, None, residual)
+        if y is NotImplemented:
+            check(*arguments)
+            y = layer.launch(w, layer.prepared, x, None, residual)
+        return y, None, layer
+    both = NotImplemented if layer.prepared is None else layer.prepared.record(x, residual)
+    if both is NotImplemented:
+        check(*arguments)
+        z = torch.empty((*x.shape[:-1], w.n), dtype=layer.y_dtype, device=x.device)
+        return layer.launch(w, layer.prepared, x, None, residual, z), z, layer
+    return (*both, layer)
+
+
+def _layer_for(
+    x: torch.Tensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    out: torch.Tensor | None,
+    residual_before_norm: bool,
+    kernel: _core.Kernel | None,
+) -> Layer:
+    """The layer that the weight remembers for these arguments, else a new one."""
     try:
         y_dtype = out_dtype if out_dtype is not None else x.dtype if out is None else out.dtype
         key = (
@@ -98,13 +151,7 @@ def run(
         if not layer.has_copies:
             layer.prepare()
             w.remember(key, layer)
-    if kernel is None:
-        w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
-    if y is not NotImplemented:
-        return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out)
-    return layer.launch(w, layer.prepared, x, out, residual)
+    return layer
 
 
 class Layer:
@@ -188,8 +235,11 @@ class Layer:
         x: torch.Tensor,
         out: torch.Tensor | None,
         residual: torch.Tensor | None,
+        saved: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run on any tensors that :func:`check` let pass."""
+        """Run on any tensors that :func:`check` let pass. ``saved`` [..., N], contiguous, of y's type: gets what the
+        norm sees.
+        """
         m, n = x.shape[:-1].numel(), w.n
         shape = (*x.shape[:-1], n)
         y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
@@ -202,7 +252,12 @@ class Layer:
             spec = self.norm and Norm(self.norm.kind, norm_weight, norm_bias, self.norm.eps, self.norm.block)
             kernel.count()
             z = kernels.externals[kernel.name](rows, w).float()
-            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r, self.before).view(shape))
+            if self.before or saved is not None:  # in two steps, so that what lies between can be kept
+                z = apply_epilogue(z, bias, None, None, r if self.before else None, True)
+                bias, r = None, None if self.before else r
+            if saved is not None:
+                saved.copy_(z.view(shape))
+            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r).view(shape))
         _core.linear(
             kernel,
             rows.data_ptr(),
@@ -219,6 +274,7 @@ class Layer:
             _F32 if r is None else _CODES[r.dtype],
             self.before,
             torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
+            0 if saved is None else saved.data_ptr(),
         )
         return y
 

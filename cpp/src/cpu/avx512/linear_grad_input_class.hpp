@@ -38,7 +38,8 @@ struct CodePair {
   }
 };
 
-inline std::int64_t transposed_panel_bytes(std::int64_t n) { return (n + 1) / 2 * kGroupBytes; }
+// One group more than a panel holds: groups packed side by side then fall into different cache sets.
+inline std::int64_t transposed_panel_bytes(std::int64_t n) { return ((n + 1) / 2 + 1) * kGroupBytes; }
 
 // W [N, K] as BF16 panels of W^T: its values, or with `codes` the codes alone.
 template <bool codes>

@@ -17,34 +17,44 @@ constexpr std::int64_t kStripBytes = kStrip * 4;
 constexpr std::int64_t kPassRows = 1024;
 constexpr std::int64_t kChunkGroups = 16;  // pairs of rows packed at a time
 
+// Bytes between strips and between panels: an odd number of lines and one group more than they hold, so that rows
+// written side by side fall into different cache sets.
+inline std::int64_t strip_stride(std::int64_t groups) { return round_up(groups * kStripBytes, 128) + 64; }
+inline std::int64_t panel_stride(std::int64_t groups) { return (groups + 1) * kGroupBytes; }
+
 // One pass over M of one strip and one panel.
 struct OuterTile {
   const char *strip, *panel;
   std::int64_t groups;
   float* c;  // grad_weight
   std::int64_t c_stride;
-  std::int64_t columns;       // of the panel that exist, 1..64
-  bool first, last;           // pass
-  const float* row_scale;     // of the strip's first row; null: 1
-  const float* column_scale;  // of the panel's first column
+  std::int64_t rows, columns;  // of the strip and of the panel that exist, 1..6 and 1..64
+  bool first, last;            // pass
+  const float* row_scale;      // of the strip's first row; null: 1
+  const float* column_scale;   // of the panel's first column
 };
 
-template <int R, int V>
+// Rows that do not exist are zero in the strip; they are computed and neither read nor stored.
+template <int V>
 [[gnu::noinline]] void multiply_outer(const OuterTile& t) {
-  __m512 sums[R][V];
+  __m512 sums[kStrip][V];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < kStrip; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-      sums[r][v] = t.first ? _mm512_setzero_ps()
-                           : _mm512_maskz_loadu_ps(first_lanes(t.columns - v * 16), t.c + r * t.c_stride + v * 16);
+    for (int v = 0; v < V; ++v) {
+      sums[r][v] = _mm512_setzero_ps();
+      if (!t.first && r < t.rows)
+        sums[r][v] = _mm512_maskz_loadu_ps(first_lanes(t.columns - v * 16), t.c + r * t.c_stride + v * 16);
+    }
+  for (std::int64_t r = 0; r < t.rows; ++r)
+    for (int v = 0; v < V; ++v) _mm_prefetch(reinterpret_cast<const char*>(t.c + r * t.c_stride + v * 16), _MM_HINT_T0);
   const char *a = t.strip, *panel = t.panel;
   for (std::int64_t g = 0; g < t.groups; ++g, a += kStripBytes, panel += kGroupBytes) {
     __m512i w[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) w[v] = _mm512_loadu_si512(panel + v * 64);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kStrip; ++r) {
       const __m512i x = _mm512_set1_epi32(*reinterpret_cast<const UnalignedGroup*>(a + r * 4));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) Bf16Dot::add(sums[r][v], x, w[v]);
@@ -56,7 +66,8 @@ template <int R, int V>
     const __mmask16 mask = first_lanes(t.columns - v * 16);
     const __m512 column = scaled ? _mm512_maskz_loadu_ps(mask, t.column_scale + v * 16) : _mm512_setzero_ps();
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kStrip; ++r) {
+      if (r >= t.rows) break;
       __m512 sum = sums[r][v];
       if (scaled) sum = _mm512_mul_ps(_mm512_mul_ps(sum, _mm512_set1_ps(t.row_scale[r])), column);
       _mm512_mask_storeu_ps(t.c + r * t.c_stride + v * 16, mask, sum);
@@ -64,20 +75,34 @@ template <int R, int V>
   }
 }
 
-template <int V>
-void multiply_strip(const OuterTile& t, std::int64_t rows) {
-  switch (rows) {
-    case 1: multiply_outer<1, V>(t); break;
-    case 2: multiply_outer<2, V>(t); break;
-    case 3: multiply_outer<3, V>(t); break;
-    case 4: multiply_outer<4, V>(t); break;
-    case 5: multiply_outer<5, V>(t); break;
-    default: multiply_outer<6, V>(t); break;
-  }
+constexpr std::int64_t kStripsAtOnce = 8;  // three vectors of pairs
+
+// One group of eight strips, `stride` bytes apart: the 48 columns from `column` on of `columns`.
+template <class Source>
+[[gnu::always_inline]] inline void weave_strips(const Source& source, const char* row0, const char* row1,
+                                                std::int64_t column, std::int64_t columns, char* out,
+                                                std::int64_t stride) {
+  __m512i pairs[3];
+#pragma GCC unroll 3
+  for (int v = 0; v < 3; ++v)
+    pairs[v] = weave(source.load(row0, row1, column + v * 16, first_lanes(columns - column - v * 16)));
+  const std::int64_t strips = columns - column >= kStrip * kStripsAtOnce ? kStripsAtOnce
+                                                                         : (columns - column + kStrip - 1) / kStrip;
+  const auto put = [&](int s, __m512i six) {
+    if (s < strips) _mm256_mask_storeu_epi32(out + s * stride, 0x3f, _mm512_castsi512_si256(six));
+  };
+  put(0, pairs[0]);
+  put(1, _mm512_alignr_epi32(pairs[1], pairs[0], 6));
+  put(2, _mm512_alignr_epi32(pairs[1], pairs[0], 12));
+  put(3, _mm512_alignr_epi32(pairs[2], pairs[1], 2));
+  put(4, _mm512_alignr_epi32(pairs[2], pairs[1], 8));
+  put(5, _mm512_alignr_epi32(pairs[2], pairs[1], 14));
+  put(6, _mm512_alignr_epi32(pairs[2], pairs[2], 4));
+  put(7, _mm512_alignr_epi32(pairs[2], pairs[2], 10));
 }
 
-// A class of kernels offers grad_source() and x_source(), which read pairs of rows (bf16_pairs.hpp), and the scales of
-// the rows and columns of grad_weight or null.
+// A class of kernels offers with_grad_source(f) and with_x_source(f), which call f with what reads pairs of rows
+// (bf16_pairs.hpp), and the scales of the rows and columns of grad_weight, or null.
 template <class Class>
 class GradWeight {
  public:
@@ -94,8 +119,8 @@ class GradWeight {
     if (n_ == 0 || k_ == 0) return;
     const int count = m_ * n_ * k_ < kSerialMacs ? 1 : threads();
     const std::int64_t depth = m_ < kPassRows ? m_ : kPassRows, groups = (depth + 1) / 2;
-    strip_data_ = static_cast<char*>(scratch(3, to_bytes(strips_ * groups * kStripBytes + 64)));
-    panel_data_ = static_cast<char*>(scratch(4, to_bytes(panels_ * groups * kGroupBytes + 64)));
+    strip_data_ = static_cast<char*>(scratch(3, to_bytes(strips_ * strip_stride(groups) + 64)));
+    panel_data_ = static_cast<char*>(scratch(4, to_bytes(panels_ * panel_stride(groups) + 64)));
     for (std::int64_t begin = 0; begin == 0 || begin < m_; begin += kPassRows) {
       const std::int64_t end = m_ - begin < kPassRows ? m_ : begin + kPassRows;
       groups_ = (end - begin + 1) / 2;
@@ -120,15 +145,12 @@ class GradWeight {
   void pack(std::int64_t begin, std::int64_t from, std::int64_t to) const {
     const auto second = [&](std::int64_t row, const MatrixView& v) { return row < m_ ? row_of(v, row) : nullptr; };
     kernel_.with_grad_source([&](const auto& source) {
-      for (std::int64_t s = 0; s < strips_; ++s) {
-        const std::int64_t column = s * kStrip, left = n_ - column;
-        const __mmask16 mask = left >= kStrip ? 0x3f : first_lanes(left);
-        char* out = strip_data_ + s * groups_ * kStripBytes;
+      for (std::int64_t s = 0; s < strips_; s += kStripsAtOnce) {
+        char* out = strip_data_ + s * strip_stride(groups_);
         for (std::int64_t g = from; g < to; ++g) {
           const std::int64_t row = begin + 2 * g;
-          const __m512i pairs =
-              weave(source.load(row_of(args_.grad, row), second(row + 1, args_.grad), column, mask));
-          _mm256_mask_storeu_epi32(out + g * kStripBytes, 0x3f, _mm512_castsi512_si256(pairs));
+          weave_strips(source, row_of(args_.grad, row), second(row + 1, args_.grad), s * kStrip, n_,
+                       out + g * kStripBytes, strip_stride(groups_));
         }
       }
     });
@@ -137,7 +159,7 @@ class GradWeight {
         const std::int64_t row = begin + 2 * g;
         const char *row0 = row_of(args_.x, row), *row1 = second(row + 1, args_.x);
         for (std::int64_t p = 0; p < panels_; ++p)
-          weave_panel(source, row0, row1, p * kPanel, k_, panel_data_ + (p * groups_ + g) * kGroupBytes);
+          weave_panel(source, row0, row1, p * kPanel, k_, panel_data_ + p * panel_stride(groups_) + g * kGroupBytes);
       }
     });
   }
@@ -145,8 +167,8 @@ class GradWeight {
   void multiply(std::int64_t strip, std::int64_t panel, bool first, bool last) const {
     const std::int64_t row = strip * kStrip, column = panel * kPanel;
     OuterTile t;
-    t.strip = strip_data_ + strip * groups_ * kStripBytes;
-    t.panel = panel_data_ + panel * groups_ * kGroupBytes;
+    t.strip = strip_data_ + strip * strip_stride(groups_);
+    t.panel = panel_data_ + panel * panel_stride(groups_);
     t.groups = groups_;
     t.c_stride = args_.grad_weight.row_stride;
     t.c = static_cast<float*>(args_.grad_weight.data) + row * t.c_stride + column;
@@ -155,13 +177,13 @@ class GradWeight {
     t.last = last;
     t.row_scale = kernel_.row_scale == nullptr ? nullptr : kernel_.row_scale + row;
     t.column_scale = kernel_.column_scale == nullptr ? nullptr : kernel_.column_scale + column;
-    const std::int64_t rows = n_ - row < kStrip ? n_ - row : kStrip;
+    t.rows = n_ - row < kStrip ? n_ - row : kStrip;
     if (t.columns > 32) {
-      multiply_strip<4>(t, rows);
+      multiply_outer<4>(t);
     } else if (t.columns > 16) {
-      multiply_strip<2>(t, rows);
+      multiply_outer<2>(t);
     } else {
-      multiply_strip<1>(t, rows);
+      multiply_outer<1>(t);
     }
   }
 

@@ -5,30 +5,24 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-constexpr std::int64_t kChunk = 256;  // columns whose magnitudes one thread finds at a time
-
-// Scale and multiplier of every column of v; NaN and infinities are skipped.
+// Scale and multiplier of the columns [begin, end) of v; NaN and infinities are skipped.
 template <class Row>
 void find_scales(const MatrixView& v, std::int64_t begin, std::int64_t end, DType format, float* scale,
                  float* multiplier) {
-  alignas(64) float largest[kChunk];
-  for (std::int64_t first = begin; first < end; first += kChunk) {
-    const std::int64_t count = end - first < kChunk ? end - first : kChunk;
-    for (std::int64_t i = 0; i < kChunk; i += 16) _mm512_store_ps(largest + i, _mm512_setzero_ps());
-    for (std::int64_t r = 0; r < v.rows; ++r) {
-      const Row row(row_of(v, r));
-      for (std::int64_t i = 0; i < count; i += 16) {
-        const __m512i bits = row.magnitude(first + i, first_lanes(count - i));
-        const __mmask16 finite = _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(kInfinity));
-        const __m512i old = _mm512_castps_si512(_mm512_load_ps(largest + i));
-        _mm512_store_ps(largest + i, _mm512_castsi512_ps(_mm512_mask_max_epi32(old, finite, old, bits)));
-      }
+  for (std::int64_t j = begin; j < end; ++j) scale[j] = 0.0f;
+  for (std::int64_t r = 0; r < v.rows; ++r) {
+    const Row row(row_of(v, r));
+    for (std::int64_t j = begin; j < end; j += 16) {
+      const __mmask16 mask = first_lanes(end - j);
+      const __m512i bits = row.magnitude(j, mask), old = _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, scale + j));
+      const __mmask16 finite = _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(kInfinity));
+      _mm512_mask_storeu_ps(scale + j, mask, _mm512_castsi512_ps(_mm512_mask_max_epi32(old, finite, old, bits)));
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-      const ScalePair pair = scale_for(largest[i], format, false);
-      scale[first + i] = pair.scale;
-      multiplier[first + i] = pair.multiplier;
-    }
+  }
+  for (std::int64_t j = begin; j < end; ++j) {
+    const ScalePair pair = scale_for(scale[j], format, false);
+    scale[j] = pair.scale;
+    multiplier[j] = pair.multiplier;
   }
 }
 
