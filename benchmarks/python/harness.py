@@ -24,7 +24,7 @@ import numpy as np
 import roofs
 from machine import facts
 
-NAMES = ("linear_norm", "embedding_forward", "embedding_backward", "quantize", "overhead")
+NAMES = ("linear_norm", "linear_backward", "embedding_forward", "embedding_backward", "quantize", "overhead")
 RESAMPLES = 2000
 
 
@@ -219,9 +219,10 @@ class Run:
         peers: Callable[[Entry], bool],
         named: Sequence[str] = (),
         bar: float | None = None,
+        worst: bool = False,
     ) -> None:
         """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
-        contests. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
+        contests, or with ``worst`` the contest where it is least. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
         ratios, missing = [], set()
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e)])
@@ -233,7 +234,9 @@ class Run:
                 ratios.append(contest.ratios(mine, theirs))
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
         if ratios:
-            interval = median_interval(ratios)
+            interval = (
+                min((median_interval([r]) for r in ratios), key=lambda i: i.figure) if worst else median_interval(ratios)
+            )
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
             entry["contests"] = len(ratios)
             entry["holds"] = None if bar is None else interval.figure >= bar
