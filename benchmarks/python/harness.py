@@ -235,7 +235,9 @@ class Run:
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
         if ratios:
             interval = (
-                min((median_interval([r]) for r in ratios), key=lambda i: i.figure) if worst else median_interval(ratios)
+                min((median_interval([r]) for r in ratios), key=lambda i: i.figure)
+                if worst
+                else median_interval(ratios)
             )
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
             entry["contests"] = len(ratios)

@@ -34,8 +34,7 @@ Status validate(const EpilogueBackwardArgs& args) {
   if (args.grad_extra.data != nullptr)
     if (Status status = expect(kOp, "grad_extra", args.grad_extra, m, n); !status.ok()) return status;
   const bool affine = e.norm == NormKind::layer || e.norm == NormKind::rms;
-  if ((args.grad_norm_weight != nullptr && !affine) ||
-      (args.grad_norm_bias != nullptr && e.norm != NormKind::layer))
+  if ((args.grad_norm_weight != nullptr && !affine) || (args.grad_norm_bias != nullptr && e.norm != NormKind::layer))
     return Status::invalid("linear_epilogue_backward: this norm has no such parameter; leave its gradient out");
   if (e.norm == NormKind::block && e.norm_block <= 0)
     return Status::invalid("linear_epilogue_backward: norm block must be positive");

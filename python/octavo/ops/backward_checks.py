@@ -49,9 +49,7 @@ def check_grad_input(kernel: _core.Kernel) -> str:
         grad = (torch.randn(m, n, generator=g) * (1 + torch.randn(m, 1, generator=g).abs())).to(dtype)
         for format in formats:
             w = pack_as(torch.randn(n, k, generator=g), format)
-            error = relative_to_largest(
-                run_grad_input(kernel, grad, w, dtype), grad_input_reference(grad, w, numerics)
-            )
+            error = relative_to_largest(run_grad_input(kernel, grad, w, dtype), grad_input_reference(grad, w, numerics))
             bound = FP32_TOLERANCE if dtype == torch.float32 else BF16_TOLERANCE
             if not error <= bound:
                 return f"linear_grad_input m={m} n={n} k={k}, weight {format}: {_miss(bound, error)}"

@@ -28,12 +28,12 @@ template <class Grid, bool finite>
   const __m512 magnitude = _mm512_abs_ps(v);
   const __mmask16 subnormal = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(Grid::kMinNormal), _CMP_LT_OQ);
   if constexpr (Grid::kSteps < 16) {  // vrndscale counts up to 15 binary places
-    rounded = _mm512_castps_si512(
-        _mm512_mask_roundscale_ps(_mm512_castsi512_ps(rounded), subnormal, v, Grid::kSteps << 4));
+    rounded =
+        _mm512_castps_si512(_mm512_mask_roundscale_ps(_mm512_castsi512_ps(rounded), subnormal, v, Grid::kSteps << 4));
   } else {
     const __m512 scaled = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(0x1p16f)), 0);
-    rounded = _mm512_castps_si512(_mm512_mask_mul_ps(_mm512_castsi512_ps(rounded), subnormal, scaled,
-                                                     _mm512_set1_ps(0x1p-16f)));
+    rounded = _mm512_castps_si512(
+        _mm512_mask_mul_ps(_mm512_castsi512_ps(rounded), subnormal, scaled, _mm512_set1_ps(0x1p-16f)));
   }
   if constexpr (!finite) {
     const __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(INT32_MIN));

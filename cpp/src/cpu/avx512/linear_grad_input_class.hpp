@@ -28,12 +28,10 @@ namespace {
 struct CodePair {
   DType format;
   float scale0, scale1;
-  [[gnu::always_inline]] inline __m512i load(const char* row0, const char* row1, std::int64_t i,
-                                             __mmask16 mask) const {
+  [[gnu::always_inline]] inline __m512i load(const char* row0, const char* row1, std::int64_t i, __mmask16 mask) const {
     const __m512 low = _mm512_mul_ps(decode_codes(format, row0 + i, mask), _mm512_set1_ps(scale0));
-    const __m512 high = row1 == nullptr
-                            ? _mm512_setzero_ps()
-                            : _mm512_mul_ps(decode_codes(format, row1 + i, mask), _mm512_set1_ps(scale1));
+    const __m512 high = row1 == nullptr ? _mm512_setzero_ps()
+                                        : _mm512_mul_ps(decode_codes(format, row1 + i, mask), _mm512_set1_ps(scale1));
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
   }
 };

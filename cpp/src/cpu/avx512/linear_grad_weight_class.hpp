@@ -86,8 +86,8 @@ template <class Source>
 #pragma GCC unroll 3
   for (int v = 0; v < 3; ++v)
     pairs[v] = weave(source.load(row0, row1, column + v * 16, first_lanes(columns - column - v * 16)));
-  const std::int64_t strips = columns - column >= kStrip * kStripsAtOnce ? kStripsAtOnce
-                                                                         : (columns - column + kStrip - 1) / kStrip;
+  const std::int64_t strips =
+      columns - column >= kStrip * kStripsAtOnce ? kStripsAtOnce : (columns - column + kStrip - 1) / kStrip;
   const auto put = [&](int s, __m512i six) {
     if (s < strips) _mm256_mask_storeu_epi32(out + s * stride, 0x3f, _mm512_castsi512_si256(six));
   };

@@ -44,8 +44,7 @@ struct RoundedPair {
     const __m512 v = _mm512_mul_ps(Row(row).load(i, mask), _mm512_maskz_loadu_ps(mask, multiplier + i));
     return _mm512_castsi512_ps(round_to_grid<Grid, false>(v));
   }
-  [[gnu::always_inline]] inline __m512i load(const char* row0, const char* row1, std::int64_t i,
-                                             __mmask16 mask) const {
+  [[gnu::always_inline]] inline __m512i load(const char* row0, const char* row1, std::int64_t i, __mmask16 mask) const {
     const __m512 high = row1 == nullptr ? _mm512_setzero_ps() : rounded(row1, i, mask);
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, rounded(row0, i, mask)));
   }

@@ -11,8 +11,8 @@
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kBlockRows = 48;                              // rows whose FP32 results stay in L2
-constexpr std::int64_t kBlockDepth = 1024;                           // K of one pass: 1024 * 127^2 < 2^24 is exact
+constexpr std::int64_t kBlockRows = 48;     // rows whose FP32 results stay in L2
+constexpr std::int64_t kBlockDepth = 1024;  // K of one pass: 1024 * 127^2 < 2^24 is exact
 
 std::uint16_t weight_as_bf16(const PackedWeight& w, std::int64_t index) {
   switch (w.format()) {

@@ -141,7 +141,8 @@ struct Row {
       case NormKind::rms: block<false>(0, n); return;
       default: {
         const std::int64_t width = args.epilogue.norm_block;
-        for (std::int64_t begin = 0; begin < n; begin += width) block<false>(begin, n - begin < width ? n : begin + width);
+        for (std::int64_t begin = 0; begin < n; begin += width)
+          block<false>(begin, n - begin < width ? n : begin + width);
       }
     }
   }

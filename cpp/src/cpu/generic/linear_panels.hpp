@@ -38,10 +38,12 @@ template <int rows>
 }
 
 // The micro-kernel's heights: whole micro-rows, then what is left in powers of two.
-inline int micro_height(std::int64_t left) { return left >= kMicroRows ? kMicroRows : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+inline int micro_height(std::int64_t left) {
+  return left >= kMicroRows ? kMicroRows : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
 
-inline void multiply(int rows, const float* a, const std::uint16_t* w, std::int64_t depth, float* c, std::int64_t stride,
-              bool add) {
+inline void multiply(int rows, const float* a, const std::uint16_t* w, std::int64_t depth, float* c,
+                     std::int64_t stride, bool add) {
   switch (rows) {
     case 1: multiply<1>(a, w, depth, c, stride, add); break;
     case 2: multiply<2>(a, w, depth, c, stride, add); break;
