@@ -36,6 +36,7 @@ PYBIND11_MODULE(_core, m) {
   bind_dispatch(m);
   bind_quantize(m);
   bind_linear(m);
+  bind_linear_backward(m);
   bind_torch_tensors(m);
   bind_prepared_linear(m);
   bind_cuda(m);

@@ -17,6 +17,7 @@ void bind_registry(py::module_& m);
 void bind_dispatch(py::module_& m);
 void bind_quantize(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_linear_backward(py::module_& m);
 void bind_torch_tensors(py::module_& m);
 void bind_prepared_linear(py::module_& m);
 void bind_cuda(py::module_& m);

@@ -53,7 +53,7 @@ bool any_requires_grad(const Torch& torch, std::initializer_list<PyObject*> tens
 
 std::uint64_t generation() { return g_generation; }
 
-PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual) {
+PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, py::object* saved) {
   const Torch& torch = Torch::instance();
   DlTensor tx, ty, tr;
   LinearArgs args;
@@ -88,6 +88,13 @@ PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* resi
         !same_leading_shape(ty, tx))
       return nullptr;
     y = py::reinterpret_borrow<py::object>(out);
+  }
+  if (saved != nullptr) {
+    DlTensor tz = ty;
+    tz.data = nullptr;
+    *saved = py::reinterpret_steal<py::object>(torch.allocate(tz));
+    if (!*saved || torch.api->view(saved->ptr(), &tz) != 0) throw py::error_already_set();
+    args.epilogue.saved = {tz.address(), m, n, n, dtype_of(tz.dtype)};
   }
   if (!as_matrix(ty, n, args.y) || (m > 1 && args.y.row_stride < n)) return nullptr;
   if (m == 0 || n == 0) return y.release().ptr();
@@ -205,6 +212,22 @@ PyObject* serve_arguments(PyObject* object, PyObject* const* args, Py_ssize_t co
   });
 }
 
+// record(x, residual): (y, what the norm saw), or NotImplemented.
+PyObject* record(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "record: expected x and residual");
+    return nullptr;
+  }
+  return guarded([&]() -> PyObject* {
+    const Torch& torch = Torch::instance();
+    py::object saved;
+    if (torch.is_plain(args[0]) && (args[1] == Py_None || torch.is_plain(args[1])))
+      if (PyObject* y = serve(self_of(object), args[0], Py_None, args[1], &saved))
+        return py::make_tuple(py::reinterpret_steal<py::object>(y), saved).release().ptr();
+    Py_RETURN_NOTIMPLEMENTED;
+  });
+}
+
 PyTypeObject* g_type = nullptr;
 
 py::object prepare(const py::object& weight, const py::object& codes, const Epilogue& epilogue,
@@ -307,6 +330,8 @@ py::dict chosen(const py::object& object) {
 PyMethodDef g_methods[] = {
     {"serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve_arguments)), METH_FASTCALL,
      "octavo.ops.linear's arguments: y, or NotImplemented unless this is the layer that was prepared."},
+    {"record", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(record)), METH_FASTCALL,
+     "(y, what the norm saw) for x and residual, or NotImplemented."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyMemberDef g_members[] = {

@@ -39,6 +39,7 @@ std::uint64_t generation();
 
 // The layer on x, or nullptr without an exception when a plain launch will not do: octavo.ops then looks closer.
 // Throws what the kernel's status says.
-PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual);
+// With `saved`, what the norm sees is kept in a new tensor like y, handed over there.
+PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, py::object* saved = nullptr);
 
 }  // namespace octavo::bindings

@@ -44,6 +44,9 @@ void bind_registry(py::module_& m) {
       .value("quantize", Op::quantize)
       .value("bag_forward", Op::bag_forward)
       .value("bag_backward", Op::bag_backward)
+      .value("linear_epilogue_backward", Op::linear_epilogue_backward)
+      .value("linear_grad_input", Op::linear_grad_input)
+      .value("linear_grad_weight", Op::linear_grad_weight)
       .finalize();
   py::native_enum<Device>(m, "Device", "enum.IntEnum").value("cpu", Device::cpu).value("cuda", Device::cuda).finalize();
   py::native_enum<Numerics>(m, "Numerics", "enum.IntEnum")

@@ -3,8 +3,9 @@ set(dot_product_flags $<$<CXX_COMPILER_ID:GNU>:-frename-registers> $<$<CXX_COMPI
                       $<$<CXX_COMPILER_ID:GNU>:-fno-tree-ter> -ffp-contract=off)
 
 # source -> extra instruction sets
-foreach(kernel bf16 e4m3_row e4m3_weight_only)
-  set_source_files_properties(cpp/src/cpu/avx512/linear_${kernel}.cpp
+foreach(kernel linear_bf16 linear_e4m3_row linear_e4m3_weight_only linear_grad_input_bf16 linear_grad_input_e4m3_row
+               linear_grad_weight_bf16 linear_grad_weight_e4m3_row)
+  set_source_files_properties(cpp/src/cpu/avx512/${kernel}.cpp
                               PROPERTIES COMPILE_OPTIONS "-mavx512bf16;-mavx512vbmi;${dot_product_flags}")
 endforeach()
 set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp

@@ -76,6 +76,9 @@ Status validate(const LinearArgs& args, Numerics numerics) {
     if (e.residual.rows != args.y.rows || e.residual.cols != args.y.cols)
       return Status::invalid("linear: residual is " + shape(e.residual) + ", expected " + shape(args.y));
   }
+  if (e.saved.data != nullptr &&
+      (e.saved.dtype != args.y.dtype || e.saved.rows != args.y.rows || e.saved.cols != args.y.cols))
+    return Status::invalid("linear: saved is " + shape(e.saved) + ", expected " + shape(args.y) + " of out's type");
   if (e.norm == NormKind::block && (e.norm_weight != nullptr || e.norm_bias != nullptr))
     return Status::invalid("linear: block norm has no parameters; norm weight and bias must be None");
   if ((e.norm == NormKind::rms || e.norm == NormKind::swish_rms) && e.norm_bias != nullptr)

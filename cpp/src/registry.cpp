@@ -15,7 +15,10 @@ const char* to_string(Op op) {
     case Op::linear: return "linear";
     case Op::quantize: return "quantize";
     case Op::bag_forward: return "bag_forward";
-    default: return "bag_backward";
+    case Op::bag_backward: return "bag_backward";
+    case Op::linear_epilogue_backward: return "linear_epilogue_backward";
+    case Op::linear_grad_input: return "linear_grad_input";
+    default: return "linear_grad_weight";
   }
 }
 
@@ -36,6 +39,7 @@ Registry& Registry::instance() {
     register_quantize_kernels(*r);
     register_linear_kernels(*r);
     register_embedding_kernels(*r);
+    register_linear_backward_kernels(*r);
 #ifdef OCTAVO_WITH_CUDA
     register_cuda_kernels(*r);
 #endif

@@ -22,6 +22,9 @@ class Op(IntEnum):
     quantize = ...
     bag_forward = ...
     bag_backward = ...
+    linear_epilogue_backward = ...
+    linear_grad_input = ...
+    linear_grad_weight = ...
 
 class Device(IntEnum):
     cpu = ...
@@ -228,6 +231,7 @@ class PreparedLinear:
         residual_before_norm: bool,
         /,
     ) -> Any: ...
+    def record(self, x: torch.Tensor, residual: torch.Tensor | None, /) -> Any: ...
 
 def prepare_linear(
     weight: PackedWeight,
@@ -266,6 +270,49 @@ def linear(
     stream: int = 0,
     x_scale: int = 0,
     y_scale: int = 0,
+    saved: int = 0,
+) -> None: ...
+
+# --- linear_backward.hpp ---
+def linear_epilogue_backward(
+    kernel: Kernel,
+    z: int,
+    grad: int,
+    grad_stride: int,
+    dtype: int,
+    m: int,
+    n: int,
+    epilogue: Epilogue,
+    grad_z: int,
+    grad_z_dtype: int,
+    grad_extra: int,
+    grad_extra_dtype: int,
+    grad_bias: int,
+    grad_norm_weight: int,
+    grad_norm_bias: int,
+) -> None: ...
+def linear_grad_input(
+    kernel: Kernel,
+    grad: int,
+    m: int,
+    grad_stride: int,
+    grad_dtype: int,
+    weight: PackedWeight,
+    grad_x: int,
+    grad_x_dtype: int,
+) -> None: ...
+def linear_grad_weight(
+    kernel: Kernel,
+    grad: int,
+    grad_stride: int,
+    grad_dtype: int,
+    x: int,
+    x_stride: int,
+    x_dtype: int,
+    m: int,
+    n: int,
+    k: int,
+    grad_weight: int,
 ) -> None: ...
 
 # --- embedding.hpp ---

@@ -20,7 +20,7 @@ def test_gradients_pass_straight_through_the_rounding(numerics, before) -> None:
     norm = ops.Norm("layer", _leaf(9, seed=5), _leaf(9, seed=6))
     leaves = (x, weight, bias, norm.weight, norm.bias, residual)
     w = pack_as(weight, numerics)
-    y = ops.linear(x, w, bias, norm, "silu", residual, residual_before_norm=before)
+    y = ops.linear(x, w, bias, norm, "silu", residual, residual_before_norm=before, backward="fp32")
     seed = torch.randn(5, 9, generator=torch.Generator().manual_seed(7))
     found = torch.autograd.grad(y, leaves, seed)
 
@@ -53,7 +53,7 @@ def test_gradients_of_swish_rms_norm() -> None:
 
 
 def test_only_what_is_needed_gets_a_gradient() -> None:
-    weight, x = _leaf(4, 6, seed=1), torch.randn(3, 6)
+    weight, x = _leaf(4, 6, seed=1), torch.randn(3, 6).bfloat16().float()
     ops.linear(x, pack_as(weight, "bf16")).sum().backward()
     assert weight.grad is not None
     assert torch.allclose(weight.grad, x.sum(0).expand(4, 6), atol=1e-5)
@@ -75,11 +75,13 @@ def test_operator_is_well_formed(numerics) -> None:
     schema = ("test_schema",) if numerics in ("bf16", "int8_dynamic") else ()
     tests = (*schema, "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.octavo.linear.default, (*arguments, torch.bfloat16), test_utils=tests)
-    torch.library.opcheck(
-        torch.ops.octavo.linear_backward.default,
-        (*arguments, torch.randn(2, 3, 8), [True, False, True, True, False, True]),
-        test_utils=tests,
-    )
+    torch.library.opcheck(torch.ops.octavo.linear_recorded.default, (*arguments, torch.bfloat16), test_utils=tests)
+    for backward in ("fp32", "bf16"):
+        torch.library.opcheck(
+            torch.ops.octavo.linear_backward.default,
+            (*arguments, torch.randn(2, 3, 8), torch.randn(2, 3, 8), backward, [True, False, True, True, False, True]),
+            test_utils=tests,
+        )
 
 
 @pytest.mark.parametrize("numerics", CLASSES)

@@ -37,6 +37,7 @@ struct Epilogue {
   Activation activation = Activation::none;
   MatrixView residual;  // [M, N] f32 or bf16; data == nullptr: none
   bool residual_before_norm = false;
+  MatrixView saved;  // [M, N] of y's type: what the norm saw is written there for the backward; nullptr: not wanted
 
   [[gnu::always_inline]] Activation last_activation() const {
     return norm == NormKind::swish_rms ? Activation::silu : activation;

@@ -10,11 +10,20 @@
 #include "octavo/embedding.hpp"
 #include "octavo/isa.hpp"
 #include "octavo/linear.hpp"
+#include "octavo/linear_backward.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo {
 
-enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward };
+enum class Op : std::uint8_t {
+  linear,
+  quantize,
+  bag_forward,
+  bag_backward,
+  linear_epilogue_backward,
+  linear_grad_input,
+  linear_grad_weight,
+};
 const char* to_string(Op op);
 
 enum class Qualification : std::uint8_t { unknown, trusted, qualified, quarantined };
@@ -34,6 +43,9 @@ struct Launchers {
   QuantizeLauncher quantize = nullptr;
   BagForwardLauncher bag_forward = nullptr;
   BagBackwardLauncher bag_backward = nullptr;
+  EpilogueBackwardLauncher epilogue_backward = nullptr;
+  GradInputLauncher grad_input = nullptr;
+  GradWeightLauncher grad_weight = nullptr;
 };
 
 struct KernelInfo {
@@ -41,8 +53,8 @@ struct KernelInfo {
   Op op = Op::linear;
   std::string library = "octavo";
   Device device = Device::cpu;
-  Numerics numerics = Numerics::fp32;  // linear only
-  DType product = DType::f32;          // linear only: what x W^T is rounded to before the epilogue
+  Numerics numerics = Numerics::fp32;  // linear and its gradients
+  DType product = DType::f32;          // likewise: what the product is rounded to before anything follows
   bool takes_codes = false;            // linear only: x and y may be eight-bit codes with a scale per row
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
@@ -76,6 +88,7 @@ class Registry {
 // Each kernel family appends its rows (cpp/src/cpu/rows, cuda/rows.cpp): one file, one row.
 void register_quantize_kernels(Registry& registry);
 void register_linear_kernels(Registry& registry);
+void register_linear_backward_kernels(Registry& registry);
 void register_embedding_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);

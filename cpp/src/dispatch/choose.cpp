@@ -60,7 +60,7 @@ std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, con
     if ((is_code(problem.x_dtype) || is_code(problem.out_dtype)) && !kernel.takes_codes)
       return "takes and gives no eight-bit codes";
   }
-  if (kernel.op == Op::linear && kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
+  if (kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
     return "rounds its product to bfloat16, the output is float32";
   if (requirement.deterministic && !kernel.deterministic) return "not deterministic";
   return "";

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from octavo import ops
 from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
 from octavo.ops.epilogue import apply_epilogue
+from octavo.ops.linear_backward import BACKWARDS
 from octavo.ops.packing import PackedWeight, pack_as
 
 _MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
@@ -34,6 +35,7 @@ class _Numerics(torch.nn.Module):
     is_octavo_linear = True
     weight: torch.Tensor
     _numerics: str = "fp32"
+    _backward: str = "bf16"
     preferred_kernels: dict[int, str] = {}  # a plan's kernels by the largest M of their bucket; empty: dispatch chooses
     _packed: PackedWeight | None = None
     _packed_from: tuple[Any, ...] = ()
@@ -49,6 +51,18 @@ class _Numerics(torch.nn.Module):
     def numerics(self, value: str) -> None:
         choice("numerics", value, NUMERICS)
         self._numerics, self._packed = value, None
+
+    @property
+    def backward_numerics(self) -> str:
+        """How gradients are computed where the forward is not ``fp32``: ``bf16``, ``e4m3_row``, ``int8_dynamic`` or
+        ``fp32``, as :func:`octavo.ops.linear` explains. Settable.
+        """
+        return self._backward
+
+    @backward_numerics.setter
+    def backward_numerics(self, value: str) -> None:
+        choice("backward", value, tuple(BACKWARDS))
+        self._backward = value
 
     def packed(self) -> PackedWeight:
         """The weight in this layer's class; packed again when the weight changed."""
@@ -77,13 +91,26 @@ class _Numerics(torch.nn.Module):
 class Linear(_Numerics, torch.nn.Linear):
     """y = x W^T + b, as ``torch.nn.Linear`` (same parameters, same state dict), in any numerics class.
 
-    x [..., in_features] float32 or bfloat16 -> [..., out_features] in x's dtype.
+    x [..., in_features] float32 or bfloat16 -> [..., out_features] in x's dtype. ``backward``: see
+    ``backward_numerics``.
     """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        backward: str = "bf16",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.backward_numerics = backward
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._numerics == "fp32":
             return functional.linear(x, self.weight, self.bias)
-        return ops.linear(x, self.packed(), self.bias)
+        return ops.linear(x, self.packed(), self.bias, backward=self._backward)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, numerics={self._numerics}"
@@ -100,6 +127,7 @@ class LinearNorm(_Numerics):
         activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
         bias: LoKA's No Bias leaves it out.
         eps: added to the norm's variance or mean square.
+        backward: see ``backward_numerics``.
 
     Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms, swish_rms), ``norm_bias`` [N]
     (layer).
@@ -115,8 +143,10 @@ class LinearNorm(_Numerics):
         activation: str | None = "hardswish",
         bias: bool = True,
         eps: float = 1e-5,
+        backward: str = "bf16",
     ) -> None:
         super().__init__()
+        self.backward_numerics = backward
         if norm is not None:
             choice("norm", norm, NORMS)
         if activation is not None:
@@ -158,7 +188,8 @@ class LinearNorm(_Numerics):
         if self._numerics == "fp32":
             z = functional.linear(x, self.weight, self.bias)
             return apply_epilogue(z, None, self.norm_spec, self.activation)
-        return ops.linear(x, self.packed(), self.bias, self.norm_spec, self.activation)
+        w = self.packed()
+        return ops.linear(x, w, self.bias, self.norm_spec, self.activation, backward=self._backward)
 
     def extra_repr(self) -> str:
         return (

@@ -7,6 +7,7 @@ from typing import Literal, cast, overload
 import torch
 
 from octavo.ops.epilogue import Norm
+from octavo.ops.linear_backward import check_backward
 from octavo.ops.linear_call import check, run
 from octavo.ops.linear_operator import linear_with_gradients, traced_linear
 from octavo.ops.linear_quantized import traced_quantized_linear
@@ -26,6 +27,7 @@ def linear(
     out: torch.Tensor | None = None,
     residual_before_norm: bool = False,
     out_format: None = None,
+    backward: str = "bf16",
 ) -> torch.Tensor: ...
 @overload
 def linear(
@@ -40,6 +42,7 @@ def linear(
     residual_before_norm: bool = False,
     *,
     out_format: Literal["e4m3", "int8"],
+    backward: str = "bf16",
 ) -> QuantizedTensor: ...
 def linear(
     x: torch.Tensor | QuantizedTensor,
@@ -52,6 +55,7 @@ def linear(
     out: torch.Tensor | None = None,
     residual_before_norm: bool = False,
     out_format: str | None = None,
+    backward: str = "bf16",
 ) -> torch.Tensor | QuantizedTensor:
     """y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
 
@@ -69,11 +73,15 @@ def linear(
         out_format: ``e4m3`` or ``int8``: return a QuantizedTensor with row scaling, code for code and scale for scale
             what :func:`octavo.ops.quantize` makes of the float32 output, which is never stored. Layers can so be
             chained in eight bits.
+        backward: how gradients are computed on a CPU. ``bf16``: operands of both products rounded to BF16, FP32 sums.
+            ``e4m3_row`` (E4M3 weights): the gradient in E5M2 scaled per row, the other operand in E4M3.
+            ``int8_dynamic`` (INT8 weights): that of x in INT8, that of the weight in BF16. ``fp32``: torch in FP32 on
+            the dequantized weight, the product computed again; on CUDA always.
 
     Returns [..., N]. The fastest qualified kernel of the class runs (``octavo.ops.dispatch.explain`` says which).
-    Gradients of x, bias, norm, residual and w's master weight go through torch in FP32; rounding passes them straight
-    through; eight-bit rows, in or out, record none: use ``torch.no_grad()`` there. Raises TypeError or ValueError that
-    names the argument.
+    Gradients of x, bias, norm, residual and w's master weight pass straight through the rounding of the forward; what
+    the norm saw is kept for them in the output's type. Eight-bit rows, in or out, record none: use
+    ``torch.no_grad()`` there. Raises TypeError or ValueError that names the argument.
     """
     if not torch.compiler.is_compiling():
         served = getattr(w, "served", None)
@@ -92,7 +100,8 @@ def linear(
             raise ValueError("out: cannot be combined with gradients; leave it out or use torch.no_grad()")
         x = cast(torch.Tensor, x)
         check(x, w, bias, norm, activation, residual, out_dtype, out)
-        return linear_with_gradients(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
+        check_backward(backward, w.codes.dtype)
+        return linear_with_gradients(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, backward)
     if torch.compiler.is_compiling():
         if out is not None:
             raise ValueError("out: cannot be combined with tracing; leave it out")

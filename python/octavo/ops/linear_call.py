@@ -154,6 +154,60 @@ def run(
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
     one is ``w.served``, which :func:`linear` asks first.
     """
+    arguments = (x, w, bias, norm, activation, residual, out_dtype, out, out_format)
+    layer = _layer_for(*arguments, residual_before_norm, kernel)
+    if kernel is None:
+        w.served = layer.prepared
+    y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
+    if y is not NotImplemented:
+        return cast(torch.Tensor, y)
+    check(*arguments)
+    return layer.launch(w, layer.prepared, x, out, residual)
+
+
+def record(
+    x: torch.Tensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    residual_before_norm: bool,
+    out_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, Layer]:
+    """:func:`run` for a later backward: y, what the norm saw [..., N] in y's type (None where neither norm nor
+    activation follows the product), and the layer.
+    """
+    arguments = (x, w, bias, norm, activation, residual, out_dtype, None, None)
+    layer = _layer_for(*arguments, residual_before_norm, None)
+    if norm is None and activation is None:
+        y = NotImplemented if layer.prepared is None else layer.prepared(x, None, residual)
+        if y is NotImplemented:
+            check(*arguments)
+            y = layer.launch(w, layer.prepared, x, None, residual)
+        return cast(torch.Tensor, y), None, layer
+    both = NotImplemented if layer.prepared is None else layer.prepared.record(x, residual)
+    if both is NotImplemented:
+        check(*arguments)
+        z = torch.empty((*x.shape[:-1], w.n), dtype=layer.y_dtype, device=x.device)
+        return cast(torch.Tensor, layer.launch(w, layer.prepared, x, None, residual, z)), z, layer
+    return (*both, layer)
+
+
+def _layer_for(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    residual: torch.Tensor | None,
+    out_dtype: torch.dtype | None,
+    out: torch.Tensor | None,
+    out_format: str | None,
+    residual_before_norm: bool,
+    kernel: _core.Kernel | None,
+) -> Layer:
+    """The layer that the weight remembers for these arguments, else a new one."""
     try:
         quantized = isinstance(x, QuantizedTensor)
         x_dtype = x.data.dtype if isinstance(x, QuantizedTensor) else x.dtype
@@ -177,13 +231,7 @@ def run(
             if layer.x_dtype in _FLOATS and layer.y_dtype in _FLOATS:
                 layer.prepare()
             w.remember(key, layer)
-    if kernel is None:
-        w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
-    if y is not NotImplemented:
-        return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
-    return layer.launch(w, layer.prepared, x, out, residual)
+    return layer
 
 
 class Layer:
@@ -267,8 +315,11 @@ class Layer:
         x: torch.Tensor | QuantizedTensor,
         out: torch.Tensor | None,
         residual: torch.Tensor | None,
+        saved: torch.Tensor | None = None,
     ) -> torch.Tensor | QuantizedTensor:
-        """Run on any tensors that :func:`check` let pass."""
+        """Run on any tensors that :func:`check` let pass. ``saved`` [..., N], contiguous, of y's type: gets what the
+        norm sees.
+        """
         x_scale = None
         if isinstance(x, QuantizedTensor):
             x_scale, x = x.scale.contiguous(), x.data
@@ -276,7 +327,7 @@ class Layer:
         shape = (*x.shape[:-1], n)
         y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
         if self.y_dtype not in CODE_FORMATS:
-            return self._launch(w, prepared, x, x_scale, y, None, residual)
+            return self._launch(w, prepared, x, x_scale, y, None, residual, saved)
         y_scale = torch.ones(shape[:-1], device=x.device) if n == 0 else torch.empty(shape[:-1], device=x.device)
         self._launch(w, prepared, x, x_scale, y, y_scale, residual)
         return QuantizedTensor(y, y_scale, CODE_FORMATS[self.y_dtype], "row")
@@ -290,6 +341,7 @@ class Layer:
         y: torch.Tensor,
         y_scale: torch.Tensor | None,
         residual: torch.Tensor | None,
+        saved: torch.Tensor | None = None,
     ) -> torch.Tensor:
         m, n = x.shape[:-1].numel(), w.n
         if m == 0 or n == 0:
@@ -301,7 +353,12 @@ class Layer:
             spec = self.norm and Norm(self.norm.kind, norm_weight, norm_bias, self.norm.eps, self.norm.block)
             kernel.count()
             z = kernels.externals[kernel.name](rows, w).float()
-            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r, self.before).view(y.shape))
+            if self.before or saved is not None:  # in two steps, so that what lies between can be kept
+                z = apply_epilogue(z, bias, None, None, r if self.before else None, True)
+                bias, r = None, None if self.before else r
+            if saved is not None:
+                saved.copy_(z.view(y.shape))
+            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r).view(y.shape))
         _core.linear(
             kernel,
             rows.data_ptr(),
@@ -320,6 +377,7 @@ class Layer:
             torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
             0 if x_scale is None else x_scale.data_ptr(),
             0 if y_scale is None else y_scale.data_ptr(),
+            0 if saved is None else saved.data_ptr(),
         )
         return y
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
 from octavo.ops.epilogue import Norm
 from octavo.ops.epilogue_backward import epilogue_backward
-from octavo.ops.linear_call import run
+from octavo.ops.linear_backward import by_kernels, gradients
+from octavo.ops.linear_call import Layer, record, run
 from octavo.ops.packing import PackedWeight
 
 ARGUMENTS = (
@@ -55,15 +58,14 @@ def linear_with_gradients(
     residual: torch.Tensor | None,
     residual_before_norm: bool,
     out_dtype: torch.dtype | None,
+    backward: str,
 ) -> torch.Tensor:
-    """:func:`octavo.ops.linear` recorded for backward. Its gradients are torch's, in FP32, on the dequantized
-    weight.
-    """
-    kind, norm_weight, norm_bias, eps, block = norm_arguments(norm)
-    y: torch.Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+    """:func:`octavo.ops.linear` recorded for backward."""
+    norm_weight, norm_bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    function = _TracedLinear if torch.compiler.is_compiling() else _Linear
+    y: torch.Tensor = function.apply(  # type: ignore[no-untyped-call]
         x, w.master, bias, norm_weight, norm_bias, residual,
-        w.codes, w.scale, w.numerics, kind, eps, block, activation, residual_before_norm, out_dtype,
-        None if torch.compiler.is_compiling() else w,
+        w, norm, activation, residual_before_norm, out_dtype, backward,
     )  # fmt: skip
     return y
 
@@ -74,58 +76,76 @@ def norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, 
 
 
 class _Linear(torch.autograd.Function):
+    """The eager path: compiled calls both ways. Saved: x, what the norm saw in y's type, codes and norm parameters."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any, residual: Any, codes: Any,
-        scale: Any, numerics: str, kind: Any, eps: float, block: int, activation: Any, before: bool, out_dtype: Any, w:
-            Any,
+        ctx: Any, x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any, residual: Any, w: PackedWeight,
+        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, backward: str,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, codes, scale)
-        ctx.recipe = (numerics, kind, eps, block, activation, before)
-        if w is not None:
-            norm = None if kind is None else Norm(kind, norm_weight, norm_bias, eps, block)
+        if not by_kernels(backward, w.codes.device):
+            ctx.layer = None
+            kind, _, _, eps, block = norm_arguments(norm)
+            ctx.recipe = (w.numerics, kind, eps, block, activation, before)
+            ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
             return run(x, w, bias, norm, activation, residual, before, out_dtype)
-        y: torch.Tensor = torch.ops.octavo.linear(
-            x,
-            codes,
-            scale,
-            numerics,
-            bias,
-            kind,
-            norm_weight,
-            norm_bias,
-            eps,
-            block,
-            activation,
-            residual,
-            before,
-            out_dtype,
-        )
+        y, z, ctx.layer = record(x, w, bias, norm, activation, residual, before, out_dtype)
+        ctx.w, ctx.backward, ctx.residual = w, backward, None if residual is None else residual.dtype
+        ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias)  # codes and parameters: changes are noticed
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        needs = ctx.needs_input_grad[:6]
+        if ctx.layer is not None:
+            x, z, *_ = ctx.saved_tensors
+            found = gradients(
+                grad, x, z, ctx.w, ctx.layer.epilogue, ctx.backward, ctx.residual, ctx.layer.before, needs
+            )
+            if found[1] is not None:
+                found[1] = found[1].to(ctx.w.master.dtype)
+            return (*found, *[None] * 6)
         x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
         numerics, kind, eps, block, activation, before = ctx.recipe
+        grads = _linear_backward(
+            x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
+            None, grad, "fp32", needs,
+        )  # fmt: skip
+        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 6)
+
+
+class _TracedLinear(torch.autograd.Function):
+    """The same as nodes of a graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any, residual: Any, w: PackedWeight,
+        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, backward: str,
+    ) -> torch.Tensor:  # fmt: skip
+        kind, _, _, eps, block = norm_arguments(norm)
+        y, z = torch.ops.octavo.linear_recorded(
+            x, w.codes, w.scale, w.numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
+            before, out_dtype,
+        )  # fmt: skip
+        ctx.save_for_backward(x, z, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
+        ctx.recipe = (w.numerics, kind, eps, block, activation, before, backward)
+        ctx.master = None if master is None else master.dtype
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, z, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
+        numerics, kind, eps, block, activation, before, backward = ctx.recipe
         needs = list(ctx.needs_input_grad[:6])
         grads = torch.ops.octavo.linear_backward(
-            x,
-            codes,
-            scale,
-            numerics,
-            bias,
-            kind,
-            norm_weight,
-            norm_bias,
-            eps,
-            block,
-            activation,
-            residual,
-            before,
-            grad,
-            needs,
-        )
-        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 10)
+            x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
+            z, grad, backward, needs,
+        )  # fmt: skip
+        found = [g if need else None for g, need in zip(grads, needs, strict=True)]
+        if found[1] is not None and ctx.master != torch.float32:
+            found[1] = found[1].to(ctx.master)
+        return (*found, *[None] * 6)
 
 
 def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
@@ -155,23 +175,59 @@ def _fake_linear(
     return x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=out_dtype or x.dtype)
 
 
+def _linear_recorded(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
+    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """y, and what the norm saw in y's type; empty where neither norm nor activation follows the product."""
+    w = weight_of(codes, scale, numerics)
+    normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
+    y, z, _ = record(x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype)
+    return y, y.new_empty(0) if z is None else z
+
+
+def _fake_linear_recorded(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
+    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    y = _fake_linear(
+        x, codes, scale, numerics, bias, norm, norm_weight, norm_bias, eps, block, activation, residual,
+        residual_before_norm, out_dtype,
+    )  # fmt: skip
+    return y, y.new_empty(0) if norm is None and activation is None else torch.empty_like(y)
+
+
 def _linear_backward(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
-    activation: str | None, residual: torch.Tensor | None, before: bool, grad: torch.Tensor, needs: list[bool],
+    activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
+    backward: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of x, weight, bias, norm weight, norm bias, residual; an empty tensor where none is needed.
 
-    The product is recomputed in FP32 on the dequantized weight.
+    By kernels, or for ``fp32`` and on CUDA by torch in FP32 on the dequantized weight, the product computed again.
     """
+    if by_kernels(backward, x.device):
+        w = weight_of(codes, scale, numerics)
+        normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
+        layer = Layer(w, None, normalise, activation, before, x.dtype, grad.dtype)
+        found = gradients(
+            grad, x, None if norm is None and activation is None else z, w, layer.epilogue, backward,
+            None if residual is None else residual.dtype, before, needs,
+        )  # fmt: skip
+        if found[5] is not None and not before:
+            found[5] = found[5].clone()  # an operator may not return what it was given
+        return [x.new_empty(0) if g is None else g for g in found]
     weight = PackedWeight(codes, scale, numerics).dequantize()
     rows, upstream = x.detach().reshape(-1, x.shape[-1]).float(), grad.reshape(-1, codes.shape[0]).float()
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
     early = residual.detach().reshape(upstream.shape).float() if residual is not None and before else None
-    z = rows @ weight.T
-    z = z if bias is None else z + bias
-    z = z if early is None else z + early
-    gz, g_norm_weight, g_norm_bias = epilogue_backward(upstream, z, normalise, activation)
+    product = rows @ weight.T
+    product = product if bias is None else product + bias
+    product = product if early is None else product + early
+    gz, g_norm_weight, g_norm_bias = epilogue_backward(upstream, product, normalise, activation)
     need_x, need_weight, need_bias, _, _, need_residual = needs
     grads = (
         gz @ weight if need_x else None,
@@ -191,7 +247,8 @@ def _linear_backward(
 def _fake_linear_backward(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
-    activation: str | None, residual: torch.Tensor | None, before: bool, grad: torch.Tensor, needs: list[bool],
+    activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
+    backward: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     inputs = [x, codes.new_empty(codes.shape, dtype=torch.float32), bias, norm_weight, norm_bias, residual]
     return [
@@ -201,4 +258,11 @@ def _fake_linear_backward(
 
 
 define(f"linear({ARGUMENTS}, ScalarType? out_dtype) -> Tensor", _linear, _fake_linear)
-define(f"linear_backward({ARGUMENTS}, Tensor grad, bool[] needs) -> Tensor[]", _linear_backward, _fake_linear_backward)
+define(
+    f"linear_recorded({ARGUMENTS}, ScalarType? out_dtype) -> (Tensor, Tensor)", _linear_recorded, _fake_linear_recorded
+)
+define(
+    f"linear_backward({ARGUMENTS}, Tensor? z, Tensor grad, str backward, bool[] needs) -> Tensor[]",
+    _linear_backward,
+    _fake_linear_backward,
+)

@@ -20,13 +20,16 @@ Check = Callable[[_core.Kernel], str]
 
 
 def _checks() -> dict[_core.Op, Check]:
-    from octavo.ops import checks, embedding_checks
+    from octavo.ops import backward_checks, checks, embedding_checks
 
     return {
         _core.Op.linear: checks.check_linear,
         _core.Op.quantize: checks.check_quantize,
         _core.Op.bag_forward: embedding_checks.check_bag_forward,
         _core.Op.bag_backward: embedding_checks.check_bag_backward,
+        _core.Op.linear_epilogue_backward: backward_checks.check_epilogue_backward,
+        _core.Op.linear_grad_input: backward_checks.check_grad_input,
+        _core.Op.linear_grad_weight: backward_checks.check_grad_weight,
     }
 
 

@@ -31,6 +31,15 @@ def _fp32(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
     return functional.linear(x.float(), w.dequantize())
 
 
+def _grad_input(grad: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    weight = w.codes if w.scale is None else w.dequantize().to(torch.bfloat16)
+    return grad.to(torch.bfloat16) @ weight
+
+
+def _grad_weight(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return grad.to(torch.bfloat16).T @ x.to(torch.bfloat16)
+
+
 def _multiples_of_16(m: int, n: int, k: int) -> bool:
     return n % 16 == 0 and k % 16 == 0 and m > 0
 
@@ -45,6 +54,10 @@ def register_torch_kernels() -> None:
              overhead_us=20, gmacs_per_s=120, gbytes_per_s=6)  # fmt: skip
     register("torch.cpu.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch",
              overhead_us=60, gmacs_per_s=15, gbytes_per_s=3)  # fmt: skip
+    register("torch.cpu.linear_grad_input.bf16", "bf16", _grad_input, op="linear_grad_input", library="torch",
+             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=95, gbytes_per_s=8)  # fmt: skip
+    register("torch.cpu.linear_grad_weight.bf16", "bf16", _grad_weight, op="linear_grad_weight", library="torch",
+             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=95, gbytes_per_s=8)  # fmt: skip
     if torch.cuda.is_available():
         register("torch.cuda.linear.fp32", "fp32", _fp32, library="torch", device="cuda", trusted=True,
                  overhead_us=8, gmacs_per_s=20_000, gbytes_per_s=2000)  # fmt: skip

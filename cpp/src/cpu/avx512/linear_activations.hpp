@@ -56,7 +56,8 @@ inline bool finite_magnitude(const Bf16Row& row, std::int64_t k, float& largest)
   largest = std::bit_cast<float>(bits);
   return bits < kInfinity;
 }
-inline bool finite_magnitude(const F32Row& row, std::int64_t k, float& largest) {
+template <class Row>
+bool finite_magnitude(const Row& row, std::int64_t k, float& largest) {
   __m512i all0 = _mm512_setzero_si512(), all1 = all0;
   std::int64_t i = 0;
   for (; i + 32 <= k; i += 32) {

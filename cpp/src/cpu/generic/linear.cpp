@@ -3,22 +3,16 @@
 #include "octavo/linear.hpp"
 
 #include "cpu/generic/linear_epilogue.hpp"
+#include "cpu/generic/linear_panels.hpp"
 #include "cpu/generic/linear_rows.hpp"
-#include "cpu/generic/linear_vector.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/threading.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-constexpr int kPanelVectors = 2;
-constexpr std::int64_t kPanel = kPanelVectors * kLanes;              // output columns of one panel
-constexpr int kMicroRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 4;  // accumulators fill the registers
-constexpr std::int64_t kBlockRows = 48;                              // rows whose FP32 results stay in L2
-constexpr std::int64_t kBlockDepth = 1024;                           // K of one pass: 1024 * 127^2 < 2^24 is exact
-constexpr std::int64_t kSerialMacs = 60000;                          // a fork costs more than this much work
-
-std::int64_t panels_of(std::int64_t n) { return (n + kPanel - 1) / kPanel; }
+constexpr std::int64_t kBlockRows = 48;     // rows whose FP32 results stay in L2
+constexpr std::int64_t kBlockDepth = 1024;  // K of one pass: 1024 * 127^2 < 2^24 is exact
 
 std::uint16_t weight_as_bf16(const PackedWeight& w, std::int64_t index) {
   switch (w.format()) {
@@ -35,43 +29,6 @@ void pack_panels(const PackedWeight& w, void* out) {
   for (std::int64_t column = 0; column < panels_of(n) * kPanel; ++column) {
     std::uint16_t* to = packed + column / kPanel * kPanel * k + column % kPanel;
     for (std::int64_t i = 0; i < k; ++i) to[i * kPanel] = column < n ? weight_as_bf16(w, column * k + i) : 0;
-  }
-}
-
-// c [rows, kPanel] (+)= a [depth, rows]^T w [depth, kPanel]
-template <int rows>
-[[gnu::noinline]] void multiply(const float* a, const std::uint16_t* w, std::int64_t depth, float* c,
-                                std::int64_t stride, bool add) {
-  Vec sums[rows][kPanelVectors];
-#pragma GCC unroll 12
-  for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; ++v) sums[r][v] = add ? load(c + r * stride + v * kLanes) : Vec{};
-  for (std::int64_t i = 0; i < depth; ++i) {
-    Vec weights[kPanelVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; ++v) weights[v] = load(w + i * kPanel + v * kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < kPanelVectors; ++v) sums[r][v] += a[i * rows + r] * weights[v];
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kPanelVectors; ++v) store(c + r * stride + v * kLanes, sums[r][v]);
-}
-
-// The micro-kernel's heights: whole micro-rows, then what is left in powers of two.
-int micro_height(std::int64_t left) { return left >= kMicroRows ? kMicroRows : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
-
-void multiply(int rows, const float* a, const std::uint16_t* w, std::int64_t depth, float* c, std::int64_t stride,
-              bool add) {
-  switch (rows) {
-    case 1: multiply<1>(a, w, depth, c, stride, add); break;
-    case 2: multiply<2>(a, w, depth, c, stride, add); break;
-    case 4: multiply<4>(a, w, depth, c, stride, add); break;
-    default: multiply<kMicroRows>(a, w, depth, c, stride, add);
   }
 }
 

@@ -6,22 +6,6 @@
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-// add(sum, v) over v = row[0 .. n): four chains, then pairwise.
-template <class Add>
-[[gnu::always_inline]] inline float sum(const float* row, std::int64_t n, Add add) {
-  Vec s0{}, s1{}, s2{}, s3{};
-  std::int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    s0 = add(s0, load(row + i));
-    s1 = add(s1, load(row + i + kLanes));
-    s2 = add(s2, load(row + i + 2 * kLanes));
-    s3 = add(s3, load(row + i + 3 * kLanes));
-  }
-  for (; i + kLanes <= n; i += kLanes) s0 = add(s0, load(row + i));
-  if (i < n) s1 += keep_first(add(Vec{}, load_part(row + i, n - i)), n - i);
-  return sum_of((s0 + s1) + (s2 + s3));
-}
-
 template <Activation activation>
 [[gnu::always_inline]] inline Vec activate(Vec v) {
   switch (activation) {
@@ -136,6 +120,20 @@ void add_residual(float* row, const Residual* residual, std::int64_t n) {
   if (i < n) store_part(row + i, load_part(row + i, n - i) + load_part(residual + i, n - i), n - i);
 }
 
+template <class Out>
+void copy_row(const float* row, Out* out, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, load(row + i));
+  if (i < n) store_part(out + i, load_part(row + i, n - i), n - i);
+}
+
+// What the norm sees, for the backward. Rows of codes record no gradients.
+template <class Out>
+void save_row(Numbers<Out>, const float* row, const MatrixView& saved, std::int64_t r) {
+  copy_row(row, static_cast<Out*>(saved.data) + r * saved.row_stride, saved.cols);
+}
+void save_row(Quantized, const float*, const MatrixView&, std::int64_t) {}
+
 struct Rows {
   float* data;
   std::int64_t stride, first, count;
@@ -175,6 +173,7 @@ void finish_all(const Rows& rows, const Epilogue& e, const MatrixView& y, float*
       add_residual(row, residual, y.cols);
       residual = nullptr;
     }
+    if (e.saved.data != nullptr) save_row(Out{}, row, e.saved, rows.first + r);
     void* to = static_cast<char*>(y.data) + offset_of(y, rows.first + r);
     Finish<Out, Residual> finish{row, has_norm ? e.norm_weight : nullptr, has_norm ? e.norm_bias : nullptr, residual,
                                  destination(Out{}, row, to)};

@@ -122,6 +122,22 @@ typedef float Sixteen __attribute__((vector_size(64)));
                 __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
+// add(sum, v) over v = row[0 .. n): four chains, then pairwise.
+template <class T, class Add>
+[[gnu::always_inline]] inline float sum(const T* row, std::int64_t n, Add add) {
+  Vec s0{}, s1{}, s2{}, s3{};
+  std::int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    s0 = add(s0, load(row + i));
+    s1 = add(s1, load(row + i + kLanes));
+    s2 = add(s2, load(row + i + 2 * kLanes));
+    s3 = add(s3, load(row + i + 3 * kLanes));
+  }
+  for (; i + kLanes <= n; i += kLanes) s0 = add(s0, load(row + i));
+  if (i < n) s1 += keep_first(add(Vec{}, load_part(row + i, n - i)), n - i);
+  return sum_of((s0 + s1) + (s2 + s3));
+}
+
 // e^x within 2e-7 relative; 0 below -87.3, +infinity above 88.7; NaN stays.
 [[gnu::always_inline]] inline Vec exp(Vec x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -163,6 +179,13 @@ typedef float Sixteen __attribute__((vector_size(64)));
   const Vec z = (x < 0.0f ? -x : x) * 0.70710678f;
   const Vec tail = 0.5f * erfc_positive(z);
   return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// Its derivative: Phi(x) + x phi(x).
+[[gnu::always_inline]] inline Vec gelu_slope(Vec x) {
+  const Vec z = (x < 0.0f ? -x : x) * 0.70710678f;
+  const Vec tail = 0.5f * erfc_positive(z);
+  return (x < 0.0f ? tail : 1.0f - tail) + x * exp(-z * z) * 0.39894228f;
 }
 
 [[gnu::always_inline]] inline Vec hardswish(Vec x) {

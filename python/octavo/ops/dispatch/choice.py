@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from octavo.ops.dispatch.problem import Alternative, Decision, Evidence, Problem
 from octavo.ops.packing import PackedWeight
 
 _NO_DEMAND = Requirement()
+_chosen: dict[tuple[Any, ...], _core.Kernel] = {}
 
 
 def choose(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> Decision:
@@ -73,6 +75,9 @@ def counters() -> dict[str, int]:
 
 def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
     """The kernel that serves a packed weight on m rows: the one its plan prefers, else the fastest of its class."""
+    key = (kernels.generation, m, w.n, w.k, x_dtype, out_dtype, epilogue, w.device.type, w.numerics)
+    if not w.preferred and key in _chosen:  # training packs a new weight each step
+        return _chosen[key]
     x_name, out_name = str(x_dtype).removeprefix("torch."), str(out_dtype).removeprefix("torch.")
     problem = Problem("linear", m, w.n, w.k, x_name, out_name, epilogue, w.device.type, w.numerics)
     if w.preferred:
@@ -80,7 +85,12 @@ def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.d
         for candidate in judge(problem).candidates:
             if candidate.admitted and candidate.kernel.name == w.preferred[bound]:
                 return candidate.kernel
-    return kernels.by_name(choose(problem).kernel)
+    kernel = kernels.by_name(choose(problem).kernel)
+    if not w.preferred:
+        if len(_chosen) >= 4096:
+            _chosen.clear()
+        _chosen[(kernels.generation, *key[1:])] = kernel  # the first choice of all qualifies: a new generation
+    return kernel
 
 
 def _alternative(candidate: _core.Candidate) -> Alternative:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import DTYPES, NUMERICS, choice
-from octavo.ops.packing import PackedWeight
 
 
 def register(
     name: str,
     numerics: str,
-    run: Callable[[torch.Tensor, PackedWeight], torch.Tensor],
+    run: Callable[[torch.Tensor, Any], torch.Tensor],
     *,
+    op: str = "linear",
     library: str,
     device: str = "cpu",
     accepts: Callable[[int, int, int], bool] | None = None,
@@ -33,7 +34,9 @@ def register(
         name: ``library.device.linear.class``, unique.
         numerics: the one class it serves exactly (``bf16``, ``e4m3_row``, ``e4m3_weight_only``, ``int8_dynamic``).
         run: ``run(x [M, K] float32 or bfloat16, weight: PackedWeight) -> x W^T [M, N]``; the epilogue is applied after
-            it.
+            it. For ``op`` ``linear_grad_input``: ``run(grad [M, N], weight) -> grad W [M, K]``; for
+            ``linear_grad_weight``: ``run(grad [M, N], x [M, K]) -> grad^T x [N, K]``.
+        op: ``linear``, ``linear_grad_input`` or ``linear_grad_weight``.
         accepts: ``accepts(m, n, k) -> bool``; None = every shape.
         product: what the product is rounded to, ``float32`` or ``bfloat16``; one in BF16 serves BF16 outputs only.
         trusted: skip qualification. Leave it False.
@@ -48,11 +51,12 @@ def register(
         print(ops.dispatch.explain(ops.dispatch.Problem("linear", 256, 512, 512)))
     """
     choice("numerics", numerics, NUMERICS)
+    choice("op", op, ("linear", "linear_grad_input", "linear_grad_weight"))
     choice("device", device, ("cpu", "cuda"))
     choice("product", product, ("float32", "bfloat16"))
     _core.register(
-        name=name, op=_core.Op.linear, numerics=_core.Numerics[numerics], library=library, device=_core.Device[device],
-        trusted=trusted, deterministic=deterministic,
+        name=name, op=_core.Op[op], numerics=_core.Numerics[numerics], library=library,
+        device=_core.Device[device], trusted=trusted, deterministic=deterministic,
         product=DTYPES[getattr(torch, product)], overhead_us=overhead_us, gmacs_per_s=gmacs_per_s,
         gbytes_per_s=gbytes_per_s, accepts=accepts,
     )  # fmt: skip

@@ -1,0 +1,165 @@
+"""Gradients of a linear layer by kernels: of what the norm saw (z), then of x and of the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops._types import DTYPES, choice
+from octavo.ops.packing import PackedWeight
+from octavo.ops.quantization import as_rows
+
+# What ``backward`` means: the numerics class of grad_input and of grad_weight; None: torch in FP32.
+BACKWARDS: dict[str, tuple[str, str] | None] = {
+    "bf16": ("bf16", "bf16"),
+    "e4m3_row": ("e4m3_row", "e4m3_row"),
+    "int8_dynamic": ("int8_dynamic", "bf16"),
+    "fp32": None,
+}
+_OWN_FORMAT = {"e4m3_row": torch.float8_e4m3fn, "int8_dynamic": torch.int8}
+_F32 = int(_core.DType.f32)
+_chosen: dict[tuple[Any, ...], _core.Kernel] = {}
+
+
+def check_backward(backward: str, codes: torch.dtype) -> None:
+    """Raise ValueError unless ``backward`` can serve a weight whose codes have this type."""
+    choice("backward", backward, tuple(BACKWARDS))
+    if _OWN_FORMAT.get(backward, codes) != codes:
+        raise ValueError(
+            f"backward: {backward!r} multiplies codes in {str(_OWN_FORMAT[backward]).removeprefix('torch.')}, the "
+            f"weight's are {str(codes).removeprefix('torch.')}; use 'bf16' or 'fp32'"
+        )
+
+
+def by_kernels(backward: str, device: torch.device) -> bool:
+    """Whether gradients come from kernels; else they are torch's, in FP32, on the dequantized weight."""
+    return BACKWARDS[backward] is not None and device.type == "cpu"
+
+
+def gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    z: torch.Tensor | None,
+    w: PackedWeight,
+    epilogue: _core.Epilogue,
+    backward: str,
+    residual: torch.dtype | None,
+    before: bool,
+    needs: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Gradients of x, weight, bias, norm weight, norm bias and residual; None where ``needs`` has none.
+
+    ``grad`` [..., N] and ``z`` [..., N], what the norm saw, have the output's type; ``z`` is None where neither norm
+    nor activation follows the product. Those of x and the residual have their types, the others are FP32.
+    """
+    classes = BACKWARDS[backward]
+    assert classes is not None
+    need_x, need_weight, need_bias, need_norm_weight, need_norm_bias, need_residual = needs
+    rows = as_rows(grad)
+    m, n = rows.shape
+    early = need_residual and before
+    plain = z is None and (rows.dtype == torch.bfloat16 or not (need_x or need_weight))
+    if plain and not need_bias:
+        gz, g_bias, g_norm_weight, g_norm_bias, g_early = rows, None, None, None, None
+    else:
+        wanted = need_x or need_weight
+        gz = rows if plain else torch.empty((m, n), dtype=torch.bfloat16) if wanted else None
+        g_bias, g_norm_weight, g_norm_bias = (
+            torch.empty(n) if need else None for need in (need_bias, need_norm_weight, need_norm_bias)
+        )
+        g_early = torch.empty((m, n), dtype=residual) if early and z is not None else None
+        run_epilogue(
+            _kernel_for(_core.Op.linear_epilogue_backward, m, n, 0, rows.dtype, torch.bfloat16, None),
+            z, rows, epilogue, None if plain else gz, g_early, g_bias, g_norm_weight, g_norm_bias,
+        )  # fmt: skip
+    g_residual = None
+    if need_residual:
+        g_residual = (rows if g_early is None else g_early).reshape(grad.shape).to(residual)
+    g_x = g_weight = None
+    if need_x:
+        assert gz is not None
+        kernel = _kernel_for(_core.Op.linear_grad_input, m, n, w.k, gz.dtype, x.dtype, classes[0])
+        g_x = run_grad_input(kernel, gz, w, x.dtype).view(x.shape)
+    if need_weight:
+        assert gz is not None
+        master = torch.float32 if w.master is None else w.master.dtype
+        inputs = as_rows(x)
+        kernel = _kernel_for(_core.Op.linear_grad_weight, m, n, w.k, gz.dtype, master, classes[1])
+        g_weight = run_grad_weight(kernel, gz, inputs)
+    return [g_x, g_weight, g_bias, g_norm_weight, g_norm_bias, g_residual]
+
+
+def run_epilogue(
+    kernel: _core.Kernel,
+    z: torch.Tensor | None,
+    grad: torch.Tensor,
+    epilogue: _core.Epilogue,
+    gz: torch.Tensor | None,
+    extra: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
+) -> None:
+    """Launch: the gradient of z [M, N] into ``gz`` and ``extra``, its sums over rows into the vectors [N]."""
+    m, n = grad.shape
+    _core.linear_epilogue_backward(
+        kernel, 0 if z is None else z.data_ptr(), grad.data_ptr(), grad.stride(0) if m > 1 else n,
+        int(DTYPES[grad.dtype]), m, n, epilogue, *_address_and_type(gz), *_address_and_type(extra),
+        *(0 if v is None else v.data_ptr() for v in (bias, norm_weight, norm_bias)),
+    )  # fmt: skip
+
+
+def run_grad_input(kernel: _core.Kernel, gz: torch.Tensor, w: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
+    """gz [M, N] W [N, K] -> [M, K] in ``dtype``."""
+    if kernel.library != "octavo":
+        kernel.count()
+        external: torch.Tensor = kernels.externals[kernel.name](gz, w).to(dtype)
+        return external
+    m = gz.shape[0]
+    out = torch.empty((m, w.k), dtype=dtype)
+    stride = gz.stride(0) if m > 1 else w.n
+    _core.linear_grad_input(
+        kernel, gz.data_ptr(), m, stride, int(DTYPES[gz.dtype]), w.core(), out.data_ptr(), int(DTYPES[dtype])
+    )
+    return out
+
+
+def run_grad_weight(kernel: _core.Kernel, gz: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """gz [M, N]^T x [M, K] -> [N, K] FP32, or what a kernel of another library gives."""
+    if kernel.library != "octavo":
+        kernel.count()
+        return kernels.externals[kernel.name](gz, x)
+    (m, n), k = gz.shape, x.shape[1]
+    out = torch.empty((n, k))
+    _core.linear_grad_weight(
+        kernel, gz.data_ptr(), gz.stride(0) if m > 1 else n, int(DTYPES[gz.dtype]),
+        x.data_ptr(), x.stride(0) if m > 1 else k, int(DTYPES[x.dtype]), m, n, k, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _address_and_type(tensor: torch.Tensor | None) -> tuple[int, int]:
+    return (0, _F32) if tensor is None else (tensor.data_ptr(), int(DTYPES[tensor.dtype]))
+
+
+def _kernel_for(
+    op: _core.Op, m: int, n: int, k: int, in_dtype: torch.dtype, out_dtype: torch.dtype, numerics: str | None
+) -> _core.Kernel:
+    """The fastest qualified kernel of ``op`` and class for m rows, chosen once."""
+    key = (kernels.generation, op, m, n, k, in_dtype, out_dtype, numerics)
+    kernel = _chosen.get(key)
+    if kernel is None:
+        from octavo.ops.dispatch.choice import choose  # dispatch measures by running operators
+        from octavo.ops.dispatch.problem import Problem
+
+        names = (str(dtype).removeprefix("torch.") for dtype in (in_dtype, out_dtype))
+        kernel = kernels.by_name(choose(Problem(op.name, m, n, k, *names, numerics=numerics)).kernel)
+        if len(_chosen) >= 4096:
+            _chosen.clear()
+        # The first choice of all qualifies kernels, which starts a new generation.
+        _chosen[(kernels.generation, *key[1:])] = kernel
+    return kernel
