@@ -6,24 +6,76 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
+#include <iterator>
+#include <mutex>
 #include <new>
+#include <utility>
 
 namespace octavo {
 namespace {
 constexpr std::size_t kHuge = std::size_t{2} << 20;
 constexpr int kScratchSlots = 8;
+
+// Freed buffers of 256 KiB and more, at most 32 MiB of them; the oldest goes first.
+constexpr std::size_t kKeepFrom = std::size_t{256} << 10, kKeepAtMost = std::size_t{32} << 20;
+struct Kept {
+  std::mutex mutex;
+  std::deque<std::pair<void*, std::size_t>> buffers;
+  std::size_t bytes = 0;
+};
+Kept& kept() {
+  static auto* buffers = new Kept;  // never destroyed: threads free their scratch memory at exit
+  return *buffers;
+}
+
+void* take_kept(std::size_t bytes) {
+  Kept& pool = kept();
+  const std::scoped_lock lock(pool.mutex);
+  for (auto it = pool.buffers.rbegin(); it != pool.buffers.rend(); ++it) {
+    if (it->second != bytes) continue;
+    void* found = it->first;
+    pool.buffers.erase(std::next(it).base());
+    pool.bytes -= bytes;
+    return found;
+  }
+  return nullptr;
+}
+
+void keep(void* p, std::size_t bytes) {
+  Kept& pool = kept();
+  const std::scoped_lock lock(pool.mutex);
+  pool.buffers.emplace_back(p, bytes);
+  pool.bytes += bytes;
+  while (pool.bytes > kKeepAtMost) {
+    std::free(pool.buffers.front().first);
+    pool.bytes -= pool.buffers.front().second;
+    pool.buffers.pop_front();
+  }
+}
 }  // namespace
 
 AlignedBuffer::AlignedBuffer(std::size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   const std::size_t alignment = bytes >= kHuge ? kHuge : 64;
   const std::size_t padded = (bytes + alignment - 1) / alignment * alignment;
-  data_.reset(std::aligned_alloc(alignment, padded));
+  if (padded >= kKeepFrom)
+    if (void* found = take_kept(padded)) {
+      data_ = {found, Free{padded}};
+      return;
+    }
+  data_ = {std::aligned_alloc(alignment, padded), Free{padded}};
   if (!data_) throw std::bad_alloc();
   if (alignment == kHuge) advise_huge_pages(data_.get(), padded);
 }
 
-void AlignedBuffer::Free::operator()(void* p) const { std::free(p); }
+void AlignedBuffer::Free::operator()(void* p) const {
+  if (bytes >= kKeepFrom) {
+    keep(p, bytes);
+  } else {
+    std::free(p);
+  }
+}
 
 void* scratch(int slot, std::size_t bytes) {
   thread_local std::array<AlignedBuffer, kScratchSlots> buffers;

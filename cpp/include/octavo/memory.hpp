@@ -6,7 +6,9 @@
 
 namespace octavo {
 
-// 64-byte aligned; from 2 MiB up aligned to 2 MiB and advised to use transparent huge pages. Uninitialised.
+// 64-byte aligned; from 2 MiB up aligned to 2 MiB and advised to use transparent huge pages. Uninitialised. Large ones
+// are kept for the next of their size when they are freed: a training step makes its weights' layouts anew, and new
+// pages cost more than filling them.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
@@ -21,6 +23,7 @@ class AlignedBuffer {
 
  private:
   struct Free {
+    std::size_t bytes;
     void operator()(void* p) const;
   };
   std::unique_ptr<void, Free> data_;
