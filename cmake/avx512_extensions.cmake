@@ -13,3 +13,5 @@ set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp PROPERTIES C
 
 # Rounding of activations, as in the quantizers: never contracted.
 set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
+set_source_files_properties(cpp/src/cpu/avx512/pairwise_dots_bf16.cpp
+                            PROPERTIES COMPILE_OPTIONS "-mavx512bf16;${dot_product_flags}")

@@ -16,6 +16,7 @@ void add_linear(const KernelInfo& kernel);
 void add_quantize(const KernelInfo& kernel);
 void add_bag_forward(const KernelInfo& kernel);
 void add_bag_backward(const KernelInfo& kernel);
+void add_pairwise_dots(const KernelInfo& kernel);
 
 // Registers `body(state)` as "<kernel>/<shape>", timed by the wall clock. Rows this machine cannot run, and CUDA rows,
 // stay in the list and say why they did not run.

@@ -56,6 +56,7 @@ void add_all() {
       case Op::quantize: add_quantize(*kernel); break;
       case Op::bag_forward: add_bag_forward(*kernel); break;
       case Op::bag_backward: add_bag_backward(*kernel); break;
+      case Op::pairwise_dots: add_pairwise_dots(*kernel); break;
     }
   }
 }

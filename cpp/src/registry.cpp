@@ -15,7 +15,8 @@ const char* to_string(Op op) {
     case Op::linear: return "linear";
     case Op::quantize: return "quantize";
     case Op::bag_forward: return "bag_forward";
-    default: return "bag_backward";
+    case Op::bag_backward: return "bag_backward";
+    default: return "pairwise_dots";
   }
 }
 
@@ -36,6 +37,7 @@ Registry& Registry::instance() {
     register_quantize_kernels(*r);
     register_linear_kernels(*r);
     register_embedding_kernels(*r);
+    register_pairwise_kernels(*r);
 #ifdef OCTAVO_WITH_CUDA
     register_cuda_kernels(*r);
 #endif

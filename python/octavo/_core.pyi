@@ -1,6 +1,6 @@
 """octavo's compiled engine, as the Python rooms see it. Addresses are ``tensor.data_ptr()``; strides count elements."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -22,6 +22,7 @@ class Op(IntEnum):
     quantize = ...
     bag_forward = ...
     bag_backward = ...
+    pairwise_dots = ...
 
 class Device(IntEnum):
     cpu = ...
@@ -235,6 +236,11 @@ def prepare_linear(
 def refresh_prepared(prepared: PreparedLinear, weight: PackedWeight) -> None: ...
 def set_prepared_kernel(prepared: PreparedLinear, m: int, with_residual: bool, kernel: Kernel) -> None: ...
 def prepared_kernels(prepared: PreparedLinear) -> dict[tuple[int, bool], str]: ...
+def serve_group(
+    layers: tuple[PreparedLinear | None, ...],
+    xs: Sequence[torch.Tensor],
+    outs: Sequence[torch.Tensor | None] | None = None,
+) -> list[Any]: ...
 def new_generation() -> int: ...
 def linear(
     kernel: Kernel,
@@ -291,6 +297,21 @@ def bag_backward(
     eps: float,
     weight_decay: float,
     grad_weights: int,
+) -> None: ...
+
+# --- pairwise.hpp ---
+# operands: data, rows, cols, batch_stride, row_stride, col_stride, dtype
+def pairwise_dots(
+    kernel: Kernel,
+    batch: int,
+    x: tuple[int, int, int, int, int, int, int],
+    x_pairs: int,
+    y: tuple[int, int, int, int, int, int, int],
+    pairs: int,
+    out: int,
+    out_batch_stride: int,
+    out_row_stride: int,
+    out_dtype: int,
 ) -> None: ...
 
 # --- cuda ---

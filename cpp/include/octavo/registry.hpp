@@ -10,11 +10,12 @@
 #include "octavo/embedding.hpp"
 #include "octavo/isa.hpp"
 #include "octavo/linear.hpp"
+#include "octavo/pairwise.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo {
 
-enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward };
+enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward, pairwise_dots };
 const char* to_string(Op op);
 
 enum class Qualification : std::uint8_t { unknown, trusted, qualified, quarantined };
@@ -34,6 +35,7 @@ struct Launchers {
   QuantizeLauncher quantize = nullptr;
   BagForwardLauncher bag_forward = nullptr;
   BagBackwardLauncher bag_backward = nullptr;
+  PairwiseLauncher pairwise_dots = nullptr;
 };
 
 struct KernelInfo {
@@ -41,7 +43,7 @@ struct KernelInfo {
   Op op = Op::linear;
   std::string library = "octavo";
   Device device = Device::cpu;
-  Numerics numerics = Numerics::fp32;  // linear only
+  Numerics numerics = Numerics::fp32;  // linear and pairwise_dots
   DType product = DType::f32;          // linear only: what x W^T is rounded to before the epilogue
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
@@ -76,6 +78,7 @@ class Registry {
 void register_quantize_kernels(Registry& registry);
 void register_linear_kernels(Registry& registry);
 void register_embedding_kernels(Registry& registry);
+void register_pairwise_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);
 #endif

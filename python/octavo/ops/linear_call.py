@@ -81,6 +81,29 @@ def run(
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
     one is ``w.served``, which :func:`linear` asks first.
     """
+    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel)
+    if kernel is None:
+        w.served = layer.prepared
+    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
+    if y is not NotImplemented:
+        return cast(torch.Tensor, y)
+    check(x, w, bias, norm, activation, residual, out_dtype, out)
+    return layer.launch(w, layer.prepared, x, out, residual)
+
+
+def layer_for(
+    x: torch.Tensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+) -> Layer:
+    """The layer these arguments of :func:`run` ask for: the remembered one, or a new one from checked arguments."""
     try:
         y_dtype = out_dtype if out_dtype is not None else x.dtype if out is None else out.dtype
         key = (
@@ -98,13 +121,7 @@ def run(
         if not layer.has_copies:
             layer.prepare()
             w.remember(key, layer)
-    if kernel is None:
-        w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
-    if y is not NotImplemented:
-        return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out)
-    return layer.launch(w, layer.prepared, x, out, residual)
+    return layer
 
 
 class Layer:

@@ -20,13 +20,14 @@ Check = Callable[[_core.Kernel], str]
 
 
 def _checks() -> dict[_core.Op, Check]:
-    from octavo.ops import checks, embedding_checks
+    from octavo.ops import checks, embedding_checks, pairwise_checks
 
     return {
         _core.Op.linear: checks.check_linear,
         _core.Op.quantize: checks.check_quantize,
         _core.Op.bag_forward: embedding_checks.check_bag_forward,
         _core.Op.bag_backward: embedding_checks.check_bag_backward,
+        _core.Op.pairwise_dots: pairwise_checks.check_pairwise_dots,
     }
 
 
