@@ -46,9 +46,9 @@ std::int64_t cut(std::int64_t rows, double share) {
 }  // namespace
 
 Status run_grouped(const GroupedLinear* calls, std::size_t count) {
-  constexpr double kSerialMacs = 60000;  // a fork costs more than this much work
-  std::vector<double> ends(count);       // cost of calls 0 .. i together
-  double total = 0, macs = 0;
+  constexpr double kSerialUs = 20;  // waking the threads costs about as much
+  std::vector<double> ends(count);  // cost of calls 0 .. i together
+  double total = 0;
   bool on_cpu = true;
   for (std::size_t i = 0; i < count; ++i) {
     const auto& [kernel, args] = calls[i];
@@ -56,11 +56,10 @@ Status run_grouped(const GroupedLinear* calls, std::size_t count) {
       return Status::invalid("grouped_linear: group " + std::to_string(i) + " has no linear kernel");
     if (Status status = validate(args, kernel->numerics); !status.ok())
       return {status.code(), "group " + std::to_string(i) + ": " + status.message()};
-    macs += static_cast<double>(args.x.rows) * static_cast<double>(args.y.cols) * static_cast<double>(args.x.cols);
     ends[i] = total += cost_of(calls[i]);
     on_cpu = on_cpu && kernel->device == Device::cpu;
   }
-  if (!on_cpu || count == 1 || macs < kSerialMacs) {
+  if (!on_cpu || count == 1 || total < kSerialUs) {
     for (std::size_t i = 0; i < count; ++i)
       if (Status status = calls[i].kernel->run.linear(calls[i].args); !status.ok()) return status;
     return {};

@@ -29,6 +29,19 @@ const char* to_string(Qualification state) {
   }
 }
 
+std::vector<std::string> needed_features(const KernelInfo& kernel) {
+  CpuFeatures all;
+  for (const NamedFeature& feature : kNamedFeatures) all.*feature.has = true;
+  std::vector<std::string> needed;
+  for (const NamedFeature& feature : kNamedFeatures) {
+    CpuFeatures rest = all;
+    rest.*feature.has = false;
+    const PretendedFeatures pretended(rest);
+    if (!kernel.is_supported()) needed.emplace_back(feature.name);
+  }
+  return needed;
+}
+
 Registry::Registry() : rows_(new Rows) {}
 
 Registry& Registry::instance() {

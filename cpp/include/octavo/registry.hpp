@@ -59,6 +59,9 @@ struct KernelInfo {
   bool may_be_chosen() const { return state == Qualification::trusted || state == Qualification::qualified; }
 };
 
+// Names of the CPU features without any of which a kernel is not supported, whatever this machine has.
+std::vector<std::string> needed_features(const KernelInfo& kernel);
+
 // Rows live as long as the process and never move.
 class Registry {
  public:

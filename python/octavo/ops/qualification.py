@@ -31,6 +31,11 @@ def _checks() -> dict[_core.Op, Check]:
     }
 
 
+def check_of(op: _core.Op) -> Check:
+    """What kernels of ``op`` are held to; its docstring says it in words."""
+    return _checks()[op]
+
+
 _RAISED = "raised "
 _running = False
 
@@ -99,7 +104,7 @@ def _verdict(kernel: _core.Kernel) -> str:
     generator_state = torch.random.get_rng_state()
     try:
         with torch.no_grad():
-            return _checks()[kernel.op](kernel)
+            return check_of(kernel.op)(kernel)
     except Exception as error:  # a kernel that raises is as unusable as one that is wrong
         return f"{_RAISED}{type(error).__name__}: {error}"
     finally:
