@@ -65,6 +65,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("device", &KernelInfo::device)
       .def_readonly("numerics", &KernelInfo::numerics)
       .def_readonly("product", &KernelInfo::product)
+      .def_readonly("takes_codes", &KernelInfo::takes_codes)
       .def_readonly("note", &KernelInfo::note)
       .def_readonly("calls", &KernelInfo::calls)
       .def_property_readonly("state", [](const KernelInfo& k) { return name_of(k.state); })

@@ -10,6 +10,10 @@ endforeach()
 set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp
                             PROPERTIES COMPILE_OPTIONS "-mavx512vnni;${dot_product_flags}")
 set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
+foreach(format e4m3 e5m2 int8)
+  set_source_files_properties(cpp/src/cpu/avx512/quantize_${format}_row_vbmi.cpp
+                              PROPERTIES COMPILE_OPTIONS "-mavx512vbmi;-ffp-contract=off")
+endforeach()
 
 # Rounding of activations, as in the quantizers: never contracted.
 set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)

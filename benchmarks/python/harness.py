@@ -24,7 +24,8 @@ import numpy as np
 import roofs
 from machine import facts
 
-NAMES = ("linear_norm", "embedding_forward", "embedding_backward", "quantize", "overhead")
+NAMES = ("linear_norm", "linear_mixed", "embedding_forward", "embedding_backward", "quantize", "overhead", "train_step",
+         "isa")  # fmt: skip
 RESAMPLES = 2000
 
 
@@ -78,6 +79,11 @@ def where(**wanted: Any) -> Callable[[Entry], bool]:
     return matches
 
 
+def everywhere(shape: Mapping[str, Any]) -> bool:
+    """Every contest."""
+    return True
+
+
 def _done(turn: Any) -> None:
     raise RuntimeError("this entry's contest is over")
 
@@ -95,6 +101,7 @@ class Interval:
 class Contest:
     """One shape: entries and their times, us per call, one per round [rounds]; rounds are interleaved."""
 
+    shape: Mapping[str, Any]
     ours: Sequence[Entry]
     peers: Sequence[Entry]
     absent: Mapping[str, str]
@@ -103,7 +110,7 @@ class Contest:
     def without_calls(self) -> Contest:
         """For the record: calls hold weights and tables."""
         ours, peers = ([replace(e, call=_done, prepare=None) for e in side] for side in (self.ours, self.peers))
-        return Contest(ours, peers, self.absent, self.samples)
+        return replace(self, ours=ours, peers=peers)
 
     def median(self, entry: Entry) -> float:
         return float(np.median(self.samples[entry.name]))
@@ -202,7 +209,7 @@ class Run:
         """Time one shape and print a row for each entry of ours. ``absent``: peer -> why it did not run."""
         kernels = {entry.name: _kernel_of(op, entry) for entry in ours}
         samples = interleaved([*ours, *peers], self.effort)
-        contest = Contest(ours, peers, absent or {}, samples)
+        contest = Contest(shape, ours, peers, absent or {}, samples)
         self.contests.append(contest.without_calls())
         for entry in ours:
             self._emit(self._row(op, shape, contest, entry, kernels[entry.name]))
@@ -219,25 +226,53 @@ class Run:
         peers: Callable[[Entry], bool],
         named: Sequence[str] = (),
         bar: float | None = None,
+        among: Callable[[Mapping[str, Any]], bool] = everywhere,
+        worst: bool = False,
     ) -> None:
-        """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
-        contests. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
-        ratios, missing = [], set()
+        """A bar: how many times faster the best of ``ours`` is than the best of ``peers`` in contests whose shape is
+        ``among``: geometric mean, or the ``worst`` of them. ``holds`` is None for a finding (no ``bar``), False when a
+        peer of ``named`` did not run somewhere."""
+        found: list[tuple[Contest, np.ndarray]] = []
+        missing: set[str] = set()
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e)])
             theirs = contest.best([e for e in contest.peers if peers(e)])
-            if mine is None:
+            if mine is None or not among(contest.shape):
                 continue
             missing |= set(named) - {e.name for e in contest.peers}
             if theirs is not None:
-                ratios.append(contest.ratios(mine, theirs))
+                found.append((contest, contest.ratios(mine, theirs)))
+        self._bar(name, found, bar, worst, missing)
+
+    def share(
+        self,
+        name: str,
+        ours: Callable[[Entry], bool],
+        bar: float | None = None,
+        among: Callable[[Mapping[str, Any]], bool] = everywhere,
+        worst: bool = False,
+    ) -> None:
+        """A bar on the share of its roof that the best of ``ours`` reaches."""
+        found = []
+        for contest in self.contests:
+            mine = contest.best([e for e in contest.ours if ours(e) and e.roof is not None])
+            if mine is not None and among(contest.shape):
+                found.append((contest, _shares(mine, contest.samples[mine.name])))
+        self._bar(name, found, bar, worst, set())
+
+    def _bar(
+        self, name: str, found: Sequence[tuple[Contest, np.ndarray]], bar: float | None, worst: bool, missing: set[str]
+    ) -> None:
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
-        if ratios:
-            interval = median_interval(ratios)
+        if found:
+            entry["contests"] = len(found)
+            if worst:
+                found = [min(found, key=lambda pair: float(np.median(pair[1])))]
+                entry["worst"] = dict(found[0][0].shape)
+            interval = median_interval([values for _, values in found])
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
-            entry["contests"] = len(ratios)
             entry["holds"] = None if bar is None else interval.figure >= bar
-        if missing or not ratios:
+        if missing or not found:
             entry |= {"holds": False, "did_not_run": sorted(missing)}
         self.bars.append(entry)
 
@@ -260,9 +295,8 @@ class Run:
         rates = {"gflops": entry.flops, "gbps": entry.bytes, "mitems": entry.items * 1e3}
         row |= {key: _digits(work / p50 * 1e-3) for key, work in rates.items() if work}
         if entry.roof is not None:
-            done = {"GFLOP/s": entry.flops, "GB/s": entry.bytes, "M rows/s": entry.items * 1e3}[entry.roof.unit]
             row["roof"] = {"name": entry.roof.name, "value": _digits(entry.roof.value), "unit": entry.roof.unit}
-            row["share_of_roof"] = _digits(done / p50 * 1e-3 / entry.roof.value)
+            row["share_of_roof"] = _digits(float(_shares(entry, p50)))
         row["peers"] = {p.name: {"io": p.io, "p50_us": _digits(contest.median(p))} for p in contest.peers}
         row["peers"] |= {name: {"absent": reason} for name, reason in contest.absent.items()}
         for key, eligible in (("best_peer", [p for p in contest.peers if p.io == entry.io]),
@@ -296,6 +330,13 @@ def _kernel_of(op: str, entry: Entry) -> str | None:
     ran = [name for name, calls in dispatch.counters().items() if calls > before.get(name, 0)]
     family = [name for name in ran if _core.kernel(name).op.name == op.split()[0]]
     return " + ".join(family or ran) or None
+
+
+def _shares(entry: Entry, us: Any) -> Any:
+    """The share of its roof that an entry reaches when a call takes ``us``."""
+    assert entry.roof is not None
+    done = {"GFLOP/s": entry.flops, "GB/s": entry.bytes, "M rows/s": entry.items * 1e3}[entry.roof.unit]
+    return done / us * 1e-3 / entry.roof.value
 
 
 def _digits(value: float) -> float:

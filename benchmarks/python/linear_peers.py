@@ -1,4 +1,4 @@
-"""Peers of linear + bias + LayerNorm + hardswish: torch in FP32 and BF16, its INT8 routes, torchao.
+"""Peers of linear + bias + LayerNorm + hardswish: torch in FP32 and BF16, its INT8 and E4M3 routes, torchao.
 
 FBGEMM's own INT8 linear on a CPU is torch's ``quantize_dynamic`` with the x86 engine; fbgemm-gpu-cpu has no other.
 Compiled peers: inductor, one graph for any batch (dynamic), weights frozen; M = 1 gets a graph of its own, as
@@ -51,6 +51,30 @@ class IntMm(torch.nn.Module):
         codes = (values / scale).round().to(torch.int8)
         z = torch._int_mm(codes, self.codes.T).float() * scale * self.scale + self.bias
         return functional.hardswish(self.norm(z)).to(x.dtype)
+
+
+class ScaledMm(torch.nn.Module):
+    """Row-wise E4M3 by hand around ``torch._scaled_mm``."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        codes, scale = _e4m3_rows(layer.linear.weight.detach())
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+        self.bias, self.norm = layer.linear.bias, layer.norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes, scale = _e4m3_rows(x.float())
+        z = torch._scaled_mm(codes, self.codes.T, scale, self.scale.T, out_dtype=torch.float32) + self.bias
+        return functional.hardswish(self.norm(z)).to(x.dtype)
+
+
+def _e4m3_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = x.abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+    return (x / scale).to(torch.float8_e4m3fn), scale
 
 
 def layer_of(n: int, k: int) -> Layer:
@@ -108,6 +132,7 @@ def recipes(layer: Layer, io: str) -> dict[str, tuple[str, str, Build]]:
         f"torch {io} compiled": ("float", float_class, lambda: compiled(copy.deepcopy(own))),
         f"_int_mm {io} eager": ("int8", "int8_dynamic", lambda: IntMm(layer)),
         f"_int_mm {io} compiled": ("int8", "int8_dynamic", lambda: compiled(IntMm(layer))),
+        f"_scaled_mm {io} eager": ("e4m3", "e4m3_row", lambda: ScaledMm(layer)),
         f"torchao int8 {io} eager": ("int8", "int8_dynamic", lambda: torchao_int8(own)),
         f"torchao int8 {io} compiled": ("int8", "int8_dynamic", lambda: compiled(torchao_int8(own))),
     }

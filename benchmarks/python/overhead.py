@@ -16,12 +16,11 @@ import peers
 import torch
 from harness import where
 from linear_peers import Layer, compiled, layer_of
+from linear_routes import core_call
 from torch.nn import functional
 
 import octavo.ops.linear_operator  # noqa: F401 - defines torch.ops.octavo.linear
-from octavo import _core, nn, ops
-from octavo.ops.dispatch.choice import judge
-from octavo.ops.linear_call import Layer as Resolved
+from octavo import nn, ops
 from octavo.ops.packing import pack_as
 
 M, N, K = 1, 64, 64
@@ -31,22 +30,6 @@ ROUTES = {"_core.linear": "core_linear", "ops.linear": "ops_linear", "ops.linear
           "prepared": "prepared", "prepared, out=": "prepared_out", "torch.ops.octavo.linear": "operator",
           "nn": "nn"}  # fmt: skip
 BARS = {"ops.linear": 2.0, "prepared": 4.0}  # torch's time over octavo's
-
-
-def raw_call(x: torch.Tensor, w: ops.PackedWeight, bias: torch.Tensor, norm: ops.Norm | None) -> Callable[[int], None]:
-    """``_core.linear`` with every argument ready: the floor under all Python routes."""
-    problem = ops.dispatch.Problem("linear", M, N, K, "float32", "float32", FUSED if norm else PLAIN, "cpu", NUMERICS)
-    kernel = next(c.kernel for c in judge(problem).candidates if c.admitted and c.kernel.library == "octavo")
-    y = torch.empty(M, N)
-    f32 = int(_core.DType.f32)
-    resolved = Resolved(w, bias, norm, "hardswish" if norm else None, False, torch.float32, torch.float32)
-    arguments = (kernel, x.data_ptr(), M, K, f32, w.core(), y.data_ptr(), N, f32,
-                 resolved.epilogue, 0, 0, f32, False, 0)  # fmt: skip
-
-    def call(i: int, keep: object = (x, w, y, resolved)) -> None:
-        _core.linear(*arguments)
-
-    return call
 
 
 def module_of(layer: Layer, fused: bool) -> torch.nn.Module:
@@ -71,7 +54,7 @@ def inference_routes(
     module = module_of(layer, norm is not None)
     prepared = ops.prepare_linear(w, bias, norm, activation, rows=(M,))
     return {
-        "_core.linear": raw_call(x, w, bias, norm),
+        "_core.linear": core_call(x, w, bias, norm, NUMERICS),
         "ops.linear": lambda i: ops.linear(x, w, bias, norm, activation),
         "ops.linear, out=": lambda i: ops.linear(x, w, bias, norm, activation, out=y),
         "prepared": lambda i: prepared(x),

@@ -59,8 +59,18 @@ Status validate(const LinearArgs& args, Numerics numerics) {
   if (args.y.rows != args.x.rows || args.y.cols != w.n())
     return Status::invalid("linear: out is " + shape(args.y) + ", expected [" + std::to_string(args.x.rows) + ", " +
                            std::to_string(w.n()) + "]");
-  if (!is_float(args.x.dtype)) return Status::invalid("linear: x must be float32 or bfloat16");
-  if (!is_float(args.y.dtype)) return Status::invalid("linear: out_dtype must be float32 or bfloat16");
+  if (!is_float(args.x.dtype)) {
+    const bool rounded = numerics == Numerics::e4m3_row || numerics == Numerics::int8_dynamic;
+    if (!rounded || args.x.dtype != weight_format(numerics))
+      return Status::invalid(std::string("linear: x must be float32 or bfloat16") +
+                             (rounded ? std::string(", or quantized as class ") + to_string(numerics) + " does" : ""));
+    if (args.x_scale == nullptr && args.x.rows > 0) return Status::invalid("linear: codes of x need a scale per row");
+  }
+  if (!is_float(args.y.dtype)) {
+    if (args.y.dtype != DType::e4m3 && args.y.dtype != DType::i8)
+      return Status::invalid("linear: out must be float32, bfloat16, or codes in e4m3 or int8");
+    if (args.y_scale == nullptr && args.y.rows > 0) return Status::invalid("linear: codes of out need a scale per row");
+  }
   if (e.residual.data != nullptr) {
     if (!is_float(e.residual.dtype)) return Status::invalid("linear: residual must be float32 or bfloat16");
     if (e.residual.rows != args.y.rows || e.residual.cols != args.y.cols)
@@ -68,8 +78,10 @@ Status validate(const LinearArgs& args, Numerics numerics) {
   }
   if (e.norm == NormKind::block && (e.norm_weight != nullptr || e.norm_bias != nullptr))
     return Status::invalid("linear: block norm has no parameters; norm weight and bias must be None");
-  if (e.norm == NormKind::rms && e.norm_bias != nullptr)
+  if ((e.norm == NormKind::rms || e.norm == NormKind::swish_rms) && e.norm_bias != nullptr)
     return Status::invalid("linear: RMS norm has no bias; norm bias must be None");
+  if (e.norm == NormKind::swish_rms && e.activation != Activation::none)
+    return Status::invalid("linear: SwishRMSNorm is its own activation; activation must be None");
   if (e.norm == NormKind::block && e.norm_block <= 0) return Status::invalid("linear: norm block must be positive");
   return {};
 }

@@ -40,11 +40,20 @@ ScalePair scale_for(float amax, DType format, bool pow2_scale) {
   return {scale, top / amax};
 }
 
+MxScale mx_scale_for(float amax, DType format) {
+  if (!(amax > 0.0f)) return {127, 1.0f};
+  const int exponent = std::ilogb(amax) - (format == DType::e4m3 ? 8 : 15);
+  const int kept = exponent < -127 ? -127 : exponent;
+  return {static_cast<std::uint8_t>(kept + 127), std::ldexp(1.0f, -kept)};
+}
+
 Status validate(const QuantizeArgs& args) {
   if (args.format != DType::e4m3 && args.format != DType::e5m2 && args.format != DType::i8)
     return Status::invalid("quantize: format must be e4m3, e5m2 or int8");
   if (args.x.dtype != DType::f32 && args.x.dtype != DType::bf16 && args.x.dtype != DType::f16)
     return Status::invalid("quantize: x must be float32, bfloat16 or float16");
+  if (args.scaling == Scaling::mx && args.format == DType::i8)
+    return Status::invalid("quantize: mx scaling has e4m3 and e5m2 elements only");
   return {};
 }
 
@@ -54,18 +63,30 @@ Status dequantize(const DequantizeArgs& args) {
   float table[256];
   for (int code = 0; code < 256; ++code) table[code] = decode(static_cast<std::uint8_t>(code), args.format);
   const std::int64_t rows = args.out.rows, cols = args.out.cols;
+  const ScaleTile tile = tile_of(args.scaling);
+  const std::int64_t width = tile.cols == 0 ? cols : tile.cols;
+  const std::int64_t per_row = tile.cols == 0 ? 1 : (cols + width - 1) / width;
+  const auto scale_at = [&](std::int64_t at) {
+    if (args.scaling != Scaling::mx) return args.scale[at];
+    const int e8m0 = args.scale_e8m0[at];
+    return e8m0 == 255 ? std::numeric_limits<float>::quiet_NaN() : std::ldexp(1.0f, e8m0 - 127);
+  };
   const int count = rows * cols < 65536 ? 1 : threads();
   parallel_region(count, [&](int thread, int n) {
     const auto [begin, end] = partition(rows, thread, n);
     for (std::int64_t r = begin; r < end; ++r) {
       const auto* codes = static_cast<const std::uint8_t*>(args.codes) + r * cols;
-      const float scale = args.scale[args.scaling == Scaling::row ? r : 0];
-      if (args.out.dtype == DType::f32) {
-        auto* out = static_cast<float*>(args.out.data) + r * args.out.row_stride;
-        for (std::int64_t c = 0; c < cols; ++c) out[c] = table[codes[c]] * scale;
-      } else {
-        auto* out = static_cast<std::uint16_t*>(args.out.data) + r * args.out.row_stride;
-        for (std::int64_t c = 0; c < cols; ++c) out[c] = encode_bf16(table[codes[c]] * scale);
+      const std::int64_t first = tile.rows == 0 ? 0 : r / tile.rows * per_row;
+      for (std::int64_t from = 0; from < cols; from += width) {
+        const float scale = scale_at(first + from / width);
+        const std::int64_t to = cols - from < width ? cols : from + width;
+        if (args.out.dtype == DType::f32) {
+          auto* out = static_cast<float*>(args.out.data) + r * args.out.row_stride;
+          for (std::int64_t c = from; c < to; ++c) out[c] = table[codes[c]] * scale;
+        } else {
+          auto* out = static_cast<std::uint16_t*>(args.out.data) + r * args.out.row_stride;
+          for (std::int64_t c = from; c < to; ++c) out[c] = encode_bf16(table[codes[c]] * scale);
+        }
       }
     }
   });

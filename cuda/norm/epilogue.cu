@@ -106,7 +106,7 @@ Status finish_linear(float* z, std::int64_t ld, const Epilogue& e, const MatrixV
                   e.norm,
                   e.eps,
                   e.norm_block,
-                  e.activation,
+                  e.last_activation(),
                   e.residual.data,
                   e.residual.row_stride,
                   e.residual.dtype == DType::bf16,

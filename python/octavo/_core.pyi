@@ -54,6 +54,7 @@ class Kernel:
     device: Device
     numerics: Numerics
     product: DType
+    takes_codes: bool
     note: str
     calls: int
     @property
@@ -138,6 +139,13 @@ def forget_costs() -> None: ...
 def m_bucket(m: int) -> int: ...
 
 # --- quantize.hpp ---
+class Scaling(IntEnum):
+    tensor = ...
+    row = ...
+    block_1x128 = ...
+    block_128x128 = ...
+    mx = ...
+
 def quantize(
     kernel: Kernel,
     x: int,
@@ -146,7 +154,7 @@ def quantize(
     stride: int,
     dtype: DType,
     format: DType,
-    per_row: bool,
+    scaling: Scaling,
     pow2_scale: bool,
     codes: int,
     scale: int,
@@ -155,7 +163,7 @@ def quantize(
 def dequantize(
     codes: int,
     format: DType,
-    per_row: bool,
+    scaling: Scaling,
     scale: int,
     out: int,
     rows: int,
@@ -170,6 +178,7 @@ class NormKind(IntEnum):
     layer = ...
     rms = ...
     block = ...
+    swish_rms = ...
 
 class Activation(IntEnum):
     none = ...
@@ -261,6 +270,8 @@ def linear(
     residual_dtype: int,
     residual_before_norm: bool,
     stream: int = 0,
+    x_scale: int = 0,
+    y_scale: int = 0,
 ) -> None: ...
 
 # --- embedding.hpp ---

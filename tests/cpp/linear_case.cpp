@@ -81,7 +81,7 @@ LinearCase::LinearCase(const LinearSpec& s, Numerics numerics_of_kernel)
     return values;
   };
   bias = vector(s.bias, s.offset, 1.0f);
-  const bool affine = s.norm_vectors && (s.norm == NormKind::layer || s.norm == NormKind::rms);
+  const bool affine = s.norm_vectors && s.norm != NormKind::none && s.norm != NormKind::block;
   norm_weight = vector(affine, 1.0f, 0.1f);
   norm_bias = vector(affine && s.norm == NormKind::layer, 0.0f, 0.1f);
   weight.emplace(codes.data(), scale.empty() ? nullptr : scale.data(), s.n, s.k, format);
@@ -164,7 +164,7 @@ std::vector<double> LinearCase::reference() const {
     for (std::size_t c = 0; c < n; ++c) {
       if (!norm_weight.empty()) z[c] *= norm_weight[c];
       if (!norm_bias.empty()) z[c] += norm_bias[c];
-      z[c] = activate(z[c], spec.activation);
+      z[c] = activate(z[c], spec.norm == NormKind::swish_rms ? Activation::silu : spec.activation);
       if (spec.residual == ResidualUse::after) z[c] += residual.get(r, static_cast<std::int64_t>(c));
     }
     out.insert(out.end(), z.begin(), z.end());

@@ -75,6 +75,7 @@ class LinearCase {
  public:
   LinearCase(const LinearSpec& spec, Numerics numerics);
 
+  LinearArgs args();
   Status run(const KernelInfo& kernel);
   std::vector<double> reference() const;  // [m, n]
 
@@ -90,7 +91,6 @@ class LinearCase {
   std::optional<PackedWeight> weight;
 
  private:
-  LinearArgs args();
   std::vector<double> operand(std::int64_t row) const;  // the row of x as the class sees it, dequantized
   std::vector<double> weights() const;                  // [n, k] dequantized
 };

@@ -70,10 +70,11 @@ TEST(Linear, CrossesEveryBlockingLimitOnSeveralThreads) {
 
 TEST(Linear, EveryEpilogue) {
   with_every_kernel([](const KernelInfo& kernel) {
-    for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms, NormKind::block})
+    for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms, NormKind::block, NormKind::swish_rms})
       for (const Activation activation : {Activation::none, Activation::relu, Activation::silu, Activation::gelu,
                                           Activation::hardswish, Activation::sigmoid})
-        for (const ResidualUse residual : {ResidualUse::none, ResidualUse::before_norm, ResidualUse::after})
+        for (const ResidualUse residual : {ResidualUse::none, ResidualUse::before_norm, ResidualUse::after}) {
+          if (norm == NormKind::swish_rms && activation != Activation::none) continue;
           for (const DType type : {DType::f32, DType::bf16}) {
             const DType other = type == DType::f32 ? DType::bf16 : DType::f32;
             expect_right(kernel, {.m = 5,
@@ -87,12 +88,13 @@ TEST(Linear, EveryEpilogue) {
                                   .activation = activation,
                                   .residual = residual});
           }
+        }
   });
 }
 
 TEST(Linear, EpilogueWithoutVectorsAndABlockOfItsOwn) {
   with_every_kernel([](const KernelInfo& kernel) {
-    for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms})
+    for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms, NormKind::swish_rms})
       expect_right(kernel, {.m = 9, .n = 70, .k = 31, .bias = false, .norm = norm, .norm_vectors = false});
     for (const std::int64_t n : {1, 200, 256, 257, 300, 512, 600})  // a last short block has its own mean
       expect_right(kernel, {.m = 3, .n = n, .k = 31, .norm = NormKind::block});
@@ -298,12 +300,17 @@ TEST(Linear, RefusesWhatNoKernelCouldTake) {
   EXPECT_TRUE(names(message([](LinearArgs& a) { a.x.cols = 5; }), "x is [2, 5] but weight is [3, 4]"));
   EXPECT_TRUE(names(message([](LinearArgs& a) { a.y.rows = 1; }), "out is [1, 3], expected [2, 3]"));
   EXPECT_TRUE(names(message([](LinearArgs& a) { a.x.dtype = DType::f16; }), "x must be float32 or bfloat16"));
-  EXPECT_TRUE(names(message([](LinearArgs& a) { a.y.dtype = DType::i8; }), "out_dtype"));
+  EXPECT_TRUE(names(message([](LinearArgs& a) { a.y.dtype = DType::f16; }), "out must be float32"));
   EXPECT_TRUE(names(message([](LinearArgs& a) {
                       a.epilogue.norm = NormKind::block;
                       a.epilogue.norm_weight = a.weight->scale();
                     }),
                     "block norm has no parameters"));
+  EXPECT_TRUE(names(message([](LinearArgs& a) {
+                      a.epilogue.norm = NormKind::swish_rms;
+                      a.epilogue.activation = Activation::relu;
+                    }),
+                    "SwishRMSNorm is its own activation"));
 }
 
 }  // namespace

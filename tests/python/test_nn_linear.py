@@ -21,15 +21,20 @@ def test_linear_is_torchs_in_fp32() -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", "block", None])
+@pytest.mark.parametrize("norm", ["layer", "rms", "block", "swish_rms", None])
 @pytest.mark.parametrize("activation", ["hardswish", "gelu", None])
 def test_linear_norm_is_torchs_chain_in_fp32(norm, activation) -> None:
+    if norm == "swish_rms" and activation is not None:
+        with pytest.raises(ValueError, match=f"activation: found '{activation}'; SwishRMSNorm is its own activation"):
+            nn.LinearNorm(12, 300, norm, activation)
+        return
     layer = nn.LinearNorm(12, 300, norm, activation)
     z = torch.nn.functional.linear(X, layer.weight, layer.bias)
     if norm == "layer":
         z = torch.nn.functional.layer_norm(z, (300,), layer.norm_weight, layer.norm_bias)
-    elif norm == "rms":
+    elif norm in ("rms", "swish_rms"):
         z = z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm_weight
+        z = z * z.sigmoid() if norm == "swish_rms" else z
     elif norm == "block":
         a, b = z[:, :256], z[:, 256:]
         z = torch.cat([p / (p.square().mean(-1, keepdim=True) + 1e-5).sqrt() for p in (a, b)], -1)
@@ -110,3 +115,24 @@ def test_bad_arguments() -> None:
         nn.LinearNorm(3, 4, activation="tanh")
     with pytest.raises(ValueError, match="numerics: found 'fp16'"):
         nn.Linear(3, 4).numerics = "fp16"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_are_packed_again_after_every_optimizer_step(fused: bool) -> None:
+    """torch's fused optimizers write parameters without a new version."""
+    layer = nn.LinearNorm(24, 16)
+    layer.numerics = "bf16"
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=fused)
+    x = torch.randn(8, 24)
+    for _ in range(2):
+        layer(x).sum().backward()
+        optimizer.step()
+        expected = ops.pack_weight(layer.weight.detach(), "bf16").codes
+        assert torch.equal(layer.packed().codes, expected)
+        with torch.no_grad():
+            assert torch.equal(layer.packed().codes, expected)
+    frozen = nn.LinearNorm(24, 16).requires_grad_(False)
+    frozen.numerics = "bf16"
+    kept = frozen.packed()
+    optimizer.step()
+    assert frozen.packed() is kept

@@ -52,8 +52,13 @@ def test_shapes(isa, numerics, shape) -> None:
 
 
 @pytest.mark.parametrize("numerics", CLASSES)
-@pytest.mark.parametrize("norm", [None, "layer", "rms", "block"])
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "hardswish", "sigmoid"])
+@pytest.mark.parametrize(
+    ("norm", "activation"),
+    [
+        *itertools.product((None, "layer", "rms", "block"), (None, "relu", "silu", "gelu", "hardswish", "sigmoid")),
+        ("swish_rms", None),
+    ],
+)
 @pytest.mark.parametrize("residual", [None, "before", "after"])
 def test_epilogues_of_every_kernel(numerics, norm, activation, residual) -> None:
     m, n, k = 13, 270, 70
@@ -179,6 +184,11 @@ BAD = [
     (dict(bias=_normal(1, 6)), ValueError, r"bias: expected 1 dimension\(s\), found shape \[1, 6\]"),
     (dict(norm="layer"), TypeError, "norm: expected an octavo.ops.Norm, found str"),
     (dict(norm=ops.Norm("layer", _normal(5))), ValueError, "norm.weight: has 5 elements; expected N = 6"),
+    (
+        dict(norm=ops.Norm("swish_rms"), activation="relu"),
+        ValueError,
+        "activation: found 'relu'; SwishRMSNorm is its own",
+    ),
     (dict(activation="tanh"), ValueError, "activation: found 'tanh'; expected one of 'relu'"),
     (dict(residual=_normal(3, 6)), ValueError, r"residual: shape \[3, 6\]; expected \[2, 6\]"),
     (dict(out_dtype=torch.float16), TypeError, "out_dtype: expected"),
@@ -204,6 +214,8 @@ def test_bad_norms_and_weights() -> None:
         ops.Norm("block", torch.ones(4))
     with pytest.raises(ValueError, match="norm.bias: RMS norm has no bias"):
         ops.Norm("rms", torch.ones(4), torch.ones(4))
+    with pytest.raises(ValueError, match="norm.bias: RMS norm has no bias"):
+        ops.Norm("swish_rms", torch.ones(4), torch.ones(4))
     with pytest.raises(ValueError, match=r"weight: expected 2 dimension\(s\), found shape \[4\]"):
         ops.pack_weight(torch.ones(4))
     with pytest.raises(ValueError, match="activations: 'bf16' with format 'int8' is not a numerics class"):

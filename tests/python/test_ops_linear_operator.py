@@ -39,6 +39,19 @@ def test_gradients_pass_straight_through_the_rounding(numerics, before) -> None:
         assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_swish_rms_norm() -> None:
+    x, weight, scale = _leaf(5, 12, seed=1), _leaf(9, 12, seed=2), _leaf(9, seed=5)
+    w = pack_as(weight, "bf16")
+    y = ops.linear(x, w, norm=ops.Norm("swish_rms", scale))
+    seed = torch.randn(5, 9, generator=torch.Generator().manual_seed(7))
+    found = torch.autograd.grad(y, (x, weight, scale), seed)
+    twins = [t.detach().double().requires_grad_() for t in (x, w.dequantize(), scale)]
+    z = twins[0] @ twins[1].T
+    r = z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() * twins[2]
+    for a, b in zip(found, torch.autograd.grad(r * r.sigmoid(), twins, seed.double()), strict=True):
+        assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
 def test_only_what_is_needed_gets_a_gradient() -> None:
     weight, x = _leaf(4, 6, seed=1), torch.randn(3, 6)
     ops.linear(x, pack_as(weight, "bf16")).sum().backward()

@@ -120,7 +120,9 @@ def test_operators_are_well_formed(format) -> None:
     tests = (*schema, "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.octavo.quantize.default, (x, format, "row", False), test_utils=tests)
     q = ops.quantize(x, format)
-    torch.library.opcheck(torch.ops.octavo.dequantize.default, (q.data, q.scale, torch.bfloat16), test_utils=tests)
+    torch.library.opcheck(
+        torch.ops.octavo.dequantize.default, (q.data, q.scale, q.scaling, torch.bfloat16), test_utils=tests
+    )
 
 
 def test_compiled_equals_eager() -> None:

@@ -21,9 +21,10 @@ def trained(tmp_path_factory):
     return trainer
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", "block"])
+@pytest.mark.parametrize("norm", ["layer", "rms", "block", "swish_rms"])
 def test_the_torch_twin_is_the_same_model(trained, tmp_path, norm) -> None:
-    trainer = Trainer(small_config(model__norm=norm, model__top="[300, 16]"), trained.log, tmp_path)
+    changes = {"model__activation": "null"} if norm == "swish_rms" else {}
+    trainer = Trainer(small_config(model__norm=norm, model__top="[300, 16]", **changes), trained.log, tmp_path)
     next(trainer.run())
     batch = trained.log.read(0, 200)
     model = trainer.model.eval()

@@ -23,19 +23,24 @@ enum class Numerics : std::uint8_t {
 const char* to_string(Numerics numerics);
 DType weight_format(Numerics numerics);
 
-enum class NormKind : std::uint8_t { none, layer, rms, block };  // block: parameter-free RMS over blocks of 256 columns
+// block: parameter-free RMS over blocks of 256 columns. swish_rms: r * sigmoid(r), r = RMS norm; its own activation.
+enum class NormKind : std::uint8_t { none, layer, rms, block, swish_rms };
 enum class Activation : std::uint8_t { none, relu, silu, gelu, hardswish, sigmoid };  // gelu: exact (erf)
 
 struct Epilogue {
   const float* bias = nullptr;  // [N]
   NormKind norm = NormKind::none;
-  const float* norm_weight = nullptr;  // [N], layer and rms only
+  const float* norm_weight = nullptr;  // [N]; not for block
   const float* norm_bias = nullptr;    // [N], layer only
   float eps = 1e-5f;
   std::int64_t norm_block = 256;  // block norm: a last short block has its own mean
   Activation activation = Activation::none;
   MatrixView residual;  // [M, N] f32 or bf16; data == nullptr: none
   bool residual_before_norm = false;
+
+  [[gnu::always_inline]] Activation last_activation() const {
+    return norm == NormKind::swish_rms ? Activation::silu : activation;
+  }
 };
 
 // Canonical weight codes, owned by the caller and outliving this object, and the layouts kernels made of them.
@@ -72,11 +77,13 @@ class PackedWeight {
 };
 
 struct LinearArgs {
-  MatrixView x;                          // [M, K] f32 or bf16
+  MatrixView x;                          // [M, K] f32, bf16, or codes of the class's activation format with x_scale
   const PackedWeight* weight = nullptr;  // [N, K]
   Epilogue epilogue;
-  MatrixView y;            // [M, N] f32 or bf16
-  void* stream = nullptr;  // CUDA only
+  MatrixView y;                    // [M, N] f32, bf16, or e4m3 or i8 codes with y_scale
+  void* stream = nullptr;          // CUDA only
+  const float* x_scale = nullptr;  // [M], as quantize gives it
+  float* y_scale = nullptr;        // [M]; codes and scales are those quantize would give for the FP32 output
 };
 
 using LinearLauncher = Status (*)(const LinearArgs&);

@@ -45,6 +45,7 @@ struct KernelInfo {
   Device device = Device::cpu;
   Numerics numerics = Numerics::fp32;  // linear and pairwise_dots
   DType product = DType::f32;          // linear only: what x W^T is rounded to before the epilogue
+  bool takes_codes = false;            // linear only: x and y may be eight-bit codes with a scale per row
   std::string formats;                 // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;

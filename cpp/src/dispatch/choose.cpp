@@ -36,11 +36,22 @@ double precision(const Candidate& c) {
   return std::isnan(c.error.sqnr_db) ? -std::numeric_limits<double>::infinity() : c.error.sqnr_db;
 }
 
+bool is_code(DType dtype) { return dtype == DType::e4m3 || dtype == DType::i8; }
+
 std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, const Requirement& requirement) {
   if (!kernel.is_supported()) return "this machine lacks what it needs";
   if (kernel.state == Qualification::quarantined) return "quarantined: " + kernel.note;
   if (!kernel.may_be_chosen()) return "not qualified on this machine yet";
   if (kernel.accepts && !kernel.accepts(problem.m, problem.n, problem.k)) return "does not take this shape";
+  if (kernel.op == Op::linear) {
+    const DType codes = kernel.numerics == Numerics::e4m3_row       ? DType::e4m3
+                        : kernel.numerics == Numerics::int8_dynamic ? DType::i8
+                                                                    : DType::f32;
+    if (is_code(problem.x_dtype) && problem.x_dtype != codes)
+      return "x is quantized in another format than the class's";
+    if ((is_code(problem.x_dtype) || is_code(problem.out_dtype)) && !kernel.takes_codes)
+      return "takes and gives no eight-bit codes";
+  }
   if (kernel.op == Op::linear && kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
     return "rounds its product to bfloat16, the output is float32";
   if (requirement.deterministic && !kernel.deterministic) return "not deterministic";

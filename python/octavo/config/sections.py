@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Activation = Literal["relu", "silu", "gelu", "hardswish", "sigmoid"]
-NormKind = Literal["layer", "rms", "block"]
+NormKind = Literal["layer", "rms", "block", "swish_rms"]
 
 
 class Section(BaseModel):
@@ -56,7 +56,8 @@ class DLRMConfig(Section):
     """A DLRM [Naumov et al. 2019] with LoKA's Mods: each hidden layer is linear, norm, activation in one layer.
 
     ``embedding_dim`` is the width of every table and of the bottom MLP's output; ``bottom`` and ``top`` are the hidden
-    widths. ``norm: null`` leaves the norm out. ``table_init`` is the half-width of the tables' uniform initial values.
+    widths. ``norm: null`` leaves the norm out; ``norm: swish_rms`` is its own activation and wants
+    ``activation: null``. ``table_init`` is the half-width of the tables' uniform initial values.
     """
 
     kind: Literal["dlrm"] = "dlrm"
@@ -64,7 +65,7 @@ class DLRMConfig(Section):
     bottom: list[PositiveInt] = [64]
     top: list[PositiveInt] = Field(default=[256, 128], min_length=1)
     norm: NormKind | None = "layer"
-    activation: Activation = "hardswish"
+    activation: Activation | None = "hardswish"
     bias: bool = Field(
         default=True, description="biases of the hidden layers (LoKA's No Bias: false); heads always have one"
     )
@@ -74,6 +75,12 @@ class DLRMConfig(Section):
     table_init: float = Field(default=0.01, ge=0)
     table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _activation_fits_the_norm(self) -> DLRMConfig:
+        if self.norm == "swish_rms" and self.activation is not None:
+            raise ValueError("norm=swish_rms is its own activation; set activation=null")
+        return self
 
 
 class OptimizerConfig(Section):

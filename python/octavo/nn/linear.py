@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
 from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
@@ -15,6 +16,16 @@ from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.packing import PackedWeight, pack_as
 
 _MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    """torch's fused optimizers change parameters without giving them a new version."""
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Numerics(torch.nn.Module):
@@ -45,9 +56,10 @@ class _Numerics(torch.nn.Module):
             return self._packed
         weight = self.weight
         version = 0 if weight.is_inference() else weight._version
-        state = (weight.data_ptr(), version, weight.requires_grad and torch.is_grad_enabled())
+        recorded = weight.requires_grad and torch.is_grad_enabled()
+        state = (weight.data_ptr(), version, _optimizer_steps if weight.requires_grad else 0, recorded)
         if self._packed is None or state != self._packed_from:
-            self._packed, self._packed_from = pack_as(weight if state[2] else weight.detach(), self._numerics), state
+            self._packed, self._packed_from = pack_as(weight if recorded else weight.detach(), self._numerics), state
             self._packed.preferred = self.preferred_kernels
         return self._packed
 
@@ -83,12 +95,14 @@ class LinearNorm(_Numerics):
 
     Args:
         in_features, out_features: K and N.
-        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns) or None.
+        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns), ``swish_rms`` (Lattice's
+            SwishRMSNorm, its own activation: pass ``activation=None``) or None.
         activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
         bias: LoKA's No Bias leaves it out.
         eps: added to the norm's variance or mean square.
 
-    Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms), ``norm_bias`` [N] (layer).
+    Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms, swish_rms), ``norm_bias`` [N]
+    (layer).
     """
 
     _norm_spec: ops.Norm | None = None
@@ -107,11 +121,15 @@ class LinearNorm(_Numerics):
             choice("norm", norm, NORMS)
         if activation is not None:
             choice("activation", activation, ACTIVATIONS)
+        if norm is not None:
+            ops.Norm(norm).expect_activation(activation)
         self.in_features, self.out_features = in_features, out_features
         self.norm, self.activation, self.eps = norm, activation, eps
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
         self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
-        self.norm_weight = torch.nn.Parameter(torch.ones(out_features)) if norm in ("layer", "rms") else None
+        self.norm_weight = (
+            torch.nn.Parameter(torch.ones(out_features)) if norm in ("layer", "rms", "swish_rms") else None
+        )
         self.norm_bias = torch.nn.Parameter(torch.zeros(out_features)) if norm == "layer" else None
         self.reset_parameters()
 

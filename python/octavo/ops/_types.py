@@ -17,7 +17,7 @@ DTYPES = {
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8, "bf16": torch.bfloat16}
 NUMERICS = ("fp32", "bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")
 ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "sigmoid")
-NORMS = ("layer", "rms", "block")
+NORMS = ("layer", "rms", "block", "swish_rms")
 
 
 def choice(argument: str, value: object, allowed: tuple[str, ...] | list[str]) -> None:

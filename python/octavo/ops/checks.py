@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -12,6 +13,7 @@ from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
+from octavo.ops.quantization import CODES, SCALINGS, QuantizedTensor, scale_dtype, scale_shape
 from octavo.ops.reference import linear_reference, quantize_reference
 
 FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
@@ -38,6 +40,7 @@ _CASES = (
     _Case("layer", "hardswish", dtype=torch.bfloat16),
     _Case("rms", "gelu", residual=True),
     _Case("block", "silu", residual=True, before=True, dtype=torch.bfloat16),
+    _Case("swish_rms", dtype=torch.bfloat16),
     _Case(None, "sigmoid"),
     _Case(None, "relu", dtype=torch.bfloat16),
 )
@@ -56,7 +59,7 @@ def check_linear(kernel: _core.Kernel) -> str:
     for case in (case for case in _CASES if not half or case.dtype == torch.bfloat16):
         if failure := _linear_failure(kernel, _TAILS if _TAILS in shapes else shapes[0], case):
             return failure
-    return ""
+    return _codes_failure(kernel) if kernel.takes_codes else ""
 
 
 def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Case) -> str:
@@ -97,6 +100,36 @@ def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Ca
     )
 
 
+_OUT_FORMATS: tuple[Literal["e4m3", "int8"], ...] = ("e4m3", "int8")
+_CODE_SHAPES = ((1, 1, 1), _TAILS, (37, 96, 272))
+
+
+def _codes_failure(kernel: _core.Kernel) -> str:
+    """Rows quantized before give the bits of the floats they came from, outputs those of quantizing the FP32 output."""
+    numerics = kernel.numerics.name
+    format = {"e4m3_row": "e4m3", "int8_dynamic": "int8"}.get(numerics)
+    for m, n, k in _CODE_SHAPES:
+        g = torch.Generator().manual_seed(m * 7919 + n * 31 + k)
+        x, weight, bias = (torch.randn(*size, generator=g) for size in ((m, k), (n, k), (n,)))
+        w, norm = pack_as(weight, numerics), Norm("layer")
+        y = run(x, w, bias, norm, "hardswish", kernel=kernel)
+        if format is not None:
+            codes, scale = quantize_reference(x, format)
+            rows = QuantizedTensor(codes, scale, format, "row")
+            wrong = int((~_same(run(rows, w, bias, norm, "hardswish", kernel=kernel), y)).sum())
+            if wrong:
+                return f"linear m={m} n={n} k={k}, x in {format}: expected the bits of float x, found {wrong} others"
+        for out in _OUT_FORMATS:
+            q = run(x, w, bias, norm, "hardswish", kernel=kernel, out_format=out)
+            codes, scale = quantize_reference(y, out)
+            wrong = int((~_same(q.data.float(), codes.float())).sum()) + int((~_same(q.scale, scale)).sum())
+            if wrong:
+                return (
+                    f"linear m={m} n={n} k={k}, out {out}: expected quantize's codes and scales, found {wrong} others"
+                )
+    return ""
+
+
 def relative_to_largest(y: torch.Tensor, ref: torch.Tensor) -> float:
     """max |y - ref| / max |ref|; inf when y holds NaN where ref does not."""
     if ref.numel() == 0:
@@ -108,13 +141,13 @@ def relative_to_largest(y: torch.Tensor, ref: torch.Tensor) -> float:
 def check_quantize(kernel: _core.Kernel) -> str:
     """Codes and scales equal the definition, bit for bit, special values and all-zero rows included."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for format in ("e4m3", "e5m2", "int8"):
-            for scaling in ("row", "tensor"):
+        for format in CODES:
+            for scaling in SCALINGS:
                 words = (str(dtype).removeprefix("torch."), format, scaling)
                 if not kernels.allows(kernel.formats, words):
                     continue
                 for shape in QUANTIZE_SHAPES:
-                    for pow2 in (False, True):
+                    for pow2 in (False,) if scaling == "mx" else (False, True):
                         if failure := _quantize_failure(kernel, shape, dtype, format, scaling, pow2):
                             return failure
     return ""
@@ -123,8 +156,6 @@ def check_quantize(kernel: _core.Kernel) -> str:
 def _quantize_failure(
     kernel: _core.Kernel, shape: tuple[int, int], dtype: torch.dtype, format: str, scaling: str, pow2: bool
 ) -> str:
-    from octavo.ops.quantization import CODES
-
     m, k = shape
     device = kernel.device.name
     g = torch.Generator().manual_seed(m + k)
@@ -133,13 +164,17 @@ def _quantize_failure(
         x[0] = 0
         x[1, k // 2] = float("inf")
         x[2, k // 3] = float("nan")
+    if m > 4:
+        x[3] = x[3].relu()
+        x[4] = x[4] * torch.exp2(torch.randint(-30, 1, (k,), generator=g))  # subnormal codes, ties to zero
+        x[4, ::7] = -0.0
     x = x.to(dtype)
     data = torch.empty(m, k, dtype=FORMATS[format], device=device)
-    scale = torch.empty(m if scaling == "row" else 1, device=device)
-    kernels.run_quantize(kernel, x.to(device), CODES[format], scaling == "row", pow2, data, scale)
+    scale = torch.empty(scale_shape(x.shape, scaling), dtype=scale_dtype(scaling), device=device)
+    kernels.run_quantize(kernel, x.to(device), CODES[format], _core.Scaling[scaling], pow2, data, scale)
     codes, scales = quantize_reference(x, format, scaling, pow2)
-    wrong_scales = int((~_same(scale.cpu(), scales)).sum())
-    wrong_codes = int((~_same(data.cpu().float(), codes.float())).sum())
+    wrong_scales = int((~same_bits(scale.cpu(), scales)).sum())
+    wrong_codes = int((~same_bits(data.cpu(), codes)).sum())
     if wrong_codes == 0 and wrong_scales == 0:
         return ""
     name = str(dtype).removeprefix("torch.")
@@ -147,6 +182,12 @@ def _quantize_failure(
         f"quantize {name} [{m}, {k}] -> {format}, {scaling}{', pow2' if pow2 else ''}: expected equal codes "
         f"and scales, found {wrong_codes} wrong codes and {wrong_scales} wrong scales"
     )
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Element by element: equal bits, the sign of zero included, or NaN in both."""
+    integers = torch.int32 if a.dtype == torch.float32 else torch.uint8
+    return (a.view(integers) == b.contiguous().view(integers)) | (a.float().isnan() & b.float().isnan())
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ class Norm:
 
     ``kind``: ``layer`` (LayerNorm; ``weight`` and ``bias`` [N] FP32 or None), ``rms`` (RMSNorm; ``weight`` [N] or None)
     or ``block`` (LoKA's BlockNorm: RMS over contiguous blocks of ``block`` columns, no parameters; a last short block
-    has its own mean). ``eps`` is added to the variance or mean square.
+    has its own mean) or ``swish_rms`` (Lattice's SwishRMSNorm: r * sigmoid(r), r = RMSNorm(z) with ``weight`` [N] or
+    None; its own activation). ``eps`` is added to the variance or mean square.
     """
 
     kind: str
@@ -29,7 +30,7 @@ class Norm:
         choice("norm.kind", self.kind, NORMS)
         if self.kind == "block" and (self.weight is not None or self.bias is not None):
             raise ValueError("norm: block norm has no parameters; leave weight and bias out")
-        if self.kind == "rms" and self.bias is not None:
+        if self.kind in ("rms", "swish_rms") and self.bias is not None:
             raise ValueError("norm.bias: RMS norm has no bias; leave it out")
         if not self.eps >= 0:
             raise ValueError(f"norm.eps: expected a number >= 0, found {self.eps}")
@@ -38,6 +39,11 @@ class Norm:
         for name, value in (("norm.weight", self.weight), ("norm.bias", self.bias)):
             if value is not None:
                 expect_tensor(name, value, (torch.float32,), 1)
+
+    def expect_activation(self, activation: str | None) -> None:
+        """Raise ValueError for an activation that cannot follow this norm."""
+        if self.kind == "swish_rms" and activation is not None:
+            raise ValueError(f"activation: found {activation!r}; SwishRMSNorm is its own activation, pass None")
 
 
 def describe(has_bias: bool, norm: str | None, activation: str | None, residual: str | None) -> str:
@@ -59,8 +65,9 @@ def apply_norm(z: torch.Tensor, norm: Norm) -> torch.Tensor:
     if norm.kind == "layer":
         bias = None if norm.bias is None else norm.bias.to(z.dtype)
         return functional.layer_norm(z, (n,), weight, bias, norm.eps)
-    if norm.kind == "rms":
-        return functional.rms_norm(z, (n,), weight, norm.eps)
+    if norm.kind in ("rms", "swish_rms"):
+        normal = functional.rms_norm(z, (n,), weight, norm.eps)
+        return normal if norm.kind == "rms" else functional.silu(normal)
     blocks = [functional.rms_norm(part, (part.shape[-1],), None, norm.eps) for part in z.split(norm.block, -1)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
 

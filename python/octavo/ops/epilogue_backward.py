@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from octavo.ops.epilogue import Norm, apply_norm
@@ -13,6 +15,8 @@ def epilogue_backward(
     grad: torch.Tensor, z: torch.Tensor, norm: Norm | None, activation: str | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of act(norm(z)) for ``grad`` [M, N]: of z [M, N], of the norm's weight [N] and bias [N] (or None)."""
+    if norm is not None and norm.kind == "swish_rms":
+        norm, activation = replace(norm, kind="rms"), "silu"
     normal = z if norm is None or z.shape[-1] == 0 else apply_norm(z, norm)
     grad = _activation_backward(grad, normal, activation)
     if norm is None or z.shape[-1] == 0:

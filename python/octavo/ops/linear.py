@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast, overload
 
 import torch
 
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_call import check, run
 from octavo.ops.linear_operator import linear_with_gradients, traced_linear
+from octavo.ops.linear_quantized import traced_quantized_linear
 from octavo.ops.packing import PackedWeight
+from octavo.ops.quantization import QuantizedTensor
 
 
+@overload
 def linear(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedTensor,
     w: PackedWeight,
     bias: torch.Tensor | None = None,
     norm: Norm | None = None,
@@ -22,51 +25,95 @@ def linear(
     out_dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
     residual_before_norm: bool = False,
-) -> torch.Tensor:
+    out_format: None = None,
+) -> torch.Tensor: ...
+@overload
+def linear(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    out_dtype: None = None,
+    out: None = None,
+    residual_before_norm: bool = False,
+    *,
+    out_format: Literal["e4m3", "int8"],
+) -> QuantizedTensor: ...
+def linear(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_format: str | None = None,
+) -> torch.Tensor | QuantizedTensor:
     """y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
 
     Args:
-        x: [..., K] float32 or bfloat16, any strides, on w's device.
+        x: [..., K] float32 or bfloat16, any strides, on w's device. Or a :class:`octavo.ops.QuantizedTensor` with row
+            scaling in the format the class rounds x to (``e4m3`` for e4m3_row, ``int8`` for int8_dynamic): its codes
+            are multiplied as they are.
         w: weight [N, K] from :func:`octavo.ops.pack_weight`; its numerics class says how x is rounded.
         bias: [N] float32.
         norm: a :class:`octavo.ops.Norm` over N.
         activation: ``relu | silu | gelu | hardswish | sigmoid``.
         residual: [..., N] float32 or bfloat16.
-        out_dtype: float32 or bfloat16; x's dtype by default.
+        out_dtype: float32 or bfloat16; x's dtype by default, float32 for a quantized x.
         out: [..., N] tensor to write to (contiguous rows); returned. Not with gradients.
+        out_format: ``e4m3`` or ``int8``: return a QuantizedTensor with row scaling, code for code and scale for scale
+            what :func:`octavo.ops.quantize` makes of the float32 output, which is never stored. Layers can so be
+            chained in eight bits.
 
     Returns [..., N]. The fastest qualified kernel of the class runs (``octavo.ops.dispatch.explain`` says which).
     Gradients of x, bias, norm, residual and w's master weight go through torch in FP32; rounding passes them straight
-    through. Raises TypeError or ValueError that names the argument.
+    through; eight-bit rows, in or out, record none: use ``torch.no_grad()`` there. Raises TypeError or ValueError that
+    names the argument.
     """
     if not torch.compiler.is_compiling():
         served = getattr(w, "served", None)
-        if served is not None:
+        if served is not None and out_format is None:
             y = served.serve(x, w.master, bias, norm, activation, residual, out_dtype, out, residual_before_norm)
             if y is not NotImplemented:
                 return cast(torch.Tensor, y)
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
+    eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
     if torch.is_grad_enabled() and _any_requires_grad(x, w.master, bias, norm, residual):
+        if eight_bit:
+            name = "x" if out_format is None else "out_format"
+            raise ValueError(f"{name}: eight-bit rows record no gradients; use torch.no_grad() or float rows")
         if out is not None:
             raise ValueError("out: cannot be combined with gradients; leave it out or use torch.no_grad()")
+        x = cast(torch.Tensor, x)
         check(x, w, bias, norm, activation, residual, out_dtype, out)
         return linear_with_gradients(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
     if torch.compiler.is_compiling():
         if out is not None:
             raise ValueError("out: cannot be combined with tracing; leave it out")
+        if eight_bit:
+            check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
+            return traced_quantized_linear(
+                x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out_format
+            )
+        x = cast(torch.Tensor, x)
         return traced_linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
-    return run(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out)
+    return run(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, out_format=out_format)
 
 
 def _any_requires_grad(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedTensor,
     master: torch.Tensor | None,
     bias: torch.Tensor | None,
     norm: Norm | None,
     residual: torch.Tensor | None,
 ) -> bool:
-    tensors = [x, master, bias, residual]
+    tensors: list[object] = [x, master, bias, residual]
     if isinstance(norm, Norm):
         tensors += [norm.weight, norm.bias]
     return any(getattr(t, "requires_grad", False) for t in tensors)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import ACTIVATIONS, choice, expect_tensor
+from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
 from octavo.ops.packing import PackedWeight
-from octavo.ops.quantization import as_rows
+from octavo.ops.quantization import QuantizedTensor, as_rows
 
 _FLOATS = (torch.float32, torch.bfloat16)
 _F32 = int(_core.DType.f32)
-_CODES = {torch.float32: _F32, torch.bfloat16: int(_core.DType.bf16)}
-_NORM_KINDS = {None: 0, "layer": 1, "rms": 2, "block": 3}
+_DTYPES = {dtype: int(code) for dtype, code in DTYPES.items()}
+CODE_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
+_NORM_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(NORMS)}
 _core.use_torch(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled)
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
 
 
 def check(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedTensor,
     w: PackedWeight,
     bias: torch.Tensor | None,
     norm: Norm | None,
@@ -31,9 +32,10 @@ def check(
     residual: torch.Tensor | None,
     out_dtype: torch.dtype | None,
     out: torch.Tensor | None,
+    out_format: str | None = None,
 ) -> None:
     """Raise for the first argument of :func:`linear` that no kernel could take."""
-    expect_tensor("x", x, _FLOATS)
+    x = _codes_of(x, w) if isinstance(x, QuantizedTensor) else expect_tensor("x", x, _FLOATS)
     if x.dim() == 0 or x.shape[-1] != w.k:
         raise ValueError(
             f"x: shape {list(x.shape)} does not fit weight {list(w.shape)}; the last dimension must be K = {w.k}"
@@ -43,10 +45,18 @@ def check(
         choice("activation", activation, ACTIVATIONS)
     if out_dtype is not None and out_dtype not in _FLOATS:
         raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
+    if out_format is not None:
+        choice("out_format", out_format, tuple(CODE_FORMATS.values()))
+        for name, given in (("out_dtype", out_dtype), ("out", out)):
+            if given is not None:
+                raise ValueError(
+                    f"{name}: cannot be combined with out_format, which returns codes and scales of its own"
+                )
     vectors = [("bias", bias)]
     if norm is not None:
         if not isinstance(norm, Norm):
             raise TypeError(f"norm: expected an octavo.ops.Norm, found {type(norm).__name__}")
+        norm.expect_activation(activation)
         vectors += [("norm.weight", norm.weight), ("norm.bias", norm.bias)]
     for name, vector in vectors:
         if vector is not None and expect_tensor(name, vector, (torch.float32,), 1).shape[0] != w.n:
@@ -64,8 +74,27 @@ def check(
             raise ValueError(f"{name}: is on {tensor.device} but the weight is on {w.device}; move one with .to()")
 
 
+def _codes_of(x: QuantizedTensor, w: PackedWeight) -> torch.Tensor:
+    """The codes of ``x`` [..., K]; raises unless they are what the class of ``w`` multiplies."""
+    taken = {"e4m3_row": "e4m3", "int8_dynamic": "int8"}.get(w.numerics)
+    if x.format != taken:
+        wanted = "float32 or bfloat16" if taken is None else f"float32, bfloat16 or quantized {taken}"
+        raise TypeError(f"x: is quantized {x.format}; a weight of class {w.numerics} takes {wanted}")
+    if x.scaling != "row":
+        raise ValueError(f"x: has {x.scaling} scaling; the class takes a scale per row, quantize(..., scaling='row')")
+    codes = expect_tensor("x.data", x.data, (FORMATS[taken],))
+    scale = expect_tensor("x.scale", x.scale, (torch.float32,))
+    if scale.shape != codes.shape[:-1] or scale.device != codes.device:
+        raise ValueError(
+            f"x.scale: is {list(scale.shape)} on {scale.device}; expected one per row, {list(codes.shape[:-1])} "
+            f"on {codes.device}"
+        )
+    return codes
+
+
+@overload
 def run(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedTensor,
     w: PackedWeight,
     bias: torch.Tensor | None = None,
     norm: Norm | None = None,
@@ -75,24 +104,68 @@ def run(
     out_dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
     kernel: _core.Kernel | None = None,
-) -> torch.Tensor:
+    out_format: None = None,
+) -> torch.Tensor: ...
+@overload
+def run(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+    *,
+    out_format: Literal["e4m3", "int8"],
+) -> QuantizedTensor: ...
+@overload
+def run(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+    *,
+    out_format: str | None,
+) -> torch.Tensor | QuantizedTensor: ...
+def run(
+    x: torch.Tensor | QuantizedTensor,
+    w: PackedWeight,
+    bias: torch.Tensor | None = None,
+    norm: Norm | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+    out_format: str | None = None,
+) -> torch.Tensor | QuantizedTensor:
     """The eager path of :func:`linear`, without gradients. ``kernel`` runs that one instead of the chosen one.
 
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
     one is ``w.served``, which :func:`linear` asks first.
     """
-    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel)
+    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel, out_format)
     if kernel is None:
         w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(x, out, residual)
+    y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
     if y is not NotImplemented:
         return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out)
+    check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
     return layer.launch(w, layer.prepared, x, out, residual)
 
 
 def layer_for(
-    x: torch.Tensor,
+    x: torch.Tensor | QuantizedTensor,
     w: PackedWeight,
     bias: torch.Tensor | None,
     norm: Norm | None,
@@ -102,24 +175,31 @@ def layer_for(
     out_dtype: torch.dtype | None = None,
     out: torch.Tensor | None = None,
     kernel: _core.Kernel | None = None,
+    out_format: str | None = None,
 ) -> Layer:
     """The layer these arguments of :func:`run` ask for: the remembered one, or a new one from checked arguments."""
     try:
-        y_dtype = out_dtype if out_dtype is not None else x.dtype if out is None else out.dtype
+        quantized = isinstance(x, QuantizedTensor)
+        x_dtype = x.data.dtype if isinstance(x, QuantizedTensor) else x.dtype
+        y_dtype = (
+            FORMATS[out_format] if out_format is not None else out_dtype if out_dtype is not None
+            else out.dtype if out is not None else torch.float32 if quantized else x_dtype
+        )  # fmt: skip
         key = (
-            kernel, x.dtype, y_dtype, activation, residual_before_norm, _vector_key(bias),
+            kernel, x_dtype, y_dtype, activation, residual_before_norm, _vector_key(bias),
             None if norm is None else
             (norm.kind, norm.eps, norm.block, _vector_key(norm.weight), _vector_key(norm.bias)),
         )  # fmt: skip
         layer: Layer | None = w.route(key)
-    except (AttributeError, TypeError):  # no tensors: say which
-        check(x, w, bias, norm, activation, residual, out_dtype, out)
+    except (AttributeError, TypeError, KeyError):  # no tensors, no such format: say which
+        check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
         raise
     if layer is None:
-        check(x, w, bias, norm, activation, residual, out_dtype, out)
-        layer = Layer(w, bias, norm, activation, residual_before_norm, x.dtype, y_dtype, kernel)
+        check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
+        layer = Layer(w, bias, norm, activation, residual_before_norm, x_dtype, y_dtype, kernel)
         if not layer.has_copies:
-            layer.prepare()
+            if layer.x_dtype in _FLOATS and layer.y_dtype in _FLOATS:
+                layer.prepare()
             w.remember(key, layer)
     return layer
 
@@ -202,14 +282,34 @@ class Layer:
         self,
         w: PackedWeight,
         prepared: _core.PreparedLinear | None,
-        x: torch.Tensor,
+        x: torch.Tensor | QuantizedTensor,
         out: torch.Tensor | None,
         residual: torch.Tensor | None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | QuantizedTensor:
         """Run on any tensors that :func:`check` let pass."""
-        m, n = x.shape[:-1].numel(), w.n
+        x_scale = None
+        if isinstance(x, QuantizedTensor):
+            x_scale, x = x.scale.contiguous(), x.data
+        n = w.n
         shape = (*x.shape[:-1], n)
         y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
+        if self.y_dtype not in CODE_FORMATS:
+            return self._launch(w, prepared, x, x_scale, y, None, residual)
+        y_scale = torch.ones(shape[:-1], device=x.device) if n == 0 else torch.empty(shape[:-1], device=x.device)
+        self._launch(w, prepared, x, x_scale, y, y_scale, residual)
+        return QuantizedTensor(y, y_scale, CODE_FORMATS[self.y_dtype], "row")
+
+    def _launch(
+        self,
+        w: PackedWeight,
+        prepared: _core.PreparedLinear | None,
+        x: torch.Tensor,
+        x_scale: torch.Tensor | None,
+        y: torch.Tensor,
+        y_scale: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        m, n = x.shape[:-1].numel(), w.n
         if m == 0 or n == 0:
             return y
         kernel = self.resolve(w, prepared, m, residual is not None)
@@ -219,23 +319,25 @@ class Layer:
             spec = self.norm and Norm(self.norm.kind, norm_weight, norm_bias, self.norm.eps, self.norm.block)
             kernel.count()
             z = kernels.externals[kernel.name](rows, w).float()
-            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r, self.before).view(shape))
+            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r, self.before).view(y.shape))
         _core.linear(
             kernel,
             rows.data_ptr(),
             m,
             rows.stride(0) if m > 1 else w.k,
-            _CODES[x.dtype],
+            _DTYPES[x.dtype],
             w.core(),
             y.data_ptr(),
             as_rows(y).stride(0) if m > 1 else n,
-            _CODES[y.dtype],
+            _DTYPES[y.dtype],
             self.epilogue,
             0 if r is None else r.data_ptr(),
             0 if r is None else r.stride(0) if m > 1 else n,
-            _F32 if r is None else _CODES[r.dtype],
+            _F32 if r is None else _DTYPES[r.dtype],
             self.before,
             torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
+            0 if x_scale is None else x_scale.data_ptr(),
+            0 if y_scale is None else y_scale.data_ptr(),
         )
         return y
 

@@ -13,7 +13,7 @@ from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_call import run
 from octavo.ops.packing import PackedWeight
 
-_ARGUMENTS = (
+ARGUMENTS = (
     "Tensor x, Tensor codes, Tensor? scale, str numerics, Tensor? bias, str? norm, Tensor? norm_weight, "
     "Tensor? norm_bias, float eps, int block, str? activation, Tensor? residual, bool residual_before_norm"
 )
@@ -37,7 +37,7 @@ def traced_linear(
         w.scale,
         w.numerics,
         bias,
-        *_norm_arguments(norm),
+        *norm_arguments(norm),
         activation,
         residual,
         residual_before_norm,
@@ -59,7 +59,7 @@ def linear_with_gradients(
     """:func:`octavo.ops.linear` recorded for backward. Its gradients are torch's, in FP32, on the dequantized
     weight.
     """
-    kind, norm_weight, norm_bias, eps, block = _norm_arguments(norm)
+    kind, norm_weight, norm_bias, eps, block = norm_arguments(norm)
     y: torch.Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
         x, w.master, bias, norm_weight, norm_bias, residual,
         w.codes, w.scale, w.numerics, kind, eps, block, activation, residual_before_norm, out_dtype,
@@ -68,7 +68,8 @@ def linear_with_gradients(
     return y
 
 
-def _norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, torch.Tensor | None, float, int]:
+def norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, torch.Tensor | None, float, int]:
+    """A norm as the operators' five arguments."""
     return (None, None, None, 0.0, 256) if norm is None else (norm.kind, norm.weight, norm.bias, norm.eps, norm.block)
 
 
@@ -127,14 +128,20 @@ class _Linear(torch.autograd.Function):
         return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 10)
 
 
+def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
+    """The weight of these codes, the same object while they live."""
+    w: PackedWeight | None = _weights.get(codes)
+    if w is None or w.numerics != numerics:
+        w = _weights[codes] = PackedWeight(codes, scale, numerics)
+    return w
+
+
 def _linear(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
 ) -> torch.Tensor:  # fmt: skip
-    w = _weights.get(codes)
-    if w is None or w.numerics != numerics:
-        w = _weights[codes] = PackedWeight(codes, scale, numerics)
+    w = weight_of(codes, scale, numerics)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
     return run(x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype)
 
@@ -193,5 +200,5 @@ def _fake_linear_backward(
     ]
 
 
-define(f"linear({_ARGUMENTS}, ScalarType? out_dtype) -> Tensor", _linear, _fake_linear)
-define(f"linear_backward({_ARGUMENTS}, Tensor grad, bool[] needs) -> Tensor[]", _linear_backward, _fake_linear_backward)
+define(f"linear({ARGUMENTS}, ScalarType? out_dtype) -> Tensor", _linear, _fake_linear)
+define(f"linear_backward({ARGUMENTS}, Tensor grad, bool[] needs) -> Tensor[]", _linear_backward, _fake_linear_backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch._subclasses import FakeTensor
@@ -80,4 +81,4 @@ class _Slow:
                         f"{name}: requires gradients, which prepared calls do not record; "
                         "call octavo.ops.linear, or use torch.no_grad()"
                     )
-        return layer.launch(self.w, prepared, x, out, residual)
+        return cast(torch.Tensor, layer.launch(self.w, prepared, x, out, residual))

@@ -5,10 +5,14 @@ One definition for qualification and the tests; slow, and never run in a forward
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch.nn import functional
 
 from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm, apply_epilogue
+from octavo.ops.quantization import MX_BLOCK, SCALE_BLOCK, scale_shape, spread
 
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0, "int8": 127.0}
 _TINY = 2.0**-126
@@ -17,33 +21,66 @@ _TINY = 2.0**-126
 def quantize_reference(
     x: torch.Tensor, format: str, scaling: str = "row", pow2_scale: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of ``x`` [M, K] by the rules of ``octavo.ops.quantize``: (codes [M, K], scale [M] or [1])."""
+    """Codes and scales of ``x`` [M, K] by the rules of ``octavo.ops.quantize``: (codes [M, K], scales as
+    ``QuantizedTensor`` lays them out)."""
     x = x.float()
-    finite = torch.where(torch.isfinite(x), x.abs(), 0.0)
-    if x.shape[1] == 0 or x.numel() == 0:
-        amax = torch.zeros(x.shape[0] if scaling == "row" else 1)
+    tiles, inverse = _tiles(x, scaling)
+    amax = torch.where(torch.isfinite(tiles), tiles.abs(), 0.0).amax(1) if tiles.shape[1] else tiles.new_zeros(len(tiles))
+    if scaling == "mx":
+        scale, multiplier = _mx_scale(amax, format)
     else:
-        amax = finite.amax(1) if scaling == "row" else finite.amax().reshape(1)
-    largest = torch.tensor(LARGEST[format])
-    scale = (amax / largest).clamp_min(_TINY)
-    multiplier = torch.where(amax / largest < _TINY, torch.tensor(1.0 / _TINY), largest / amax)
+        scale, multiplier = _scale(amax, LARGEST[format], pow2_scale)
+    scaled = tiles * multiplier[:, None]
+    if format == "int8":
+        codes = scaled.clamp(-127, 127).nan_to_num(0.0).round().to(torch.int8)
+        scale = torch.where(torch.isnan(tiles).any(1), torch.nan, scale)
+    else:
+        limit = LARGEST[format]
+        codes = scaled.clamp(-limit, limit).to(FORMATS[format])
+    scale = scale.reshape(scale_shape(x.shape, scaling))
+    return inverse(codes), scale.to(torch.float8_e8m0fnu) if scaling == "mx" else scale
+
+
+def _tiles(x: torch.Tensor, scaling: str) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """What shares a scale as rows [number of scales, elements], padded with zeros, and the way back."""
+    m, k = x.shape
+    height = {"tensor": max(m, 1), "block_128x128": SCALE_BLOCK}.get(scaling, 1)
+    width = {"block_1x128": SCALE_BLOCK, "block_128x128": SCALE_BLOCK, "mx": MX_BLOCK}.get(scaling, max(k, 1))
+    down, across = (1, 1) if scaling == "tensor" else (-(-m // height), 1 if scaling == "row" else -(-k // width))
+    padded = functional.pad(x, (0, across * width - k, 0, down * height - m))
+    tiles = padded.reshape(down, height, across, width).transpose(1, 2).reshape(down * across, height * width)
+
+    def inverse(codes: torch.Tensor) -> torch.Tensor:
+        whole = codes.reshape(down, across, height, width).transpose(1, 2).reshape(down * height, across * width)
+        return whole[:m, :k]
+
+    return tiles, inverse
+
+
+def _scale(amax: torch.Tensor, largest: float, pow2_scale: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """FP32 scales and multipliers."""
+    top = torch.tensor(largest)
+    scale = (amax / top).clamp_min(_TINY)
+    multiplier = torch.where(amax / top < _TINY, torch.tensor(1.0 / _TINY), top / amax)
     if pow2_scale:
         mantissa, exponent = torch.frexp(scale)
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
         multiplier = torch.ones(()) / scale
-    scale, multiplier = torch.where(amax == 0, 1.0, scale), torch.where(amax == 0, 1.0, multiplier)
-    scaled = x * multiplier[:, None] if scaling == "row" else x * multiplier
-    if format == "int8":
-        codes = scaled.clamp(-127, 127).nan_to_num(0.0).round().to(torch.int8)
-        poisoned = torch.isnan(x).any(1) if scaling == "row" else torch.isnan(x).any().reshape(1)
-        return codes, torch.where(poisoned, torch.nan, scale)
-    limit = LARGEST[format]
-    return scaled.clamp(-limit, limit).to(FORMATS[format]), scale
+    return torch.where(amax == 0, 1.0, scale), torch.where(amax == 0, 1.0, multiplier)
 
 
-def dequantize_reference(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """FP64 values of codes [M, K] with scale [M] or [1]."""
-    return codes.double() * scale.double().reshape(-1, 1)
+def _mx_scale(amax: torch.Tensor, format: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """OCP MX v1.0: the power of two below amax over the format's largest power of two, E8M0's smallest at least."""
+    _, exponent = torch.frexp(amax.double())  # amax = mantissa * 2^exponent, mantissa in [0.5, 1)
+    shared = (exponent - 1 - (8 if format == "e4m3" else 15)).clamp_min(-127)
+    shared = torch.where(amax == 0, 0, shared)
+    one = torch.ones_like(amax, dtype=torch.float64)
+    return torch.ldexp(one, shared).float(), torch.ldexp(one, -shared).float()
+
+
+def dequantize_reference(codes: torch.Tensor, scale: torch.Tensor, scaling: str = "row") -> torch.Tensor:
+    """FP64 values of codes [M, K] with their scales."""
+    return codes.double() * spread(scale, codes.shape, scaling).double()
 
 
 def operands_reference(x: torch.Tensor, numerics: str) -> torch.Tensor:

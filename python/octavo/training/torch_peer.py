@@ -51,13 +51,13 @@ class _Layer(_Linear):
         if module.norm == "layer":
             self.norm = torch.nn.LayerNorm(n, module.eps)
             self.norm.load_state_dict({"weight": module.norm_weight, "bias": module.norm_bias})
-        elif module.norm == "rms":
+        elif module.norm in ("rms", "swish_rms"):
             self.norm = torch.nn.RMSNorm(n, module.eps)
             self.norm.load_state_dict({"weight": module.norm_weight})
         elif module.norm == "block":
             self.norm = _BlockNorm(module.eps)
         self.norm.to(dtype).requires_grad_(False)
-        self.activation = module.activation
+        self.activation = "silu" if module.norm == "swish_rms" else module.activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.norm(super().forward(x))

@@ -69,7 +69,7 @@ class Linear {
         begin = end;
       } while (begin < k_);
     });
-    avx512::finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y);
+    avx512::finish_rows(c, panels_ * kPanel, first, count, args_.epilogue, args_.y, args_.y_scale);
   }
 
   Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,

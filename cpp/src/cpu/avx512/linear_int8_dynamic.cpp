@@ -1,5 +1,7 @@
 // x and W in symmetric INT8, INT32 sums: vpdpbusd takes unsigned activations, so x is kept as code + 128 and
 // -128 * (sum of the column's weights) is where each sum starts.
+#include <algorithm>
+
 #include "cpu/avx512/linear_activations.hpp"
 
 namespace octavo::avx512_kernels {
@@ -44,6 +46,18 @@ void quantize_rows(const MatrixView& x, std::int64_t first, std::int64_t count, 
   }
 }
 
+inline void shift_codes(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride) {
+  for (std::int64_t r = 0; r < count; ++r, out += stride) {
+    const char* row = row_of(x, first + r);
+    for (std::int64_t i = 0; i < x.cols; i += 64) {
+      const std::int64_t left = x.cols - i;
+      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+      const __m512i codes = _mm512_maskz_loadu_epi8(mask, row + i);
+      _mm512_storeu_si512(out + i, _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80))));
+    }
+  }
+}
+
 struct Int8Class {
   static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 48, kCutColumnsBelow = 4;
 
@@ -76,7 +90,10 @@ struct Int8Class {
   RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
     const std::int64_t stride = round_up(args.x.cols, 64);
     char* out = static_cast<char*>(buffer);
-    if (args.x.dtype == DType::bf16) {
+    if (args.x.dtype == DType::i8) {
+      std::copy_n(args.x_scale + first, count, scale);
+      shift_codes(args.x, first, count, out, stride);
+    } else if (args.x.dtype == DType::bf16) {
       quantize_rows<Bf16Row>(args.x, first, count, out, stride, scale);
     } else {
       quantize_rows<F32Row>(args.x, first, count, out, stride, scale);

@@ -1,96 +1,188 @@
-// What the row quantizers share: FP32 or BF16 rows, read twice, once for the largest magnitude and then from L1.
+// The row quantizers: each row is read twice, once from memory for its largest magnitude and then from L1, while
+// prefetches bring the next row; codes of arrays beyond the last cache go past it.
 //
 // In an anonymous namespace: every includer has its own copy. Includers are compiled with -ffp-contract=off.
 #pragma once
 
-#include <immintrin.h>
-
 #include <bit>
 #include <limits>
+#include <string>
 
+#include "cpu/avx512/quantize_bf16_table.hpp"
+#include "cpu/avx512/quantize_encode.hpp"
+#include "cpu/avx512/quantize_input.hpp"
+#include "cpu/cache_size.hpp"
 #include "octavo/quantize.hpp"
 #include "octavo/threading.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
 
-struct F32 {
-  using Storage = float;
-  static __m512 load(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
-};
-struct Bf16 {
-  using Storage = std::uint16_t;
-  static __m512 load(const std::uint16_t* x, __mmask16 mask) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
+inline __mmask64 first_lanes(std::int64_t n) { return n >= kStep ? ~0ull : (1ull << n) - 1; }
+
+// Scaled elements to codes. `special` rows hold infinities, which saturate, or NaN.
+template <class In, class Format, bool special>
+struct Arithmetic {
+  __m512 multiplier;
+
+  [[gnu::always_inline]] __m512i operator()(const typename In::Storage* x, __mmask64 lanes) const {
+    __m512 v[4];
+    In::load(x, lanes, v);
+    for (__m512& part : v) part = _mm512_mul_ps(part, multiplier);
+    if constexpr (!special) return Format::encode(v);
+    __mmask64 nan = 0;
+    for (int i = 0; i < 4; ++i) {
+      nan |= static_cast<__mmask64>(_mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q)) << (16 * i);
+      v[i] = _mm512_max_ps(_mm512_min_ps(v[i], _mm512_set1_ps(Format::largest)), _mm512_set1_ps(-Format::largest));
+    }
+    return Format::mark_nan(Format::encode(v), nan);
   }
 };
 
-inline __mmask16 tail_mask(std::int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
+struct Destination {
+  std::uint8_t* codes;
+  bool past_caches;
+};
 
-struct Magnitude {
-  float largest;  // of the finite elements
-  bool nan;       // is there one
+// Encodes x[0..n) to out; `next` is where the elements lie that are wanted in L1 next.
+template <class In, class Encode>
+void encode_row(const typename In::Storage* x, std::int64_t n, const typename In::Storage* next, Destination out,
+                Encode encode) {
+  std::int64_t i = 0;
+  const auto partial = [&](std::int64_t count) {
+    const __mmask64 lanes = first_lanes(count);
+    _mm512_mask_storeu_epi8(out.codes + i, lanes, encode(x + i, lanes));
+    i += count;
+  };
+  const auto fetch = [&] {
+    const char* line = reinterpret_cast<const char*>(next + i);
+#pragma GCC unroll 4
+    for (std::size_t at = 0; at < kStep * sizeof(typename In::Storage); at += 64) _mm_prefetch(line + at, _MM_HINT_T0);
+  };
+  if (out.past_caches) {
+    const auto offset = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(out.codes) % kStep);
+    if (offset != 0) partial(n < kStep - offset ? n : kStep - offset);
+    for (; i + kStep <= n; i += kStep) {
+      fetch();
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(out.codes + i), encode(x + i, ~0ull));
+    }
+  } else {
+    for (; i + kStep <= n; i += kStep) {
+      fetch();
+      _mm512_storeu_si512(out.codes + i, encode(x + i, ~0ull));
+    }
+  }
+  if (i < n) partial(n - i);
+}
+
+// scale and codes of elements whose largest magnitude has these bits.
+struct Recipe {
+  ScalePair pair;
+  bool special;  // holds infinities or NaN
 };
 
 template <class In>
-Magnitude magnitude_of(const typename In::Storage* x, std::int64_t n) {
-  const __m512i magnitude_mask = _mm512_set1_epi32(0x7fffffff), infinity = _mm512_set1_epi32(0x7f800000);
-  __m512i largest0 = _mm512_setzero_si512(), largest1 = largest0, widest = largest0;
-  const auto step = [&](__m512i largest, std::int64_t i, __mmask16 mask) {
-    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(In::load(x + i, mask)), magnitude_mask);
-    widest = _mm512_max_epi32(widest, bits);
-    return _mm512_mask_max_epi32(largest, _mm512_cmplt_epi32_mask(bits, infinity), largest, bits);
-  };
-  std::int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    largest0 = step(largest0, i, 0xffff);
-    largest1 = step(largest1, i + 16, 0xffff);
-  }
-  for (; i < n; i += 16) largest0 = step(largest0, i, tail_mask(n - i));
-  const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(largest0, largest1));
-  return {std::bit_cast<float>(bits), _mm512_reduce_max_epi32(widest) > 0x7f800000};
+Recipe recipe_for(std::uint32_t largest_bits, std::uint32_t largest_finite_bits, const QuantizeArgs& args) {
+  Recipe recipe{scale_for(In::value(largest_finite_bits), args.format, args.pow2_scale), false};
+  recipe.special = largest_bits >= In::infinity;
+  if (largest_bits > In::infinity && args.format == DType::i8)  // INT8 has no code for NaN
+    recipe.pair.scale = std::numeric_limits<float>::quiet_NaN();
+  return recipe;
 }
 
-// encode: 16 scaled elements to 16 codes.
-template <class In, class Encode>
-void encode_row(const typename In::Storage* x, std::int64_t n, float multiplier, std::uint8_t* out, Encode encode) {
-  const __m512 m = _mm512_set1_ps(multiplier);
-  std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), encode(_mm512_mul_ps(In::load(x + i, 0xffff), m)));
-  if (i < n) {
-    const __mmask16 mask = tail_mask(n - i);
-    _mm_mask_storeu_epi8(out + i, mask, encode(_mm512_mul_ps(In::load(x + i, mask), m)));
+template <class In, class Format>
+void encode_by(const Recipe& recipe, const typename In::Storage* x, std::int64_t n, const typename In::Storage* next,
+               Destination out) {
+  const __m512 multiplier = _mm512_set1_ps(recipe.pair.multiplier);
+  if (recipe.special) return encode_row<In>(x, n, next, out, Arithmetic<In, Format, true>{multiplier});
+  if constexpr (Bf16Table<In, Format>::exists) {
+    constexpr std::int64_t worth = 256;  // elements that pay for making the table
+    if (n >= worth) return encode_row<In>(x, n, next, out, Bf16Table<In, Format>(recipe.pair.multiplier));
   }
+  encode_row<In>(x, n, next, out, Arithmetic<In, Format, false>{multiplier});
 }
 
-template <class In, class Encode>
-void quantize_rows(const QuantizeArgs& args, Encode encode) {
-  const auto* x = static_cast<const typename In::Storage*>(args.x.data);
+// One row after the other on every thread.
+template <class In, class Format>
+void quantize_narrow(const QuantizeArgs& args, int count, bool past_caches) {
+  using Storage = typename In::Storage;
+  const auto* x = static_cast<const Storage*>(args.x.data);
   auto* codes = static_cast<std::uint8_t*>(args.codes);
-  const std::int64_t rows = args.x.rows, cols = args.x.cols;
-  const int count = rows * cols < 65536 ? 1 : threads();
+  const std::int64_t rows = args.x.rows, cols = args.x.cols, stride = args.x.row_stride;
+  // Some pages ahead for short rows, the next row for long ones; rows that fill L2 would push each other out of it.
+  constexpr std::int64_t ahead_bytes = 4096, widest_bytes = 256 << 10;
+  const std::int64_t row_bytes = cols * static_cast<std::int64_t>(sizeof(Storage));
+  const std::int64_t ahead = row_bytes > widest_bytes ? 0 : row_bytes > 0 ? 1 + (ahead_bytes - 1) / row_bytes : 0;
   parallel_region(count, [&](int thread, int n) {
     const auto [begin, end] = partition(rows, thread, n);
     for (std::int64_t r = begin; r < end; ++r) {
-      const auto* row = x + r * args.x.row_stride;
-      const Magnitude magnitude = magnitude_of<In>(row, cols);
-      const ScalePair pair = scale_for(magnitude.largest, args.format, args.pow2_scale);
-      const bool lost = args.format == DType::i8 && magnitude.nan;  // INT8 has no code for NaN
-      args.scale[r] = lost ? std::numeric_limits<float>::quiet_NaN() : pair.scale;
-      encode_row<In>(row, cols, pair.multiplier, codes + r * cols, encode);
+      const Storage* row = x + r * stride;
+      const std::uint32_t largest = largest_bits<In>(row, cols);
+      const std::uint32_t finite = largest < In::infinity ? largest : largest_finite_bits<In>(row, cols);
+      const Recipe recipe = recipe_for<In>(largest, finite, args);
+      args.scale[r] = recipe.pair.scale;
+      const Storage* next = r + ahead < end ? row + ahead * stride : row;
+      encode_by<In, Format>(recipe, row, cols, next, {codes + r * cols, past_caches});
     }
+    if (past_caches) _mm_sfence();
   });
 }
 
-// The one format and scaling a kernel serves, for FP32 and BF16 input.
-template <class Encode>
-Status quantize_rows_of(const QuantizeArgs& args, DType format, const char* name, Encode encode) {
-  if (args.format != format || args.scaling != Scaling::row)
+// Fewer rows than threads: every row is cut in parts.
+template <class In, class Format>
+void quantize_wide(const QuantizeArgs& args, int count, bool past_caches) {
+  constexpr int kMaxParts = 256;
+  const auto* x = static_cast<const typename In::Storage*>(args.x.data);
+  auto* codes = static_cast<std::uint8_t*>(args.codes);
+  const int used = count < kMaxParts ? count : kMaxParts;
+  for (std::int64_t r = 0; r < args.x.rows; ++r) {
+    const auto* row = x + r * args.x.row_stride;
+    std::uint32_t largest[kMaxParts] = {}, finite[kMaxParts] = {};
+    parallel_region(used, [&](int thread, int n) {
+      const auto [begin, end] = partition(args.x.cols, thread, n, kStep);
+      largest[thread] = largest_bits<In>(row + begin, end - begin);
+      finite[thread] =
+          largest[thread] < In::infinity ? largest[thread] : largest_finite_bits<In>(row + begin, end - begin);
+    });
+    for (int part = 1; part < used; ++part) {
+      largest[0] = largest[part] > largest[0] ? largest[part] : largest[0];
+      finite[0] = finite[part] > finite[0] ? finite[part] : finite[0];
+    }
+    const Recipe recipe = recipe_for<In>(largest[0], finite[0], args);
+    args.scale[r] = recipe.pair.scale;
+    parallel_region(used, [&](int thread, int n) {
+      const auto [begin, end] = partition(args.x.cols, thread, n, kStep);
+      const auto* part = row + begin;
+      encode_by<In, Format>(recipe, part, end - begin, part, {codes + r * args.x.cols + begin, past_caches});
+      if (past_caches) _mm_sfence();
+    });
+  }
+}
+
+template <class In, class Format>
+void quantize_matrix(const QuantizeArgs& args) {
+  constexpr std::int64_t two_threads = 65536;  // elements from which a second thread pays
+  const std::int64_t size = args.x.rows * args.x.cols;
+  const int count = size < two_threads ? 1 : threads();
+  const std::int64_t bytes = size * static_cast<std::int64_t>(sizeof(typename In::Storage) + 1);
+  const bool past_caches = bytes > last_cache_bytes();
+  if (args.x.rows < count && args.x.cols >= two_threads / 2)
+    quantize_wide<In, Format>(args, count, past_caches);
+  else
+    quantize_narrow<In, Format>(args, count, past_caches);
+}
+
+// The one format and row scaling that a kernel serves, for every input type.
+template <class Format>
+Status quantize_rows_of(const QuantizeArgs& args, const char* name) {
+  if (args.format != Format::format || args.scaling != Scaling::row)
     return Status::unsupported(std::string(name) + ": serves one format with row scaling only");
-  if (args.x.dtype != DType::f32 && args.x.dtype != DType::bf16)
-    return Status::unsupported(std::string(name) + ": x must be float32 or bfloat16");
-  args.x.dtype == DType::f32 ? quantize_rows<F32>(args, encode) : quantize_rows<Bf16>(args, encode);
+  if (Status status = validate(args); !status.ok()) return status;
+  switch (args.x.dtype) {
+    case DType::f32: quantize_matrix<F32, Format>(args); break;
+    case DType::bf16: quantize_matrix<Bf16, Format>(args); break;
+    default: quantize_matrix<F16, Format>(args);
+  }
   return {};
 }
 

@@ -141,7 +141,8 @@ void multiply_rows(const Product& product, const Scratch& s, std::int64_t first,
   for (std::int64_t r = 0; r < count; ++r) {
     const char* row =
         static_cast<const char*>(args.x.data) + static_cast<std::size_t>((first + r) * args.x.row_stride) * element;
-    const ScalePair pair = activation_scale(row, k, args.x.dtype, product.numerics);
+    const ScalePair pair = args.x_scale != nullptr ? ScalePair{args.x_scale[first + r], 1.0f}
+                                                   : activation_scale(row, k, args.x.dtype, product.numerics);
     s.row_scale[r] = pair.scale;
     s.multiplier[r] = pair.multiplier;
   }
@@ -178,7 +179,7 @@ void linear(const LinearArgs& args, Numerics numerics) {
       const Scratch s(count, k, product.stride, exact_sums);
       multiply_rows(product, s, first, count, workers);
       scale_rows(args, s.row_scale, count, s.c, product.stride);
-      finish_rows(s.c, product.stride, first, count, args.epilogue, args.y);
+      finish_rows(s.c, product.stride, first, count, args.epilogue, args.y, args.y_scale);
     }
   };
   const int count = m * n < kSerialMacs && m * n * k < kSerialMacs ? 1 : threads();

@@ -1,6 +1,7 @@
 #include "cpu/generic/linear_epilogue.hpp"
 
 #include "cpu/generic/linear_vector.hpp"
+#include "cpu/generic/quantize_row.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
@@ -33,16 +34,46 @@ template <Activation activation>
   }
 }
 
+// Where finished numbers of a row go: FP32 or BF16 outputs.
+template <class Out>
+struct Numbers {
+  Out* y;
+  [[gnu::always_inline]] inline void put(std::int64_t i, Vec v) { store(y + i, v); }
+  [[gnu::always_inline]] inline void put_part(std::int64_t i, Vec v, std::int64_t left) { store_part(y + i, v, left); }
+};
+
+// Or back to the row, to be quantized when the last one and so the scale is known.
+struct Quantized {
+  float* y;
+  Ints largest{}, widest{};  // magnitude bits: of finite numbers, of all
+
+  [[gnu::always_inline]] inline void put(std::int64_t i, Vec v) {
+    store(y + i, v);
+    widen(v);
+  }
+  [[gnu::always_inline]] inline void put_part(std::int64_t i, Vec v, std::int64_t left) {
+    store_part(y + i, v, left);  // the next block's columns follow
+    widen(keep_first(v, left));
+  }
+  [[gnu::always_inline]] inline void widen(Vec v) {
+    const Ints bits = reinterpret_cast<Ints>(v) & 0x7fffffff;
+    const Ints finite = bits < 0x7f800000 ? bits : Ints{};
+    widest = bits > widest ? bits : widest;
+    largest = finite > largest ? finite : largest;
+  }
+};
+
 // What becomes of the columns [begin, end) of one row: y = act((v - shift) * factor * weight + bias) + residual.
 template <class Out, class Residual>
 struct Finish {
   const float* row;
   const float *weight, *bias;  // null: none
   const Residual* residual;    // null: none
-  Out* y;
+  Out out;
 
   template <Activation activation>
-  [[gnu::always_inline]] inline void run(std::int64_t begin, std::int64_t end, float shift, float factor) const {
+  [[gnu::always_inline]] inline void run(std::int64_t begin, std::int64_t end, float shift, float factor) {
+    Out to = out;
     std::int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
       Vec v = (load(row + i) - shift) * factor;
@@ -50,21 +81,27 @@ struct Finish {
       if (bias != nullptr) v += load(bias + i);
       v = activate<activation>(v);
       if (residual != nullptr) v += load(residual + i);
-      store(y + i, v);
+      to.put(i, v);
     }
-    if (i == end) return;
     const std::int64_t left = end - i;
+    if (left > 0) finish_part<activation>(to, i, left, shift, factor);
+    out = to;
+  }
+
+  template <Activation activation>
+  [[gnu::always_inline]] inline void finish_part(Out& to, std::int64_t i, std::int64_t left, float shift,
+                                                 float factor) const {
     Vec v = (load_part(row + i, left) - shift) * factor;
     if (weight != nullptr) v *= load_part(weight + i, left);
     if (bias != nullptr) v += load_part(bias + i, left);
     v = activate<activation>(v);
     if (residual != nullptr) v += load_part(residual + i, left);
-    store_part(y + i, v, left);
+    to.put_part(i, v, left);
   }
 };
 
 template <Activation activation, class Out, class Residual>
-void finish_row(const Finish<Out, Residual>& finish, std::int64_t n, const Epilogue& e) {
+void finish_row(Finish<Out, Residual>& finish, std::int64_t n, const Epilogue& e) {
   const auto reciprocal_root = [&](float sum_of_squares, std::int64_t count) {
     return 1.0f / __builtin_sqrtf(sum_of_squares / static_cast<float>(count) + e.eps);
   };
@@ -79,7 +116,7 @@ void finish_row(const Finish<Out, Residual>& finish, std::int64_t n, const Epilo
       return;
     }
     default: {
-      const std::int64_t block = e.norm == NormKind::rms ? n : e.norm_block;
+      const std::int64_t block = e.norm == NormKind::block ? e.norm_block : n;
       for (std::int64_t begin = 0; begin < n; begin += block) {
         const std::int64_t end = n - begin < block ? n : begin + block;
         const float squares = sum(row + begin, end - begin, square);
@@ -101,8 +138,31 @@ struct Rows {
   std::int64_t stride, first, count;
 };
 
+// The bytes of y's row r, counted from row `first`.
+std::size_t offset_of(const MatrixView& y, std::int64_t r) {
+  return static_cast<std::size_t>(r * y.row_stride) * size_of(y.dtype);
+}
+
+template <class Out>
+Numbers<Out> destination(Numbers<Out>, float*, void* y) {
+  return {static_cast<Out*>(y)};
+}
+Quantized destination(Quantized, float* row, void*) { return {row}; }
+
+template <class Out>
+void deliver(const Numbers<Out>&, const MatrixView&, void*, float*, std::int64_t) {}
+void deliver(const Quantized& row, const MatrixView& y, void* codes, float* scale, std::int64_t r) {
+  std::int32_t largest = 0, widest = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    largest = row.largest[i] > largest ? row.largest[i] : largest;
+    widest = row.widest[i] > widest ? row.widest[i] : widest;
+  }
+  scale[r] = quantize_row(row.y, y.cols, {static_cast<std::uint32_t>(largest), widest > 0x7f800000}, y.dtype,
+                          static_cast<std::uint8_t*>(codes));
+}
+
 template <Activation activation, class Out, class Residual>
-void finish_all(const Rows& rows, const Epilogue& e, const MatrixView& y) {
+void finish_all(const Rows& rows, const Epilogue& e, const MatrixView& y, float* y_scale) {
   const bool has_norm = e.norm != NormKind::none;
   for (std::int64_t r = 0; r < rows.count; ++r) {
     float* row = rows.data + r * rows.stride;
@@ -112,43 +172,46 @@ void finish_all(const Rows& rows, const Epilogue& e, const MatrixView& y) {
       add_residual(row, residual, y.cols);
       residual = nullptr;
     }
-    Out* out = static_cast<Out*>(y.data) + (rows.first + r) * y.row_stride;
-    finish_row<activation>(
-        Finish<Out, Residual>{row, has_norm ? e.norm_weight : nullptr, has_norm ? e.norm_bias : nullptr, residual, out},
-        y.cols, e);
+    void* to = static_cast<char*>(y.data) + offset_of(y, rows.first + r);
+    Finish<Out, Residual> finish{row, has_norm ? e.norm_weight : nullptr, has_norm ? e.norm_bias : nullptr, residual,
+                                 destination(Out{}, row, to)};
+    finish_row<activation>(finish, y.cols, e);
+    deliver(finish.out, y, to, y_scale, rows.first + r);
   }
 }
 
 template <class Out, class Residual>
-void dispatch_activation(const Rows& rows, const Epilogue& e, const MatrixView& y) {
-  switch (e.activation) {
-    case Activation::none: finish_all<Activation::none, Out, Residual>(rows, e, y); break;
-    case Activation::relu: finish_all<Activation::relu, Out, Residual>(rows, e, y); break;
-    case Activation::silu: finish_all<Activation::silu, Out, Residual>(rows, e, y); break;
-    case Activation::gelu: finish_all<Activation::gelu, Out, Residual>(rows, e, y); break;
-    case Activation::hardswish: finish_all<Activation::hardswish, Out, Residual>(rows, e, y); break;
-    case Activation::sigmoid: finish_all<Activation::sigmoid, Out, Residual>(rows, e, y); break;
+void dispatch_activation(const Rows& rows, const Epilogue& e, const MatrixView& y, float* y_scale) {
+  switch (e.last_activation()) {
+    case Activation::none: finish_all<Activation::none, Out, Residual>(rows, e, y, y_scale); break;
+    case Activation::relu: finish_all<Activation::relu, Out, Residual>(rows, e, y, y_scale); break;
+    case Activation::silu: finish_all<Activation::silu, Out, Residual>(rows, e, y, y_scale); break;
+    case Activation::gelu: finish_all<Activation::gelu, Out, Residual>(rows, e, y, y_scale); break;
+    case Activation::hardswish: finish_all<Activation::hardswish, Out, Residual>(rows, e, y, y_scale); break;
+    case Activation::sigmoid: finish_all<Activation::sigmoid, Out, Residual>(rows, e, y, y_scale); break;
   }
 }
 
 template <class Out>
-void dispatch_residual(const Rows& rows, const Epilogue& e, const MatrixView& y) {
+void dispatch_residual(const Rows& rows, const Epilogue& e, const MatrixView& y, float* y_scale) {
   if (e.residual.dtype == DType::bf16) {
-    dispatch_activation<Out, std::uint16_t>(rows, e, y);
+    dispatch_activation<Out, std::uint16_t>(rows, e, y, y_scale);
   } else {
-    dispatch_activation<Out, float>(rows, e, y);
+    dispatch_activation<Out, float>(rows, e, y, y_scale);
   }
 }
 
 }  // namespace
 
 void finish_rows(float* rows, std::int64_t row_stride, std::int64_t first, std::int64_t count, const Epilogue& epilogue,
-                 const MatrixView& y) {
+                 const MatrixView& y, float* y_scale) {
   const Rows view{rows, row_stride, first, count};
   if (y.dtype == DType::bf16) {
-    dispatch_residual<std::uint16_t>(view, epilogue, y);
+    dispatch_residual<Numbers<std::uint16_t>>(view, epilogue, y, y_scale);
+  } else if (y.dtype == DType::f32) {
+    dispatch_residual<Numbers<float>>(view, epilogue, y, y_scale);
   } else {
-    dispatch_residual<float>(view, epilogue, y);
+    dispatch_residual<Quantized>(view, epilogue, y, y_scale);
   }
 }
 

@@ -10,6 +10,8 @@ namespace {
 
 [[gnu::always_inline]] inline float as_float(float x) { return x; }
 [[gnu::always_inline]] inline float as_float(std::uint16_t x) { return decode_bf16(x); }
+[[gnu::always_inline]] inline float as_float(std::uint8_t x) { return decode_e4m3(x); }
+[[gnu::always_inline]] inline float as_float(std::int8_t x) { return static_cast<float>(x); }
 
 template <class T>
 ScalePair scale_of(const T* row, std::int64_t k, DType format) {
@@ -63,6 +65,16 @@ void round_all(const MatrixView& x, std::int64_t first, std::int64_t count, std:
   }
 }
 
+// Codes are numbers of the class already.
+template <class Code>
+void copy_all(const MatrixView& x, std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end,
+              float* out) {
+  for (std::int64_t r = 0; r < count; ++r) {
+    const Code* row = static_cast<const Code*>(x.data) + (first + r) * x.row_stride + begin;
+    round_row(row, end - begin, 1.0f, [](float v) { return v; }, out + r, count);
+  }
+}
+
 }  // namespace
 
 ScalePair activation_scale(const void* row, std::int64_t k, DType dtype, Numerics numerics) {
@@ -76,8 +88,12 @@ void round_rows(const MatrixView& x, std::int64_t first, std::int64_t count, std
                 const float* multiplier, Numerics numerics, float* out) {
   if (x.dtype == DType::bf16) {
     round_all<std::uint16_t>(x, first, count, begin, end, multiplier, numerics, out);
-  } else {
+  } else if (x.dtype == DType::f32) {
     round_all<float>(x, first, count, begin, end, multiplier, numerics, out);
+  } else if (x.dtype == DType::e4m3) {
+    copy_all<std::uint8_t>(x, first, count, begin, end, out);
+  } else {
+    copy_all<std::int8_t>(x, first, count, begin, end, out);
   }
 }
 

@@ -1,71 +1,11 @@
-// Any float format to E4M3, E5M2 or INT8 codes. Compiled with -ffp-contract=off: x * multiplier rounds once.
-#include "octavo/quantize.hpp"
-
+// Any float format to E4M3, E5M2 or INT8 codes. Compiled with -ffp-contract=off.
 #include <algorithm>
-#include <bit>
-#include <limits>
 
-#include "octavo/float8.hpp"
+#include "cpu/generic/quantize_elements.hpp"
 #include "octavo/threading.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
-
-struct F32 {
-  using Storage = float;
-  [[gnu::always_inline]] static float load(float x) { return x; }
-};
-struct Bf16 {
-  using Storage = std::uint16_t;
-  [[gnu::always_inline]] static float load(std::uint16_t x) { return decode_bf16(x); }
-};
-struct F16 {
-  using Storage = _Float16;
-  [[gnu::always_inline]] static float load(_Float16 x) { return static_cast<float>(x); }
-};
-
-struct Magnitude {
-  std::uint32_t bits;  // largest finite |x| as FP32 bits
-  bool nan;
-};
-
-template <class In>
-Magnitude largest_magnitude(const typename In::Storage* x, std::int64_t n) {
-  constexpr std::uint32_t infinity = 0x7f800000u;
-  std::uint32_t largest = 0, nan = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(In::load(x[i])) & 0x7fffffffu;
-    const std::uint32_t finite = bits < infinity ? bits : 0;
-    largest = finite > largest ? finite : largest;
-    nan |= static_cast<std::uint32_t>(bits > infinity);
-  }
-  return {largest, nan != 0};
-}
-
-template <class In, class Encode>
-void encode_row(const typename In::Storage* x, std::int64_t n, float multiplier, std::uint8_t* out, Encode encode) {
-  for (std::int64_t i = 0; i < n; ++i) out[i] = encode(In::load(x[i]) * multiplier);
-}
-
-template <class In>
-void encode(const typename In::Storage* x, std::int64_t n, DType format, float multiplier, std::uint8_t* out) {
-  switch (format) {
-    case DType::e4m3: encode_row<In>(x, n, multiplier, out, [](float v) { return encode_e4m3(v); }); break;
-    case DType::e5m2: encode_row<In>(x, n, multiplier, out, [](float v) { return encode_e5m2(v); }); break;
-    default:
-      encode_row<In>(x, n, multiplier, out, [](float v) {
-        const float clamped = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v == v ? v : 0.0f;
-        constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to nearest even
-        return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(clamped + magic));
-      });
-  }
-}
-
-ScalePair scale_of(Magnitude magnitude, const QuantizeArgs& args) {
-  ScalePair pair = scale_for(std::bit_cast<float>(magnitude.bits), args.format, args.pow2_scale);
-  if (args.format == DType::i8 && magnitude.nan) pair.scale = std::numeric_limits<float>::quiet_NaN();
-  return pair;
-}
 
 template <class In>
 void quantize_matrix(const QuantizeArgs& args) {
@@ -77,7 +17,7 @@ void quantize_matrix(const QuantizeArgs& args) {
     parallel_region(count, [&](int thread, int n) {
       const auto [begin, end] = partition(rows, thread, n);
       for (std::int64_t r = begin; r < end; ++r) {
-        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args);
+        const ScalePair pair = scale_of(largest_magnitude<In>(x + r * stride, cols), args.format, args.pow2_scale);
         args.scale[r] = pair.scale;
         encode<In>(x + r * stride, cols, args.format, pair.multiplier, codes + r * cols);
       }
@@ -98,7 +38,7 @@ void quantize_matrix(const QuantizeArgs& args) {
   });
   Magnitude all{0, false};
   for (int i = 0; i < used; ++i) all = {parts[i].bits > all.bits ? parts[i].bits : all.bits, all.nan || parts[i].nan};
-  const ScalePair pair = scale_of(all, args);
+  const ScalePair pair = scale_of(all, args.format, args.pow2_scale);
   args.scale[0] = pair.scale;
   parallel_region(used, [&](int thread, int n) {
     const auto [begin, end] = partition(rows, thread, n);
@@ -111,12 +51,20 @@ void quantize_matrix(const QuantizeArgs& args) {
 
 Status quantize(const QuantizeArgs& args) {
   if (Status status = validate(args); !status.ok()) return status;
+  if (args.scaling != Scaling::row && args.scaling != Scaling::tensor)
+    return Status::unsupported("cpu.generic.quantize: serves row and tensor scaling only");
   switch (args.x.dtype) {
     case DType::f32: quantize_matrix<F32>(args); break;
     case DType::bf16: quantize_matrix<Bf16>(args); break;
     default: quantize_matrix<F16>(args);
   }
   return {};
+}
+
+float quantize_row(const float* row, std::int64_t n, RowMagnitude magnitude, DType format, std::uint8_t* codes) {
+  const ScalePair pair = scale_of(magnitude, format, false);
+  encode<F32>(row, n, format, pair.multiplier, codes);
+  return pair.scale;
 }
 
 }  // namespace octavo::OCTAVO_ISA_NAMESPACE

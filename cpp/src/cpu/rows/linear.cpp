@@ -26,6 +26,7 @@ KernelInfo row(const char* arch, Numerics numerics, CostPrior cost, LinearLaunch
   info.name = std::string("cpu.") + arch + ".linear." + to_string(numerics);
   info.op = Op::linear;
   info.numerics = numerics;
+  info.takes_codes = true;
   info.cost = cost;
   info.run.linear = run;
   return info;

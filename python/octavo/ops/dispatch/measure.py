@@ -11,11 +11,13 @@ from torch.nn import functional
 
 from octavo import _core
 from octavo.ops import kernels
+from octavo.ops._types import NORMS
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.problem import Problem, Requirement
 from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear_call import run
+from octavo.ops.linear_call import CODE_FORMATS, run
 from octavo.ops.packing import PackedWeight, pack_as
+from octavo.ops.quantization import quantize
 
 _HOPELESS = 10.0  # candidates whose prior is this many times the best one's are not timed
 
@@ -51,7 +53,7 @@ def is_measured(problem: Problem) -> bool:
     return bool(rows) and rows[0].measured
 
 
-def _calls(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], torch.Tensor]]:
+def _calls(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], object]]:
     m, n, k = problem.m, problem.n, problem.k
     g = torch.Generator().manual_seed(0)
 
@@ -59,26 +61,32 @@ def _calls(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], torc
         return torch.randn(*size, generator=g).to(problem.device, dtype)
 
     x_dtype, out_dtype = getattr(torch, problem.x_dtype), getattr(torch, problem.out_dtype)
-    x, weight = normal(m, k, dtype=x_dtype), normal(n, k) / max(k, 1) ** 0.5
+    numbers = normal(m, k, dtype=torch.float32 if x_dtype in CODE_FORMATS else x_dtype)
+    x = quantize(numbers, CODE_FORMATS[x_dtype]) if x_dtype in CODE_FORMATS else numbers
+    out_format = CODE_FORMATS.get(out_dtype)
+    weight = normal(n, k) / max(k, 1) ** 0.5
     words = problem.epilogue.split("+") if problem.epilogue else []
-    kind = next((w for w in words if w in ("layer", "rms", "block")), None)
+    kind = next((w for w in words if w in NORMS), None)
     norm = None if kind is None else _norm(kind, n, problem.device)
     activation = next((w for w in words if w not in ("bias", "residual", kind)), None)
     before = "residual" in words and kind is not None and words.index("residual") < words.index(kind)
     bias = normal(n) if "bias" in words else None
-    residual = normal(m, n, dtype=out_dtype) if "residual" in words else None
+    residual = normal(m, n, dtype=out_dtype if out_format is None else torch.float32) if "residual" in words else None
     packed: dict[str, PackedWeight] = {}
 
-    def call_of(kernel: _core.Kernel) -> Callable[[], torch.Tensor]:
+    def call_of(kernel: _core.Kernel) -> Callable[[], object]:
         numerics = kernel.numerics.name
         if numerics == "fp32":
             return lambda: apply_epilogue(
-                functional.linear(x.float(), weight, bias), None, norm, activation, residual, before
+                functional.linear(numbers.float(), weight, bias), None, norm, activation, residual, before
             ).to(out_dtype)
         if numerics not in packed:
             packed[numerics] = pack_as(weight, numerics)
         w = packed[numerics]
-        return lambda: run(x, w, bias, norm, activation, residual, before, out_dtype, kernel=kernel)
+        y_dtype = out_dtype if out_format is None else None
+        return lambda: run(
+            x, w, bias, norm, activation, residual, before, y_dtype, kernel=kernel, out_format=out_format
+        )
 
     return [call_of(kernel) for kernel in rows]
 
@@ -88,7 +96,7 @@ def _norm(kind: str, n: int, device: str) -> Norm:
     return Norm(kind, weight, torch.zeros(n, device=device) if kind == "layer" else None)
 
 
-def _interleaved(calls: dict[str, Callable[[], torch.Tensor]], budget_ms: float) -> dict[str, float]:
+def _interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> dict[str, float]:
     """Median us of each call, taken in turns."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     slowest = 0.0

@@ -12,15 +12,19 @@ import torch
 from octavo import _core
 from octavo.ops._types import DTYPES, NUMERICS, choice
 
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TORCH = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn, "int8": torch.int8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Problem:
     """One call to be served: ``op`` (``linear``) of x [m, k] with a weight [n, k].
 
-    ``epilogue`` lists what is fused, in order and joined by ``+`` (``bias+layer+hardswish``). ``numerics`` restricts
-    the choice to one class (the weight is packed already); None = any class.
+    ``x_dtype`` and ``out_dtype`` may be ``float8_e4m3fn`` or ``int8``: codes with a scale per row. ``epilogue`` lists
+    what is fused, in order and joined by ``+`` (``bias+layer+hardswish``). ``numerics`` restricts the choice to one
+    class (the weight is packed already); None = any class.
     """
 
     op: str

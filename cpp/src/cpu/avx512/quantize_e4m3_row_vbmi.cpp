@@ -1,0 +1,11 @@
+// The same on CPUs with VBMI: bytes are gathered by one permutation, BF16 goes by table. Compiled with
+// -ffp-contract=off.
+#include "cpu/avx512/quantize_rows.hpp"
+
+namespace octavo::avx512_kernels {
+
+Status quantize_e4m3_row_vbmi(const QuantizeArgs& args) {
+  return quantize_rows_of<E4M3>(args, "cpu.avx512_vbmi.quantize.e4m3_row");
+}
+
+}  // namespace octavo::avx512_kernels
