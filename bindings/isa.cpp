@@ -13,13 +13,8 @@ void bind_isa(py::module_& m) {
       throw py::value_error("isa: this CPU has no '" + name + "'; use baseline, avx2 or avx512 as far as it goes");
   });
   m.def("cpu_features", [] {
-    const CpuFeatures& f = cpu_features();
     py::dict d;
-    d["avx2"] = f.avx2;
-    d["avx512"] = f.avx512;
-    d["avx512_bf16"] = f.avx512_bf16;
-    d["avx512_vnni"] = f.avx512_vnni;
-    d["avx512_vbmi"] = f.avx512_vbmi;
+    for (const NamedFeature& feature : kNamedFeatures) d[feature.name] = cpu_features().*feature.has;
     return d;
   });
   m.def("threads", &threads);

@@ -41,4 +41,5 @@ PYBIND11_MODULE(_core, m) {
   bind_prepared_linear(m);
   bind_cuda(m);
   bind_embedding(m);
+  bind_pairwise(m);
 }

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 #include "module.hpp"
 #include "octavo/dispatch.hpp"
+#include "octavo/grouped.hpp"
 
 namespace octavo::bindings {
 
@@ -49,22 +51,27 @@ bool any_requires_grad(const Torch& torch, std::initializer_list<PyObject*> tens
   return false;
 }
 
+double macs_of(const LinearArgs& args) {
+  return static_cast<double>(args.x.rows) * static_cast<double>(args.y.cols) * static_cast<double>(args.x.cols);
+}
+
 }  // namespace
 
 std::uint64_t generation() { return g_generation; }
 
-PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, py::object* saved) {
+bool resolve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, PreparedCall& call,
+             py::object* saved) {
   const Torch& torch = Torch::instance();
   DlTensor tx, ty, tr;
-  LinearArgs args;
+  LinearArgs& args = call.args;
   const std::int64_t n = self.weight->n(), k = self.weight->k();
   if (!torch.view(x, tx) || tx.dtype != self.x_type || !same_device(tx.device, self.device) || tx.ndim > kMaxDims ||
       !as_matrix(tx, k, args.x))
-    return nullptr;
+    return false;
   const std::int64_t m = args.x.rows;
-  if (self.generation != g_generation || self.version != torch.version(self.codes)) return nullptr;
+  if (self.generation != g_generation || self.version != torch.version(self.codes)) return false;
   KernelInfo* kernel = self.kernels[residual != Py_None][static_cast<std::size_t>(m_bucket(m))];
-  if (kernel == nullptr || (kernel->accepts && !kernel->accepts(m, n, k))) return nullptr;
+  if (kernel == nullptr || (kernel->accepts && !kernel->accepts(m, n, k))) return false;
 
   args.weight = self.weight;
   args.epilogue = self.epilogue;
@@ -72,10 +79,10 @@ PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* resi
     if (!torch.view(residual, tr) || !(tr.dtype == kDlF32 || tr.dtype == kDlBf16) ||
         !same_device(tr.device, self.device) || !same_leading_shape(tr, tx) ||
         !as_matrix(tr, n, args.epilogue.residual))
-      return nullptr;
+      return false;
   }
 
-  py::object y;
+  py::object& y = call.y;
   if (out == Py_None) {
     std::array<std::int64_t, kMaxDims> shape;
     std::copy_n(tx.shape, tx.ndim - 1, shape.begin());
@@ -86,7 +93,7 @@ PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* resi
   } else {
     if (!torch.view(out, ty) || ty.dtype != self.y_type || !same_device(ty.device, self.device) ||
         !same_leading_shape(ty, tx))
-      return nullptr;
+      return false;
     y = py::reinterpret_borrow<py::object>(out);
   }
   if (saved != nullptr) {
@@ -96,18 +103,26 @@ PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* resi
     if (!*saved || torch.api->view(saved->ptr(), &tz) != 0) throw py::error_already_set();
     args.epilogue.saved = {tz.address(), m, n, n, dtype_of(tz.dtype)};
   }
-  if (!as_matrix(ty, n, args.y) || (m > 1 && args.y.row_stride < n)) return nullptr;
-  if (m == 0 || n == 0) return y.release().ptr();
-
+  if (!as_matrix(ty, n, args.y) || (m > 1 && args.y.row_stride < n)) return false;
+  if (m == 0 || n == 0) return true;
   args.stream = torch.stream(self.device);
-  ++kernel->calls;
-  if (static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) < kReleaseLockMacs) {
-    raise_if_failed(kernel->run.linear(args));
+  call.kernel = kernel;
+  return true;
+}
+
+PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, py::object* saved) {
+  PreparedCall call;
+  if (!resolve(self, x, out, residual, call, saved)) return nullptr;
+  if (call.kernel == nullptr) return call.y.release().ptr();
+  const LinearArgs& args = call.args;
+  ++call.kernel->calls;
+  if (macs_of(args) < kReleaseLockMacs) {
+    raise_if_failed(call.kernel->run.linear(args));
   } else {
     const auto keep = py::reinterpret_borrow<py::object>(self.weight_object);  // another thread may replace it
-    run_released([&] { return kernel->run.linear(args); });
+    run_released([&] { return call.kernel->run.linear(args); });
   }
-  return y.release().ptr();
+  return call.y.release().ptr();
 }
 
 namespace {
@@ -133,6 +148,14 @@ bool records_gradients(const Torch& torch, const PreparedLinear& self, std::init
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self.trainable); ++i)
     if (torch.requires_grad(PyTuple_GET_ITEM(self.trainable, i))) return true;
   return any_requires_grad(torch, arguments);
+}
+
+// Plain tensors and no gradient to record.
+bool is_plain_call(const PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual) {
+  const Torch& torch = Torch::instance();
+  return torch.is_plain(x) && (out == Py_None || torch.is_plain(out)) &&
+         (residual == Py_None || torch.is_plain(residual)) &&
+         !(torch.grad_enabled() && records_gradients(torch, self, {x, out, residual}));
 }
 
 PyObject* call(PyObject* object, PyObject* const* args, std::size_t flagged, PyObject* names) {
@@ -162,10 +185,7 @@ PyObject* call(PyObject* object, PyObject* const* args, std::size_t flagged, PyO
   }
   return guarded([&]() -> PyObject* {
     PreparedLinear& self = self_of(object);
-    const Torch& torch = Torch::instance();
-    const bool plain = torch.is_plain(x) && (out == Py_None || torch.is_plain(out)) &&
-                       (residual == Py_None || torch.is_plain(residual));
-    if (plain && !(torch.grad_enabled() && records_gradients(torch, self, {x, out, residual})))
+    if (is_plain_call(self, x, out, residual))
       if (PyObject* y = serve(self, x, out, residual)) return y;
     if (self.slow == nullptr || self.slow == Py_None) Py_RETURN_NOTIMPLEMENTED;
     PyObject* arguments[] = {object, x, out, residual};
@@ -357,6 +377,40 @@ PyTypeObject* make_type() {
 
 }  // namespace
 
+py::list serve_group(const py::tuple& layers, const py::sequence& xs, const py::object& outs) {
+  const std::size_t count = layers.size();
+  if (xs.size() != count || (!outs.is_none() && py::len(outs) != count))
+    throw py::value_error("serve_group: expected one x and one out per layer");
+  std::vector<GroupedLinear> group;
+  std::vector<py::object> keep;  // weights: another thread may replace them
+  py::list found;
+  double macs = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const py::object layer = layers[i], x = xs[i];
+    const py::object out = outs.is_none() ? py::none() : py::object(outs[py::int_(i)]);
+    PreparedCall call;
+    if (layer.is_none() || !is_plain_call(checked(layer), x.ptr(), out.ptr(), Py_None) ||
+        !resolve(checked(layer), x.ptr(), out.ptr(), Py_None, call)) {
+      found.append(py::reinterpret_borrow<py::object>(Py_NotImplemented));
+      continue;
+    }
+    found.append(call.y);
+    if (call.kernel == nullptr) continue;
+    ++call.kernel->calls;
+    macs += macs_of(call.args);
+    keep.push_back(py::reinterpret_borrow<py::object>(checked(layer).weight_object));
+    keep.push_back(x);
+    group.push_back({call.kernel, call.args});
+  }
+  const auto work = [&] { return run_grouped(group.data(), group.size()); };
+  if (macs < kReleaseLockMacs) {
+    raise_if_failed(work());
+  } else {
+    run_released(work);
+  }
+  return found;
+}
+
 void bind_prepared_linear(py::module_& m) {
   g_type = make_type();
   m.attr("PreparedLinear") = py::handle(reinterpret_cast<PyObject*>(g_type));
@@ -368,6 +422,7 @@ void bind_prepared_linear(py::module_& m) {
   m.def("set_prepared_kernel", &set_kernel, py::arg("prepared"), py::arg("m"), py::arg("with_residual"),
         py::arg("kernel"));
   m.def("prepared_kernels", &chosen, py::arg("prepared"));
+  m.def("serve_group", &serve_group, py::arg("layers"), py::arg("xs"), py::arg("outs") = py::none());
   m.def("new_generation", [] { return ++g_generation; });
 }
 

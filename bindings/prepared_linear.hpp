@@ -37,9 +37,24 @@ struct PreparedLinear {
 // Kernels chosen in an older generation are chosen anew.
 std::uint64_t generation();
 
-// The layer on x, or nullptr without an exception when a plain launch will not do: octavo.ops then looks closer.
-// Throws what the kernel's status says.
-// With `saved`, what the norm sees is kept in a new tensor like y, handed over there.
+// A call of a prepared layer that a plain launch serves. kernel: nullptr when there is nothing to compute.
+struct PreparedCall {
+  KernelInfo* kernel = nullptr;
+  LinearArgs args;
+  py::object y;
+};
+
+// False without an exception when a plain launch will not do: octavo.ops then looks closer. With `saved`, what the norm
+// sees will be kept in a new tensor like y, handed over there.
+bool resolve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, PreparedCall& call,
+             py::object* saved = nullptr);
+
+// The layer on x, or nullptr without an exception when a plain launch will not do. Throws what the kernel's status
+// says.
 PyObject* serve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual, py::object* saved = nullptr);
+
+// Layers on their x in one parallel region: y of each, or NotImplemented where a plain launch will not do. `layers`:
+// PreparedLinear or None; `outs`: None or one tensor or None each.
+py::list serve_group(const py::tuple& layers, const py::sequence& xs, const py::object& outs);
 
 }  // namespace octavo::bindings

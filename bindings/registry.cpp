@@ -47,6 +47,7 @@ void bind_registry(py::module_& m) {
       .value("linear_epilogue_backward", Op::linear_epilogue_backward)
       .value("linear_grad_input", Op::linear_grad_input)
       .value("linear_grad_weight", Op::linear_grad_weight)
+      .value("pairwise_dots", Op::pairwise_dots)
       .finalize();
   py::native_enum<Device>(m, "Device", "enum.IntEnum").value("cpu", Device::cpu).value("cuda", Device::cuda).finalize();
   py::native_enum<Numerics>(m, "Numerics", "enum.IntEnum")
@@ -72,6 +73,13 @@ void bind_registry(py::module_& m) {
       .def_readonly("calls", &KernelInfo::calls)
       .def_property_readonly("state", [](const KernelInfo& k) { return name_of(k.state); })
       .def_property_readonly("supported", &KernelInfo::is_supported)
+      .def_property_readonly("needs", &needed_features)
+      .def(
+          "accepts",
+          [](const KernelInfo& k, std::int64_t rows, std::int64_t n, std::int64_t depth) {
+            return !k.accepts || k.accepts(rows, n, depth);
+          },
+          py::arg("m"), py::arg("n"), py::arg("k"))
       .def("count", [](KernelInfo& k) { ++k.calls; })
       .def("qualify",
            [](KernelInfo& k) {

@@ -59,6 +59,7 @@ void add_all() {
       case Op::linear_epilogue_backward: add_linear_epilogue_backward(*kernel); break;
       case Op::linear_grad_input: add_linear_grad_input(*kernel); break;
       case Op::linear_grad_weight: add_linear_grad_weight(*kernel); break;
+      case Op::pairwise_dots: add_pairwise_dots(*kernel); break;
     }
   }
 }

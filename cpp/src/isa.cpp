@@ -28,6 +28,8 @@ const CpuFeatures& machine() {
 constexpr CpuFeatures kNone{};
 constexpr CpuFeatures kAvx2{.avx2 = true};
 
+thread_local const CpuFeatures* pretended = nullptr;
+
 std::atomic<Isa>& level() {
   static std::atomic<Isa> current = [] {
     const CpuFeatures& f = machine();
@@ -51,7 +53,11 @@ bool isa_from_string(const std::string& name, Isa& isa) {
   return false;
 }
 
+PretendedFeatures::PretendedFeatures(const CpuFeatures& features) { pretended = &features; }
+PretendedFeatures::~PretendedFeatures() { pretended = nullptr; }
+
 const CpuFeatures& cpu_features() {
+  if (pretended != nullptr) return *pretended;
   switch (active_isa()) {
     case Isa::baseline: return kNone;
     case Isa::avx2: return kAvx2;

@@ -18,7 +18,8 @@ const char* to_string(Op op) {
     case Op::bag_backward: return "bag_backward";
     case Op::linear_epilogue_backward: return "linear_epilogue_backward";
     case Op::linear_grad_input: return "linear_grad_input";
-    default: return "linear_grad_weight";
+    case Op::linear_grad_weight: return "linear_grad_weight";
+    default: return "pairwise_dots";
   }
 }
 
@@ -31,6 +32,19 @@ const char* to_string(Qualification state) {
   }
 }
 
+std::vector<std::string> needed_features(const KernelInfo& kernel) {
+  CpuFeatures all;
+  for (const NamedFeature& feature : kNamedFeatures) all.*feature.has = true;
+  std::vector<std::string> needed;
+  for (const NamedFeature& feature : kNamedFeatures) {
+    CpuFeatures rest = all;
+    rest.*feature.has = false;
+    const PretendedFeatures pretended(rest);
+    if (!kernel.is_supported()) needed.emplace_back(feature.name);
+  }
+  return needed;
+}
+
 Registry::Registry() : rows_(new Rows) {}
 
 Registry& Registry::instance() {
@@ -40,6 +54,7 @@ Registry& Registry::instance() {
     register_linear_kernels(*r);
     register_embedding_kernels(*r);
     register_linear_backward_kernels(*r);
+    register_pairwise_kernels(*r);
 #ifdef OCTAVO_WITH_CUDA
     register_cuda_kernels(*r);
 #endif

@@ -18,7 +18,30 @@ struct CpuFeatures {
   bool avx512_vbmi = false;  // vpermi2b
 };
 
+// Every feature by name.
+struct NamedFeature {
+  const char* name;
+  bool CpuFeatures::* has;
+};
+inline constexpr NamedFeature kNamedFeatures[] = {
+    {"avx2", &CpuFeatures::avx2},
+    {"avx512", &CpuFeatures::avx512},
+    {"avx512_bf16", &CpuFeatures::avx512_bf16},
+    {"avx512_vnni", &CpuFeatures::avx512_vnni},
+    {"avx512_vbmi", &CpuFeatures::avx512_vbmi},
+};
+
 const CpuFeatures& cpu_features();  // the machine's, cut down to the forced level
+
+// While it lives, cpu_features() of this thread are these: asks what a kernel would need without having it.
+class PretendedFeatures {
+ public:
+  explicit PretendedFeatures(const CpuFeatures& features);
+  ~PretendedFeatures();
+  PretendedFeatures(const PretendedFeatures&) = delete;
+  PretendedFeatures& operator=(const PretendedFeatures&) = delete;
+};
+
 Isa active_isa();
 const char* to_string(Isa isa);
 bool isa_from_string(const std::string& name, Isa& isa);  // false for an unknown name

@@ -11,6 +11,7 @@
 #include "octavo/isa.hpp"
 #include "octavo/linear.hpp"
 #include "octavo/linear_backward.hpp"
+#include "octavo/pairwise.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo {
@@ -23,6 +24,7 @@ enum class Op : std::uint8_t {
   linear_epilogue_backward,
   linear_grad_input,
   linear_grad_weight,
+  pairwise_dots,
 };
 const char* to_string(Op op);
 
@@ -46,6 +48,7 @@ struct Launchers {
   EpilogueBackwardLauncher epilogue_backward = nullptr;
   GradInputLauncher grad_input = nullptr;
   GradWeightLauncher grad_weight = nullptr;
+  PairwiseLauncher pairwise_dots = nullptr;
 };
 
 struct KernelInfo {
@@ -53,10 +56,10 @@ struct KernelInfo {
   Op op = Op::linear;
   std::string library = "octavo";
   Device device = Device::cpu;
-  Numerics numerics = Numerics::fp32;  // linear and its gradients
-  DType product = DType::f32;          // likewise: what the product is rounded to before anything follows
-  bool takes_codes = false;            // linear only: x and y may be eight-bit codes with a scale per row
-  std::string formats;                 // others: what the kernel reads and writes, in words
+  Numerics numerics = Numerics::fp32;  // linear, its gradients and pairwise_dots
+  DType product = DType::f32;  // linear and its gradients: what the product is rounded to before anything follows
+  bool takes_codes = false;    // linear only: x and y may be eight-bit codes with a scale per row
+  std::string formats;         // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;
   std::function<bool()> supported;  // ISA or architecture of this machine; empty: everywhere
@@ -69,6 +72,9 @@ struct KernelInfo {
   bool is_supported() const { return !supported || supported(); }
   bool may_be_chosen() const { return state == Qualification::trusted || state == Qualification::qualified; }
 };
+
+// Names of the CPU features without any of which a kernel is not supported, whatever this machine has.
+std::vector<std::string> needed_features(const KernelInfo& kernel);
 
 // Rows live as long as the process and never move.
 class Registry {
@@ -90,6 +96,7 @@ void register_quantize_kernels(Registry& registry);
 void register_linear_kernels(Registry& registry);
 void register_linear_backward_kernels(Registry& registry);
 void register_embedding_kernels(Registry& registry);
+void register_pairwise_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);
 #endif

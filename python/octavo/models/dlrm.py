@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo import nn
+from octavo import nn, ops
 from octavo.config import DLRMConfig
 from octavo.data import Batch, Schema
 
@@ -17,8 +17,6 @@ class DLRM(torch.nn.Module):
     task has a linear head. Initial values depend on ``config.seed`` only. Raises ValueError for a schema it cannot
     take.
     """
-
-    pairs: torch.Tensor  # [F (F - 1) / 2] places of the distinct pairs among F * F dot products
 
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
         super().__init__()
@@ -43,8 +41,6 @@ class DLRM(torch.nn.Module):
             width += len(tables) * dim if config.embeddings_to_top else 0
             self.top = _mlp(width, config.top, config)
             self.heads = torch.nn.ModuleDict({task: nn.Linear(config.top[-1], 1) for task in self.tasks})
-        pairs = torch.tril_indices(features, features, offset=-1)
-        self.register_buffer("pairs", pairs[0] * features + pairs[1], persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Logits [B] float32 by task."""
@@ -56,9 +52,8 @@ class DLRM(torch.nn.Module):
             dense = self.bottom(batch.dense)
             parts.append(dense.unsqueeze(1))
             top.append(dense)
-        features = torch.cat(parts, 1)
-        dots = torch.bmm(features, features.transpose(1, 2)).flatten(1)
-        hidden = self.top(torch.cat([*top, dots.index_select(1, self.pairs)], 1))
+        top.append(ops.pairwise_dots(torch.cat(parts, 1), pairs="lower"))
+        hidden = self.top(torch.cat(top, 1))
         return {task: head(hidden).squeeze(-1).float() for task, head in self.heads.items()}
 
 

@@ -3,9 +3,11 @@
 from octavo.ops import dispatch, errors
 from octavo.ops.embedding import embedding_bags
 from octavo.ops.epilogue import Norm
+from octavo.ops.grouped import PreparedGroup, grouped_linear, prepare_grouped
 from octavo.ops.jagged import Jagged
 from octavo.ops.linear import linear
 from octavo.ops.packing import PackedWeight, pack_weight
+from octavo.ops.pairwise import pairwise_dots
 from octavo.ops.prepared import PreparedLinear, prepare_linear
 from octavo.ops.quantization import QuantizedTensor, dequantize, quantize
 from octavo.ops.torch_kernels import register_torch_kernels
@@ -16,14 +18,18 @@ __all__ = [
     "Jagged",
     "Norm",
     "PackedWeight",
+    "PreparedGroup",
     "PreparedLinear",
     "QuantizedTensor",
     "dequantize",
     "dispatch",
     "embedding_bags",
     "errors",
+    "grouped_linear",
     "linear",
     "pack_weight",
+    "pairwise_dots",
+    "prepare_grouped",
     "prepare_linear",
     "quantize",
 ]

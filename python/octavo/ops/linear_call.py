@@ -154,14 +154,13 @@ def run(
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
     one is ``w.served``, which :func:`linear` asks first.
     """
-    arguments = (x, w, bias, norm, activation, residual, out_dtype, out, out_format)
-    layer = _layer_for(*arguments, residual_before_norm, kernel)
+    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel, out_format)
     if kernel is None:
         w.served = layer.prepared
     y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
     if y is not NotImplemented:
         return cast(torch.Tensor, y)
-    check(*arguments)
+    check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
     return layer.launch(w, layer.prepared, x, out, residual)
 
 
@@ -178,36 +177,35 @@ def record(
     """:func:`run` for a later backward: y, what the norm saw [..., N] in y's type (None where neither norm nor
     activation follows the product), and the layer.
     """
-    arguments = (x, w, bias, norm, activation, residual, out_dtype, None, None)
-    layer = _layer_for(*arguments, residual_before_norm, None)
+    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
     if norm is None and activation is None:
         y = NotImplemented if layer.prepared is None else layer.prepared(x, None, residual)
         if y is NotImplemented:
-            check(*arguments)
+            check(x, w, bias, norm, activation, residual, out_dtype, None)
             y = layer.launch(w, layer.prepared, x, None, residual)
         return cast(torch.Tensor, y), None, layer
     both = NotImplemented if layer.prepared is None else layer.prepared.record(x, residual)
     if both is NotImplemented:
-        check(*arguments)
+        check(x, w, bias, norm, activation, residual, out_dtype, None)
         z = torch.empty((*x.shape[:-1], w.n), dtype=layer.y_dtype, device=x.device)
         return cast(torch.Tensor, layer.launch(w, layer.prepared, x, None, residual, z)), z, layer
     return (*both, layer)
 
 
-def _layer_for(
+def layer_for(
     x: torch.Tensor | QuantizedTensor,
     w: PackedWeight,
     bias: torch.Tensor | None,
     norm: Norm | None,
     activation: str | None,
-    residual: torch.Tensor | None,
-    out_dtype: torch.dtype | None,
-    out: torch.Tensor | None,
-    out_format: str | None,
-    residual_before_norm: bool,
-    kernel: _core.Kernel | None,
+    residual: torch.Tensor | None = None,
+    residual_before_norm: bool = False,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+    out_format: str | None = None,
 ) -> Layer:
-    """The layer that the weight remembers for these arguments, else a new one."""
+    """The layer these arguments of :func:`run` ask for: the remembered one, or a new one from checked arguments."""
     try:
         quantized = isinstance(x, QuantizedTensor)
         x_dtype = x.data.dtype if isinstance(x, QuantizedTensor) else x.dtype

@@ -20,7 +20,7 @@ Check = Callable[[_core.Kernel], str]
 
 
 def _checks() -> dict[_core.Op, Check]:
-    from octavo.ops import backward_checks, checks, embedding_checks
+    from octavo.ops import backward_checks, checks, embedding_checks, pairwise_checks
 
     return {
         _core.Op.linear: checks.check_linear,
@@ -30,7 +30,13 @@ def _checks() -> dict[_core.Op, Check]:
         _core.Op.linear_epilogue_backward: backward_checks.check_epilogue_backward,
         _core.Op.linear_grad_input: backward_checks.check_grad_input,
         _core.Op.linear_grad_weight: backward_checks.check_grad_weight,
+        _core.Op.pairwise_dots: pairwise_checks.check_pairwise_dots,
     }
+
+
+def check_of(op: _core.Op) -> Check:
+    """What kernels of ``op`` are held to; its docstring says it in words."""
+    return _checks()[op]
 
 
 _RAISED = "raised "
@@ -101,7 +107,7 @@ def _verdict(kernel: _core.Kernel) -> str:
     generator_state = torch.random.get_rng_state()
     try:
         with torch.no_grad():
-            return _checks()[kernel.op](kernel)
+            return check_of(kernel.op)(kernel)
     except Exception as error:  # a kernel that raises is as unusable as one that is wrong
         return f"{_RAISED}{type(error).__name__}: {error}"
     finally:

@@ -135,3 +135,24 @@ def pooled_reference(
         out = torch.zeros(batch, table.shape[1], dtype=torch.float64)
         parts.append(out.index_add_(0, bag, table.double()[values[span]] * factor[:, None]))
     return torch.cat(parts, 1)
+
+
+def pairwise_reference(x: torch.Tensor, y: torch.Tensor, x_pairs: str, pairs: str, numerics: str) -> torch.Tensor:
+    """``octavo.ops.pairwise.run`` in FP64 on the operands as the class sees them."""
+
+    def places(kind: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        i, j = torch.tril_indices(n, n, -1) if kind == "lower" else torch.triu_indices(n, n, 1)
+        return i, j
+
+    a, b = operands_reference(x, numerics), operands_reference(y, numerics)
+    if x_pairs != "all":
+        n = y.shape[2]
+        i, j = places(x_pairs, n)
+        full = torch.zeros(x.shape[0], n, n, dtype=torch.float64)
+        full[:, i, j] = full[:, j, i] = a
+        a = full
+    products = a @ b.mT
+    if pairs == "all":
+        return products
+    i, j = places(pairs, products.shape[1])
+    return products[:, i, j]

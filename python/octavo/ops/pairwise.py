@@ -1,0 +1,178 @@
+"""``pairwise_dots``: products of every pair of rows, sample by sample (kernels: ``*.pairwise_dots.*``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from octavo import _core
+from octavo.ops import kernels
+from octavo.ops._library import define
+from octavo.ops._types import choice, expect_tensor
+
+PAIRS = ("all", "lower", "upper")
+CLASSES = ("fp32", "bf16")
+_CODES = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
+_FLOATS = tuple(_CODES)
+
+
+def pairwise_dots(
+    x: torch.Tensor,
+    y: torch.Tensor | None = None,
+    pairs: str = "all",
+    numerics: str | None = None,
+    out_dtype: torch.dtype | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """out[b, i, j] = x[b, i] . y[b, j]: ``x @ y.mT`` for each sample, y = x when it is None.
+
+    A factorization-machine block's X X^T is ``pairwise_dots(x)``; its X (X^T Y) is
+    ``pairwise_dots(x, pairwise_dots(x.mT, y.mT).mT)``, transposed views cost no copy. DLRM's interaction is
+    ``pairwise_dots(features, pairs="lower")``, which computes about half.
+
+    Args:
+        x: [B, F, D] float32 or bfloat16 on the CPU, any strides.
+        y: [B, G, D] likewise.
+        pairs: ``all`` -> [B, F, G]. ``lower`` (j < i) or ``upper`` (j > i), y = None only -> [B, F (F - 1) / 2], the
+            strict triangle in row-major order, as ``torch.tril_indices(F, F, -1)`` or ``triu_indices(F, F, 1)`` lists.
+        numerics: ``fp32``, or ``bf16``: operands rounded to BF16, sums in FP32. By default the one of x's dtype.
+        out_dtype: float32 or bfloat16; x's dtype by default.
+        out: tensor to write to, last dimension contiguous: a column slice of a larger [B, ...] will do. Not with
+            gradients.
+
+    Gradients run on the same kernels in the same class. Results do not depend on the number of threads.
+    Raises TypeError or ValueError that names the argument.
+    """
+    expect_tensor("x", x, _FLOATS, 3)
+    choice("pairs", pairs, PAIRS)
+    if y is not None:
+        expect_tensor("y", y, _FLOATS, 3)
+        if y.shape[0] != x.shape[0] or y.shape[2] != x.shape[2]:
+            raise ValueError(f"y: shape {list(y.shape)} does not fit x {list(x.shape)}; B and D must be equal")
+        if pairs != "all":
+            raise ValueError(f"pairs: {pairs!r} is the triangle of x x^T; leave y out")
+    for name, tensor in (("x", x), ("y", y), ("out", out)):
+        if tensor is not None and tensor.is_cuda:
+            raise ValueError(f"{name}: is on {tensor.device}; pairwise_dots runs on the CPU, move it with .cpu()")
+    if numerics is None:
+        numerics = "fp32" if x.dtype == torch.float32 else "bf16"
+    choice("numerics", numerics, CLASSES)
+    if out_dtype is None:
+        out_dtype = x.dtype if out is None else out.dtype
+    if out_dtype not in _CODES:
+        raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
+    records = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
+    if out is not None:
+        if records or torch.compiler.is_compiling():
+            raise ValueError("out: cannot be combined with gradients or tracing; leave it out")
+        _check_out(out, x, y, pairs, out_dtype)
+        return run(x, x if y is None else y, "all", pairs, numerics, out_dtype, out)
+    if records:
+        recorded: torch.Tensor = _Pairwise.apply(x, y, pairs, numerics, out_dtype)  # type: ignore[no-untyped-call]
+        return recorded
+    return _call(x, x if y is None else y, "all", pairs, numerics, out_dtype)
+
+
+def run(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    x_pairs: str,
+    pairs: str,
+    numerics: str,
+    out_dtype: torch.dtype,
+    out: torch.Tensor | None = None,
+    kernel: _core.Kernel | None = None,
+) -> torch.Tensor:
+    """The eager path of :func:`pairwise_dots`. ``kernel`` runs that one instead of the preferred one.
+
+    ``x_pairs`` other than ``all``: x is [B, F (F - 1) / 2], the triangle of a symmetric [B, F, F] with zeros on its
+    diagonal; y is [B, G, F].
+    """
+    if kernel is None:
+        kernel = kernels.serving(_core.Op.pairwise_dots, ("cpu", numerics))
+    if x_pairs != "all":
+        x = x.unsqueeze(1)
+    same = x is y
+    x = _dense(x)
+    y = x if same else _dense(y)
+    if out is None:
+        out = torch.empty(_shape(x, y, x_pairs, pairs), dtype=out_dtype)
+    _core.pairwise_dots(
+        kernel, y.shape[0], _operand(x), PAIRS.index(x_pairs), _operand(y), PAIRS.index(pairs), out.data_ptr(),
+        out.stride(0), out.stride(1) if pairs == "all" else 0, _CODES[out.dtype],
+    )  # fmt: skip
+    return out
+
+
+def _shape(x: torch.Tensor, y: torch.Tensor, x_pairs: str, pairs: str) -> tuple[int, ...]:
+    rows = x.shape[1] if x_pairs == "all" else y.shape[2]
+    return (y.shape[0], rows, y.shape[1]) if pairs == "all" else (y.shape[0], rows * (rows - 1) // 2)
+
+
+def _dense(t: torch.Tensor) -> torch.Tensor:
+    """``t`` [B, R, C], copied unless its rows or its columns are neighbours."""
+    near = t.shape[2] <= 1 or t.stride(2) == 1 or t.shape[1] <= 1 or t.stride(1) == 1
+    return t if near else t.contiguous()
+
+
+def _operand(t: torch.Tensor) -> tuple[int, int, int, int, int, int, int]:
+    _, rows, columns = t.shape
+    across, down, along = t.stride()
+    return t.data_ptr(), rows, columns, across, down, 1 if columns <= 1 else along, _CODES[t.dtype]
+
+
+def _check_out(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None, pairs: str, out_dtype: torch.dtype) -> None:
+    shape = _shape(x, x if y is None else y, "all", pairs)
+    if tuple(expect_tensor("out", out, _FLOATS).shape) != shape:
+        raise ValueError(f"out: shape {list(out.shape)}; expected {list(shape)}")
+    if out.dtype != out_dtype:
+        raise TypeError(f"out: is {out.dtype} but out_dtype is {out_dtype}")
+    if out.shape[-1] > 1 and out.stride(-1) != 1:
+        raise ValueError("out: its last dimension must be contiguous; pass a contiguous tensor or a slice of one")
+
+
+class _Pairwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any, pairs: str, numerics: str, out_dtype: torch.dtype) -> torch.Tensor:
+        ctx.save_for_backward(x, y)
+        ctx.recipe = (pairs, numerics)
+        return _call(x, x if y is None else y, "all", pairs, numerics, out_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        pairs, numerics = ctx.recipe
+        if pairs != "all":
+            return _call(grad, x.mT, pairs, "all", numerics, x.dtype), None, None, None, None
+        if y is None:
+            return _call(grad + grad.mT, x.mT, "all", "all", numerics, x.dtype), None, None, None, None
+        need_x, need_y = ctx.needs_input_grad[:2]
+        return (
+            _call(grad, y.mT, "all", "all", numerics, x.dtype) if need_x else None,
+            _call(grad.mT, x.mT, "all", "all", numerics, y.dtype) if need_y else None,
+            None, None, None,
+        )  # fmt: skip
+
+
+def _call(
+    x: torch.Tensor, y: torch.Tensor, x_pairs: str, pairs: str, numerics: str, out_dtype: torch.dtype
+) -> torch.Tensor:
+    """One node ``octavo::pairwise_dots`` of a graph, the eager path otherwise."""
+    if torch.compiler.is_compiling():
+        traced: torch.Tensor = torch.ops.octavo.pairwise_dots(x, y, x_pairs, pairs, numerics, out_dtype)
+        return traced
+    return run(x, y, x_pairs, pairs, numerics, out_dtype)
+
+
+def _fake(
+    x: torch.Tensor, y: torch.Tensor, x_pairs: str, pairs: str, numerics: str, out_dtype: torch.dtype
+) -> torch.Tensor:
+    return x.new_empty(_shape(x if x_pairs == "all" else x.unsqueeze(1), y, x_pairs, pairs), dtype=out_dtype)
+
+
+define(
+    "pairwise_dots(Tensor x, Tensor y, str x_pairs, str pairs, str numerics, ScalarType out_dtype) -> Tensor",
+    run,
+    _fake,
+)
