@@ -15,17 +15,18 @@ namespace {
 // Tables of one module, read once: a call passes this handle instead of a list. The owner keeps the tensors alive.
 class TableSet {
  public:
-  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state
+  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state, scale_stride, exponents
   using Row = std::tuple<std::string, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, int, std::uintptr_t,
-                         bool, std::uintptr_t>;
+                         bool, std::uintptr_t, std::int64_t, std::uintptr_t>;
 
   explicit TableSet(const std::vector<Row>& rows) {
     names_.reserve(rows.size());  // views point into it
-    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state] : rows) {
+    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state, scale_stride, exponents] : rows) {
       names_.push_back(name);
       views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
-                        static_cast<DType>(dtype), reinterpret_cast<const float*>(scale),
-                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state)});
+                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale),
+                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state), scale_stride,
+                        reinterpret_cast<std::uint8_t*>(exponents)});
       dims_ += dim;
     }
   }

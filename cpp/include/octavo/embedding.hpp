@@ -12,18 +12,24 @@ enum class Pooling : std::uint8_t { sum, mean };
 // the row is skipped as if it were not in the bag.
 enum class Bounds : std::uint8_t { error, warn, ignore };
 
-// Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32
-// scale and bias a row (value = code * scale + bias), as FBGEMM has it.
+// Rows of one table. FP32, FP16 and BF16: elements. E4M3: codes, one FP32 scale a row or a power of two. INT8 and INT4:
+// unsigned affine codes, FP32 scale and bias a row (value = code * scale + bias), as FBGEMM has it.
+// Scales are an array of their own, or lie in the rows: scale_stride is then the row's bytes / 4.
 struct TableView {
   const char* name = nullptr;  // for errors; null: its number
-  void* rows = nullptr;        // [num_rows, dim] in `dtype`, row_stride elements apart
+  void* rows = nullptr;        // [num_rows, dim] in `dtype`, row_stride elements (u4: bytes) apart
   std::int64_t num_rows = 0;
   std::int64_t dim = 0;
   std::int64_t row_stride = 0;
-  DType dtype = DType::f32;          // f32, bf16, e4m3, u8
-  const float* scale = nullptr;      // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
+  DType dtype = DType::f32;          // f32, f16, bf16, e4m3, u8, u4
+  float* scale = nullptr;            // e4m3: [num_rows]; u8, u4: [num_rows, 2] (scale, bias)
   Pooling pooling = Pooling::sum;    // mean: the weighted sum divided by the number of rows in the bag
   float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
+  std::int64_t scale_stride = 0;            // floats from one row's scale to the next's
+  std::uint8_t* scale_exponents = nullptr;  // e4m3, instead of scale: [num_rows], scale 2^(byte - 127), 255 = NaN (E8M0)
+
+  [[gnu::always_inline]] float* scale_of(std::int64_t row) const { return scale + row * scale_stride; }
+  [[gnu::always_inline]] std::int64_t stored_bytes() const { return packed_bytes(dtype, dim); }  // of a row's codes
 };
 
 // Bag b of table t holds values[offsets[t * batch + b] .. offsets[t * batch + b + 1]).

@@ -87,7 +87,7 @@ class BagPrefetch {
     aim_.rows = static_cast<const char*>(table.rows);
     aim_.row_bytes = static_cast<std::uint64_t>(table.row_stride) * size_of(table.dtype);
     aim_.scale = reinterpret_cast<const char*>(table.scale);
-    aim_.scale_bytes = table.dtype == DType::u8 ? 8 : 4;
+    aim_.scale_bytes = 4 * static_cast<std::uint64_t>(table.scale_stride);
     aim_.bytes = row_bytes(table);
     aim_.ahead = ahead;
     aim_.until = (end < last_ ? end : last_) - ahead;

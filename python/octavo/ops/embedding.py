@@ -60,7 +60,8 @@ class TableSet:
         self.core = _core.TableSet(
             [
                 (name, r.data_ptr(), r.shape[0], r.shape[1], r.stride(0) if r.shape[0] > 1 else r.shape[1],
-                 _ROWS[r.dtype], _address(scale), kind == "mean", _address(state))
+                 _ROWS[r.dtype], _address(scale), kind == "mean", _address(state),
+                 0 if scale is None else scale.stride(0), 0)
                 for name, r, scale, kind, state in zip(
                     self.names, self.rows, self.scales, self.pooling, self.states, strict=True
                 )
