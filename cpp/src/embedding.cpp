@@ -101,9 +101,17 @@ Status validate(const BagForwardArgs& args) {
   if (args.out.dtype != DType::f32 && args.out.dtype != DType::bf16)
     return Status::invalid("out_dtype: must be float32 or bfloat16");
   for (std::int64_t t = 0; t < args.indices.num_tables; ++t) {
-    const DType rows = args.tables[t].dtype;
-    if (rows != DType::f32 && rows != DType::bf16 && rows != DType::e4m3 && rows != DType::u8)
-      return Status::invalid(name_of(args.tables[t], t) + ": rows must be FP32, BF16, E4M3 or unsigned INT8");
+    switch (args.tables[t].dtype) {
+      case DType::f32:
+      case DType::f16:
+      case DType::bf16:
+      case DType::e4m3:
+      case DType::u8:
+      case DType::u4: break;
+      default:
+        return Status::invalid(name_of(args.tables[t], t) +
+                               ": rows must be FP32, FP16, BF16, E4M3, unsigned INT8 or unsigned INT4");
+    }
   }
   return validate_call(args.tables, args.indices, args.out, "out");
 }

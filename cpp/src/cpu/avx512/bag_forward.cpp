@@ -6,11 +6,10 @@ namespace {
 
 // FP16's exponent field takes E4M3's, 8 too small, so 2^8 goes into the scale. Exact for all finite codes, and immune
 // to flushing of FP32 subnormals.
-struct E4m3ViaF16 {
-  using Storage = std::uint8_t;
-  const float* scales;
-  explicit E4m3ViaF16(const TableView& table) : scales(table.scale) {}
-  float scale(std::int64_t row, float weight) const { return scales[row] * weight * 256.0f; }
+struct E4m3ViaF16 : Elements<std::uint8_t> {
+  RowScales scales;
+  explicit E4m3ViaF16(const TableView& table) : scales(table) {}
+  float scale(std::int64_t row, float weight) const { return scales(row) * weight * 256.0f; }
   float bias(std::int64_t, float) const { return 0; }
 
   [[gnu::always_inline]] static inline __m512 decode(__m128i codes) {

@@ -25,12 +25,11 @@ inline E4m3Tables make_e4m3_tables() {
   return tables;
 }
 
-struct E4m3ByTable {
-  using Storage = std::uint8_t;
-  const float* scales;
+struct E4m3ByTable : Elements<std::uint8_t> {
+  RowScales scales;
   __m512i low0, low1, high0, high1, order;
 
-  explicit E4m3ByTable(const TableView& table) : scales(table.scale) {
+  explicit E4m3ByTable(const TableView& table) : scales(table) {
     static const E4m3Tables tables = make_e4m3_tables();
     low0 = _mm512_load_si512(tables.low);
     low1 = _mm512_load_si512(tables.low + 64);
@@ -38,7 +37,7 @@ struct E4m3ByTable {
     high1 = _mm512_load_si512(tables.high + 64);
     order = _mm512_load_si512(tables.order);
   }
-  float scale(std::int64_t row, float weight) const { return scales[row] * weight; }
+  float scale(std::int64_t row, float weight) const { return scales(row) * weight; }
   float bias(std::int64_t, float) const { return 0; }
 
   // Up to 64 codes of which the last vector has `tail`, and no cache line that prefetch_row does not fetch.

@@ -19,6 +19,11 @@ namespace {
       for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * x[c];
       break;
     }
+    case DType::f16: {
+      const std::uint16_t* __restrict x = static_cast<const std::uint16_t*>(table.rows) + at;
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * decode_f16(x[c]);
+      break;
+    }
     case DType::bf16: {
       const std::uint16_t* __restrict x = static_cast<const std::uint16_t*>(table.rows) + at;
       for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * decode_bf16(x[c]);
@@ -26,14 +31,24 @@ namespace {
     }
     case DType::e4m3: {
       const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
-      const float scale = weight * table.scale[row];
+      const float scale = weight * (table.scale_exponents != nullptr ? std::ldexp(1.0f, table.scale_exponents[row]-127) : *table.scale_of(row));
       for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * decoded[x[c]];
+      break;
+    }
+    case DType::u8: {
+      const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
+      const float scale = weight * table.scale_of(row)[0], bias = weight * table.scale_of(row)[1];
+      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * static_cast<float>(x[c]) + bias;
       break;
     }
     default: {
       const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
-      const float scale = weight * table.scale[2 * row], bias = weight * table.scale[2 * row + 1];
-      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * static_cast<float>(x[c]) + bias;
+      const float scale = weight * table.scale_of(row)[0], bias = weight * table.scale_of(row)[1];
+      for (std::int64_t c = 0; c + 1 < dim; c += 2) {
+        acc[c] += scale * static_cast<float>(x[c / 2] & 15) + bias;
+        acc[c + 1] += scale * static_cast<float>(x[c / 2] >> 4) + bias;
+      }
+      if (dim % 2 == 1) acc[dim - 1] += scale * static_cast<float>(x[dim / 2] & 15) + bias;
     }
   }
 }

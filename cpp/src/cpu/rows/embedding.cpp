@@ -17,7 +17,7 @@ void register_embedding_kernels(Registry& registry) {
   KernelInfo forward;
   forward.name = "cpu.generic.bag_forward";
   forward.op = Op::bag_forward;
-  forward.formats = "float32|bfloat16|e4m3|int8 -> float32|bfloat16";
+  forward.formats = "float32|float16|bfloat16|e4m3|int8|int4 -> float32|bfloat16";
   forward.cost = {.overhead_us = 1.0, .gmacs_per_s = 4.0, .gbytes_per_s = 6.0};
   forward.run.bag_forward = [](const BagForwardArgs& args) { return OCTAVO_CALL_GENERIC(bag_forward, args); };
   (void)registry.add(forward);
