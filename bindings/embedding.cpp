@@ -67,6 +67,25 @@ std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_
   return skipped;
 }
 
+// Returns the number of lookups out of bounds. `outs`: address, rows, row stride of each table's output.
+std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
+                        std::int64_t num_values, std::uintptr_t offsets, int bounds,
+                        const std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>& outs,
+                        int out_dtype) {
+  if (kernel.run.row_lookup == nullptr) throw py::value_error("row_lookup: " + kernel.name + " is no row lookup");
+  if (static_cast<std::int64_t>(outs.size()) != tables.size())
+    throw py::value_error("outs: expected one per table (" + std::to_string(tables.size()) + ")");
+  std::vector<MatrixView> views;
+  for (const auto& [data, rows, stride] : outs)
+    views.push_back(matrix(data, rows, tables.views()[views.size()].dim, stride, static_cast<DType>(out_dtype)));
+  std::int64_t outside = 0;
+  const RowLookupArgs args{tables.views(), indices_of(tables, batch, values, num_values, offsets, 0),
+                           static_cast<Bounds>(bounds), views.data(), &outside};
+  ++kernel.calls;
+  run_released([&] { return kernel.run.row_lookup(args); });
+  return outside;
+}
+
 void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                   std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
                   std::uintptr_t grad, std::int64_t grad_stride, int optimizer, float lr, float eps, float weight_decay,
@@ -90,6 +109,7 @@ void bind_embedding(py::module_& m) {
       .def("__len__", &TableSet::size)
       .def_property_readonly("dims", &TableSet::dims);
   m.def("bag_forward", &bag_forward);
+  m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);
 }
 

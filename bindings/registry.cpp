@@ -44,6 +44,7 @@ void bind_registry(py::module_& m) {
       .value("quantize", Op::quantize)
       .value("bag_forward", Op::bag_forward)
       .value("bag_backward", Op::bag_backward)
+      .value("row_lookup", Op::row_lookup)
       .finalize();
   py::native_enum<Device>(m, "Device", "enum.IntEnum").value("cpu", Device::cpu).value("cuda", Device::cuda).finalize();
   py::native_enum<Numerics>(m, "Numerics", "enum.IntEnum")

@@ -9,7 +9,7 @@ foreach(kernel bf16 e4m3_row e4m3_weight_only)
 endforeach()
 set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp
                             PROPERTIES COMPILE_OPTIONS "-mavx512vnni;${dot_product_flags}")
-set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
+set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp cpp/src/cpu/avx512/row_lookup_vbmi.cpp PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
 
 # Rounding of activations, as in the quantizers: never contracted.
 set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)

@@ -219,9 +219,10 @@ class Run:
         peers: Callable[[Entry], bool],
         named: Sequence[str] = (),
         bar: float | None = None,
+        worst: bool = False,
     ) -> None:
         """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
-        contests. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
+        contests, or with ``worst`` the least of them. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
         ratios, missing = [], set()
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e)])
@@ -233,12 +234,29 @@ class Run:
                 ratios.append(contest.ratios(mine, theirs))
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
         if ratios:
-            interval = median_interval(ratios)
+            pools = [[values] for values in ratios] if worst else [ratios]
+            interval = min(map(median_interval, pools), key=lambda found: found.figure)
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
             entry["contests"] = len(ratios)
             entry["holds"] = None if bar is None else interval.figure >= bar
         if missing or not ratios:
             entry |= {"holds": False, "did_not_run": sorted(missing)}
+        self.bars.append(entry)
+
+    def share(self, name: str, ours: Callable[[Entry], bool], bar: float | None = None) -> None:
+        """A bar: the least share of its roof that the best of ``ours`` reaches in a contest."""
+        shares = []
+        for contest in self.contests:
+            mine = contest.best([e for e in contest.ours if ours(e) and e.roof is not None])
+            if mine is not None:
+                shares.append(_done_per_second(mine) / contest.samples[mine.name] / mine.roof.value)  # type: ignore[union-attr]
+        entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
+        if shares:
+            interval = min((median_interval([s]) for s in shares), key=lambda found: found.figure)
+            entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
+            entry |= {"contests": len(shares), "holds": None if bar is None else interval.figure >= bar}
+        else:
+            entry |= {"holds": False if bar else None, "did_not_run": []}
         self.bars.append(entry)
 
     def finish(self) -> None:
@@ -260,9 +278,8 @@ class Run:
         rates = {"gflops": entry.flops, "gbps": entry.bytes, "mitems": entry.items * 1e3}
         row |= {key: _digits(work / p50 * 1e-3) for key, work in rates.items() if work}
         if entry.roof is not None:
-            done = {"GFLOP/s": entry.flops, "GB/s": entry.bytes, "M rows/s": entry.items * 1e3}[entry.roof.unit]
             row["roof"] = {"name": entry.roof.name, "value": _digits(entry.roof.value), "unit": entry.roof.unit}
-            row["share_of_roof"] = _digits(done / p50 * 1e-3 / entry.roof.value)
+            row["share_of_roof"] = _digits(_done_per_second(entry) / p50 / entry.roof.value)
         row["peers"] = {p.name: {"io": p.io, "p50_us": _digits(contest.median(p))} for p in contest.peers}
         row["peers"] |= {name: {"absent": reason} for name, reason in contest.absent.items()}
         for key, eligible in (("best_peer", [p for p in contest.peers if p.io == entry.io]),
@@ -283,6 +300,12 @@ class Run:
         elif "shape" in record:
             words = " ".join(f"{k}={v}" for k, v in record["shape"].items())
             print(f"{record['op']} {words}: {record.get('entry', record.get('skipped'))}", file=sys.stderr, flush=True)
+
+
+def _done_per_second(entry: Entry) -> float:
+    """Work of one call in the unit of the entry's roof, when the call takes a microsecond."""
+    assert entry.roof is not None
+    return {"GFLOP/s": entry.flops * 1e-3, "GB/s": entry.bytes * 1e-3, "M rows/s": entry.items}[entry.roof.unit]
 
 
 def _kernel_of(op: str, entry: Entry) -> str | None:

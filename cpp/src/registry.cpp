@@ -15,6 +15,7 @@ const char* to_string(Op op) {
     case Op::linear: return "linear";
     case Op::quantize: return "quantize";
     case Op::bag_forward: return "bag_forward";
+    case Op::row_lookup: return "row_lookup";
     default: return "bag_backward";
   }
 }

@@ -23,6 +23,7 @@ class Op(IntEnum):
     quantize = ...
     bag_forward = ...
     bag_backward = ...
+    row_lookup = ...
 
 class Device(IntEnum):
     cpu = ...
@@ -274,6 +275,17 @@ def bag_forward(
     bounds: int,
     out: int,
     out_stride: int,
+    out_dtype: int,
+) -> int: ...
+def row_lookup(
+    kernel: Kernel,
+    tables: TableSet,
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    bounds: int,
+    outs: list[tuple[int, int, int]],
     out_dtype: int,
 ) -> int: ...
 def bag_backward(

@@ -54,6 +54,16 @@ struct BagForwardArgs {
   std::int64_t* out_of_bounds = nullptr;  // number of skipped rows, may be null
 };
 
+// Row v of table t's lookups, without pooling: outs[t] is [lookups of table t, dim] f32 or bf16. Indices hold no
+// weights; a lookup outside its table gives zeros where bounds let it pass.
+struct RowLookupArgs {
+  const TableView* tables = nullptr;
+  BagIndices indices;
+  Bounds bounds = Bounds::error;
+  const MatrixView* outs = nullptr;       // [num_tables], all of one type
+  std::int64_t* out_of_bounds = nullptr;  // number of such lookups, may be null
+};
+
 struct OptimizerConfig {
   enum class Kind : std::uint8_t { none, sgd, row_wise_adagrad } kind = Kind::sgd;  // none: tables stay as they are
   float lr = 0.01f;
@@ -73,6 +83,7 @@ struct BagBackwardArgs {
 };
 
 using BagForwardLauncher = Status (*)(const BagForwardArgs&);
+using RowLookupLauncher = Status (*)(const RowLookupArgs&);
 using BagBackwardLauncher = Status (*)(const BagBackwardArgs&);
 
 // Offsets that start at 0, never decrease and end at num_values; else a Status that names the first bad place.
@@ -81,8 +92,10 @@ Status validate(const BagIndices& indices);
 // Everything a forward kernel relies on before it writes: offsets, shapes, types. It meets row indices as it goes,
 // skips those outside their table and counts them.
 Status validate(const BagForwardArgs& args);
+Status validate(const RowLookupArgs& args);
 // What a forward kernel returns that skipped `outside` lookups: with Bounds::error the first of them as a Status.
 Status report_outside(const BagForwardArgs& args, std::int64_t outside);
+Status report_outside(const RowLookupArgs& args, std::int64_t outside);
 
 // The same before a backward kernel, and row indices too: with Bounds::error one outside its table is a Status; else
 // `skipped` tells how many there are.

@@ -76,6 +76,12 @@ template <int mantissa_bits, int bias>
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
+// The scale 2^(code - 127) of the MX formats; 255 is NaN.
+[[gnu::always_inline]] inline float decode_e8m0(std::uint8_t code) {
+  const std::uint32_t odd = code == 0 || code == 255 ? 0x400000u : 0u;  // 2^-127 is subnormal
+  return std::bit_cast<float>(static_cast<std::uint32_t>(code) << 23 | odd);
+}
+
 // Immune to the flushing of FP32 subnormals.
 [[gnu::always_inline]] inline float decode_f16(std::uint16_t bits) {
   const std::uint32_t magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;

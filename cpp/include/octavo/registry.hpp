@@ -14,7 +14,7 @@
 
 namespace octavo {
 
-enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward };
+enum class Op : std::uint8_t { linear, quantize, bag_forward, bag_backward, row_lookup };
 const char* to_string(Op op);
 
 enum class Qualification : std::uint8_t { unknown, trusted, qualified, quarantined };
@@ -33,6 +33,7 @@ struct Launchers {
   LinearLauncher linear = nullptr;
   QuantizeLauncher quantize = nullptr;
   BagForwardLauncher bag_forward = nullptr;
+  RowLookupLauncher row_lookup = nullptr;
   BagBackwardLauncher bag_backward = nullptr;
 };
 

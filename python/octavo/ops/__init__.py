@@ -2,6 +2,7 @@
 
 from octavo.ops import dispatch, errors
 from octavo.ops.embedding import embedding_bags
+from octavo.ops.embedding_rows import embedding_rows
 from octavo.ops.epilogue import Norm
 from octavo.ops.jagged import Jagged
 from octavo.ops.linear import linear
@@ -21,6 +22,7 @@ __all__ = [
     "dequantize",
     "dispatch",
     "embedding_bags",
+    "embedding_rows",
     "errors",
     "linear",
     "pack_weight",

@@ -16,7 +16,7 @@ from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
 POOLING = ("sum", "mean")
 _FORMAT_OF = {f.element: name for name, f in FORMATS.items() if name != "int4"}
-_OUT = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
+OUT_TYPES = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
 
 
 class TableSet:
@@ -113,7 +113,7 @@ def embedding_bags(
     if not isinstance(tables, TableSet):
         tables = TableSet(tables, scales, pooling)
     choice("bounds", bounds, tuple(BOUNDS))
-    if out_dtype not in _OUT:
+    if out_dtype not in OUT_TYPES:
         raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
     if torch.compiler.is_compiling():
         pooled = traced_bags(tables, values, offsets, weights, bounds, out_dtype)
@@ -160,7 +160,7 @@ def bag_forward(
         kernel = kernels.serving(_core.Op.bag_forward, ("cpu",))
     skipped = _core.bag_forward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], out.data_ptr(), out.stride(0), _OUT[out_dtype],
+        BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype],
     )  # fmt: skip
     if skipped and bounds == "warn":
         warnings.warn(
@@ -293,14 +293,21 @@ def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def table_set(
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], int4_dims: list[int],
+    pooling: str | list[str] = "sum",
+) -> TableSet:  # fmt: skip
+    """The tables of an operator's arguments, where an empty scale is none and dimension 0 is not INT4."""
+    coded = (torch.float8_e4m3fn, torch.uint8)
+    kept = [s if r.dtype in coded else None for r, s in zip(rows, scales, strict=True)]
+    return TableSet(rows, kept, pooling, names, int4_dims=[dim or None for dim in int4_dims])
+
+
 def _embedding_bags(
     rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], int4_dims: list[int],
     values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    coded = (torch.float8_e4m3fn, torch.uint8)
-    kept = [s if r.dtype in coded else None for r, s in zip(rows, scales, strict=True)]
-    pooling = ["mean" if m else "sum" for m in mean]
-    tables = TableSet(rows, kept, pooling, names, int4_dims=[dim or None for dim in int4_dims])
+    tables = table_set(rows, scales, names, int4_dims, ["mean" if m else "sum" for m in mean])
     return bag_forward(tables, values, offsets, weights, bounds, out_dtype)
 
 

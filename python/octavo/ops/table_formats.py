@@ -67,14 +67,16 @@ def encode_rows(rows: torch.Tensor, dtype: str, place: str = "separate") -> tupl
     return rows.to(FORMATS[dtype].element), None
 
 
-def decode_rows(codes: torch.Tensor, scale: torch.Tensor | None, dim: int | None = None) -> torch.Tensor:
-    """The FP32 values of ``encode_rows``; ``dim`` says that the codes are INT4 of that many columns."""
-    if dim is not None:
-        codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)[:, :dim]
-    values = codes.float()
+def decode_rows(
+    codes: torch.Tensor, scale: torch.Tensor | None, int4_dim: int | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The values of ``encode_rows``, computed in ``dtype``; ``int4_dim`` says that codes are INT4 of so many columns."""
+    if int4_dim is not None:
+        codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)[:, :int4_dim]
+    values = codes.to(dtype)
     if scale is None:
         return values
-    scale = scale.float()
+    scale = scale.float().to(dtype)
     return values * scale[:, None] if scale.dim() == 1 else values * scale[:, :1] + scale[:, 1:]
 
 

@@ -8,9 +8,8 @@
 
 #include <immintrin.h>
 
-#include <cstring>
-
 #include "octavo/embedding.hpp"
+#include "octavo/float8.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
@@ -38,9 +37,7 @@ struct RowScales {
       : scale(table.scale), stride(table.scale_stride), exponents(table.scale_exponents) {}
   [[gnu::always_inline]] float operator()(std::int64_t row) const {
     if (exponents == nullptr) return scale[row * stride];
-    const std::uint32_t e = exponents[row];
-    const std::uint32_t odd = e == 0 || e == 255 ? 0x400000 : 0;  // 2^-127 is subnormal, 255 is NaN
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(e << 23 | odd))));
+    return decode_e8m0(exponents[row]);
   }
 };
 
