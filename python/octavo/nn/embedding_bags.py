@@ -97,6 +97,16 @@ class _Tensors(torch.nn.Module):
             self._buffers[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._buffers.items():
+            assert tensor is not None
+            destination[prefix + name] = _apart(destination[prefix + name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {name: None if t is None else _apart(t) for name, t in self._buffers.items()}
+        return {**self.__dict__, "_buffers": buffers}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tensors:
         twin = _Tensors()
         memo[id(self)] = twin
@@ -199,8 +209,8 @@ class EmbeddingBags(torch.nn.Module):
                 rows.uniform_(-width, width, generator=generator)
             else:
                 for begin in range(0, table.rows, _CHUNK):
-                    part = rows[begin : begin + _CHUNK]
-                    self._encode(table, begin, torch.empty(part.shape).uniform_(-width, width, generator=generator))
+                    drawn = torch.empty(min(_CHUNK, table.rows - begin), table.dim)
+                    self._encode(table, begin, drawn.uniform_(-width, width, generator=generator))
             if state is not None:
                 state.zero_()
 
@@ -326,6 +336,12 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device |
     if tensor.is_cpu:
         _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
     return tensor
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that shares no memory with one of another type, as codes and scales of one row do: torch.save refuses."""
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class _Bags(torch.autograd.Function):
