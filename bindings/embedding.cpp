@@ -24,9 +24,8 @@ class TableSet {
     for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state, scale_stride, exponents] : rows) {
       names_.push_back(name);
       views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
-                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale),
-                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state), scale_stride,
-                        reinterpret_cast<std::uint8_t*>(exponents)});
+                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale), mean ? Pooling::mean : Pooling::sum,
+                        reinterpret_cast<float*>(state), scale_stride, reinterpret_cast<std::uint8_t*>(exponents)});
       dims_ += dim;
     }
   }

@@ -93,22 +93,21 @@ void add_bag_forward(const KernelInfo& kernel) {
 void add_row_lookup(const KernelInfo& kernel) {
   for (const DType dtype : kRowTypes) {
     if (!names(kernel, dtype)) continue;
-    add(kernel, std::string(word(dtype)) + "/" + shape(1),
-        [=, run = kernel.run.row_lookup](benchmark::State& state) {
-          Bags bags(dtype, 1);
-          std::vector<MatrixView> outs;
-          for (std::int64_t t = 0; t < kTables; ++t)
-            outs.push_back({bags.dense.data() + t * kBatch * kDim, kBatch, kDim, kDim, DType::f32});
-          RowLookupArgs args;
-          args.tables = bags.tables.data();
-          args.outs = outs.data();
-          std::int64_t call = 0;
-          const bool ran = repeat(state, [&] {
-            args.indices = bags.indices(call++);
-            return run(args);
-          });
-          if (ran) bags.report(state, 1, dtype);
-        });
+    add(kernel, std::string(word(dtype)) + "/" + shape(1), [=, run = kernel.run.row_lookup](benchmark::State& state) {
+      Bags bags(dtype, 1);
+      std::vector<MatrixView> outs;
+      for (std::int64_t t = 0; t < kTables; ++t)
+        outs.push_back({bags.dense.data() + t * kBatch * kDim, kBatch, kDim, kDim, DType::f32});
+      RowLookupArgs args;
+      args.tables = bags.tables.data();
+      args.outs = outs.data();
+      std::int64_t call = 0;
+      const bool ran = repeat(state, [&] {
+        args.indices = bags.indices(call++);
+        return run(args);
+      });
+      if (ran) bags.report(state, 1, dtype);
+    });
   }
 }
 

@@ -177,7 +177,9 @@ double octavo_roof_lines(int threads, std::int64_t table_bytes, double ms) {
   const auto table = touched(table_bytes);
   double best = 0;
   for (std::int64_t lines = 1; table != nullptr && lines <= 8; lines *= 2) {
-    const auto keep = [&](double rows) { best = rows * static_cast<double>(lines) > best ? rows * static_cast<double>(lines) : best; };
+    const auto keep = [&](double rows) {
+      best = rows * static_cast<double>(lines) > best ? rows * static_cast<double>(lines) : best;
+    };
     keep(gather<_MM_HINT_T0>(threads, table.get(), table_bytes, lines * kLine, ms));
     keep(gather<_MM_HINT_T1>(threads, table.get(), table_bytes, lines * kLine, ms));
     keep(gather<_MM_HINT_NTA>(threads, table.get(), table_bytes, lines * kLine, ms));

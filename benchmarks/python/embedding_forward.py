@@ -107,7 +107,9 @@ def body(run: harness.Run) -> None:
         grid_point(run, tables, rows, dim, lengths)
     beyond = {"tables": "beyond L3"}
     run.finding("embedding_forward_8bit_beyond_l3", where(narrow=True, **beyond), where(), TORCH + FBGEMM, 2.2)
-    run.finding("embedding_forward_8bit_inside_l3", where(narrow=True, tables="inside L3"), where(), TORCH + FBGEMM, 0.85)
+    run.finding(
+        "embedding_forward_8bit_inside_l3", where(narrow=True, tables="inside L3"), where(), TORCH + FBGEMM, 0.85
+    )
     fp32 = where(numerics="fp32", **beyond), where(io=WIDTH["fp32"]), ("torch float32", "fbgemm fp32")
     run.finding("embedding_forward_fp32_beyond_l3", *fp32, 1.6)
     run.finding("embedding_forward_fp32_worst", *fp32, 1.1, worst=True)

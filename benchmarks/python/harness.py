@@ -222,7 +222,8 @@ class Run:
         worst: bool = False,
     ) -> None:
         """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
-        contests, or with ``worst`` the least of them. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
+        contests, or with ``worst`` the least of them. ``holds`` is None for a finding (no ``bar``), False when
+        a peer of ``named`` did not run somewhere."""
         ratios, missing = [], set()
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e)])
@@ -249,7 +250,8 @@ class Run:
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e) and e.roof is not None])
             if mine is not None:
-                shares.append(_done_per_second(mine) / contest.samples[mine.name] / mine.roof.value)  # type: ignore[union-attr]
+                assert mine.roof is not None
+                shares.append(_done_per_second(mine) / contest.samples[mine.name] / mine.roof.value)
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
         if shares:
             interval = min((median_interval([s]) for s in shares), key=lambda found: found.figure)

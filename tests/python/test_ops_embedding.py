@@ -291,6 +291,7 @@ BAD = [
     (dict(out=torch.empty(2, 4).bfloat16()), TypeError, "out: expected a torch.float32 tensor, found torch.bfloat16"),
     (dict(out=torch.empty(2, 5)), ValueError, r"out: expected \[2, 4\] on the CPU, columns contiguous"),
     (dict(out=torch.empty(4, 2).T), ValueError, "out: expected .*columns contiguous, found .*strides"),
+    (dict(out=torch.empty(1, 4).expand(2, 4)), ValueError, "out: expected .*rows apart"),
     (dict(out_dtype=torch.float16), TypeError, "out_dtype: expected torch.float32 or torch.bfloat16"),
     (dict(tables=[ROWS.byte()]), ValueError, r"scale of table '0': expected \[5, 2\] for torch.uint8 rows, found none"),
     (dict(scales=[torch.ones(5)]), ValueError, "scale of table '0': expected none for torch.float32 rows"),
@@ -307,7 +308,18 @@ def test_operator_is_well_formed_and_compiles() -> None:
     rows = [torch.randn(6, 4), torch.randn(5, 8)]
     values, offsets, weights = bags(2, 3, 5, seed=1)
     empty = torch.empty(0)
-    arguments = (rows, [empty, empty], ["a", "b"], [False, True], [0, 0], values, offsets, weights, "error", torch.float32)
+    arguments = (
+        rows,
+        [empty, empty],
+        ["a", "b"],
+        [False, True],
+        [0, 0],
+        values,
+        offsets,
+        weights,
+        "error",
+        torch.float32,
+    )
     torch.library.opcheck(
         torch.ops.octavo.embedding_bags.default, arguments,
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),

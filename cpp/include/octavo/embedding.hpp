@@ -25,8 +25,9 @@ struct TableView {
   float* scale = nullptr;            // e4m3: [num_rows]; u8, u4: [num_rows, 2] (scale, bias)
   Pooling pooling = Pooling::sum;    // mean: the weighted sum divided by the number of rows in the bag
   float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
-  std::int64_t scale_stride = 0;            // floats from one row's scale to the next's
-  std::uint8_t* scale_exponents = nullptr;  // e4m3, instead of scale: [num_rows], scale 2^(byte - 127), 255 = NaN (E8M0)
+  std::int64_t scale_stride = 0;     // floats from one row's scale to the next's
+  std::uint8_t* scale_exponents =
+      nullptr;  // e4m3, instead of scale: [num_rows], scale 2^(byte - 127), 255 = NaN (E8M0)
 
   [[gnu::always_inline]] float* scale_of(std::int64_t row) const { return scale + row * scale_stride; }
   [[gnu::always_inline]] std::int64_t stored_bytes() const { return packed_bytes(dtype, dim); }  // of a row's codes

@@ -87,8 +87,7 @@ template <int mantissa_bits, int bias>
   const std::uint32_t magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
   const float subnormal = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
   const std::uint32_t rebias = magnitude < 0x7c00u ? 112u << 23 : 224u << 23;  // infinity and NaN keep all ones
-  const std::uint32_t value =
-      magnitude < 0x400u ? std::bit_cast<std::uint32_t>(subnormal) : (magnitude << 13) + rebias;
+  const std::uint32_t value = magnitude < 0x400u ? std::bit_cast<std::uint32_t>(subnormal) : (magnitude << 13) + rebias;
   return std::bit_cast<float>(value | sign);
 }
 

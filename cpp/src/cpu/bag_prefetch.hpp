@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <numeric>
 
 #include "octavo/embedding.hpp"
@@ -52,8 +51,6 @@ class BagPrefetch {
       widest = bytes > widest ? bytes : widest;
       total += bytes * tables[t].num_rows;
     }
-    static const int env_ahead = getenv("OCT_AHEAD") ? atoi(getenv("OCT_AHEAD")) : -1;
-    if (env_ahead >= 0) ahead_ = env_ahead; else
     ahead_ = total <= kResidentBytes ? 0 : total <= kNearBytes ? kAheadNear : widest <= 140 ? kAheadNarrow : kAheadWide;
     if (ahead_ == 0) {
       stop();

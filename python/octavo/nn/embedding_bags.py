@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,6 +256,7 @@ class EmbeddingBags(torch.nn.Module):
         would lose more than the format does.
         """
         choice("dtype", dtype, tuple(FORMATS))
+
         def rounds_twice(table: Table) -> bool:
             if table.dtype == dtype:
                 return scale == "power_of_two" != table.place
@@ -291,8 +293,9 @@ class EmbeddingBags(torch.nn.Module):
 
     def _table_set(self) -> embedding.TableSet:
         """The kernels' handle, made again when a tensor moved (``.to``, ``load_state_dict(assign=True)``)."""
-        tensors = [t for group in (self.rows, self.scale, self.state) for t in group._buffers.values() if t is not None]
-        addresses = [t.data_ptr() for t in tensors]
+        parts = self._modules  # not self.rows: Module.__getattr__ costs more than the check, which every call makes
+        buffers = [parts[name]._buffers.values() for name in ("rows", "scale", "state")]  # type: ignore[union-attr]
+        addresses = list(map(torch.Tensor.data_ptr, itertools.chain(*buffers)))  # type: ignore[arg-type]
         if self._set is None or addresses != self._addresses:
             names = [table.name for table in self.tables]
             rows = [self.rows._buffers[name] for name in names]
@@ -339,7 +342,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device |
 
 
 def _apart(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that shares no memory with one of another type, as codes and scales of one row do: torch.save refuses."""
+    """A tensor that shares no memory with one of another type (codes and scales of a row), which torch.save refuses."""
     alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 

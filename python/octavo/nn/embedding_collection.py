@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class EmbeddingCollection(EmbeddingBags):
         if isinstance(values, Jagged):
             if offsets is not None or values.weights is not None:
                 raise TypeError("offsets, weights: a Jagged holds its own offsets, and rows without pooling no weights")
-            values, offsets = values.values, values.offsets
+            jagged = values
+            values, offsets = jagged.values, jagged.offsets
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
         tables = self._table_set()
@@ -49,7 +51,7 @@ class EmbeddingCollection(EmbeddingBags):
         Jagged(values, offsets)  # checks the content of offsets
         ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
         rows = []
-        for t, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+        for t, (begin, end) in enumerate(pairwise(ends)):
             each = torch.arange(end - begin + 1)
             part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, _OneTable(self, t))  # type: ignore[no-untyped-call]
             rows.append(part)

@@ -227,16 +227,20 @@ def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weig
 def check_out(out: torch.Tensor, shape: list[int], dtype: torch.dtype) -> None:
     """Raise unless a kernel may write [rows, columns] of ``dtype`` to ``out``."""
     if not isinstance(out, torch.Tensor) or out.dtype is not dtype:
-        found = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
-        raise TypeError(f"out: expected a {dtype} tensor, found {found}; pass out_dtype to get another type")
-    if list(out.shape) != shape or not out.is_cpu or (shape[1] > 1 and out.stride(1) != 1):
+        kind = str(out.dtype) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise TypeError(f"out: expected a {dtype} tensor, found {kind}; pass out_dtype to get another type")
+    fits = list(out.shape) == shape and out.is_cpu
+    if not fits or (shape[1] > 1 and out.stride(1) != 1) or (shape[0] > 1 and out.stride(0) < shape[1]):
         found = f"{list(out.shape)} on {out.device}, strides {list(out.stride())}"
-        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, found {found}")
+        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, rows apart, found {found}")
     if out.requires_grad:
         raise ValueError("out: requires gradients, which do not flow through it; pass out.detach()")
 
 
 def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+    usual = type(value) is torch.Tensor and value.dtype is dtype and value.ndim == 1 and value.is_cpu
+    if usual and value.is_contiguous():
+        return
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{argument}: expected a torch.Tensor, found {type(value).__name__}")
     if value.dtype is not dtype:

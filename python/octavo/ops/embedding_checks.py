@@ -31,8 +31,9 @@ def check_bag_forward(kernel: _core.Kernel) -> str:
                 )
                 if not error <= bound:
                     return (
-                        f"bag_forward rows {format} {place} -> {dtype}, dims {DIMS}, {'weighted, ' if w is not None else ''}"
-                        f"batch {_BATCH}: expected error <= {bound:.1e} of the largest element, found {error:.1e}"
+                        f"bag_forward rows {format} {place} -> {dtype}, dims {DIMS}, "
+                        f"{'weighted, ' if w is not None else ''}batch {_BATCH}: expected error <= {bound:.1e} "
+                        f"of the largest element, found {error:.1e}"
                     )
     return ""
 
@@ -108,8 +109,9 @@ def _tables(
         codes, scale = encode_rows(torch.randn(_ROWS, dim, generator=g), format, place)
         decoded.append(decode_rows(codes, scale, int4_dim, torch.float64))
         if place == "in_row":
-            apart, (codes, scale) = (codes, scale), rows_in(
-                torch.zeros(_ROWS, row_bytes(format, dim), dtype=torch.uint8), format, dim
+            apart, (codes, scale) = (
+                (codes, scale),
+                rows_in(torch.zeros(_ROWS, row_bytes(format, dim), dtype=torch.uint8), format, dim),
             )
             codes.copy_(apart[0])
             scale.copy_(apart[1])  # type: ignore[arg-type]

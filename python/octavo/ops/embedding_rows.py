@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -71,7 +72,7 @@ def row_lookup(
     """The eager path of :func:`embedding_rows`. ``kernel`` runs that one instead of the preferred one."""
     batch = check_indices(len(tables), values, offsets, None)
     ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
-    counts = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    counts = [end - begin for begin, end in pairwise(ends)]
     if out is None:
         if min(counts) < 0 or sum(counts) > values.shape[0]:
             counts = [0] * len(counts)  # the kernel says which offset is wrong

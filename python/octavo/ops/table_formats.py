@@ -70,7 +70,7 @@ def encode_rows(rows: torch.Tensor, dtype: str, place: str = "separate") -> tupl
 def decode_rows(
     codes: torch.Tensor, scale: torch.Tensor | None, int4_dim: int | None = None, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The values of ``encode_rows``, computed in ``dtype``; ``int4_dim`` says that codes are INT4 of so many columns."""
+    """The values of ``encode_rows``, computed in ``dtype``; ``int4_dim`` says that codes are INT4 of that many."""
     if int4_dim is not None:
         codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1)[:, :int4_dim]
     values = codes.to(dtype)

@@ -15,8 +15,8 @@ struct E4m3Values {
 };
 
 // Adds weight * row to acc [dim].
-[[gnu::always_inline]] inline void add_row(const TableView& table, const E4m3Values& e4m3, std::int64_t row, float weight,
-                                           float* __restrict acc) {
+[[gnu::always_inline]] inline void add_row(const TableView& table, const E4m3Values& e4m3, std::int64_t row,
+                                           float weight, float* __restrict acc) {
   const std::int64_t dim = table.dim, at = row * table.row_stride;
   switch (table.dtype) {
     case DType::f32: {
@@ -36,7 +36,8 @@ struct E4m3Values {
     }
     case DType::e4m3: {
       const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
-      const float scale = weight * (table.scale_exponents != nullptr ? decode_e8m0(table.scale_exponents[row]) : *table.scale_of(row));
+      const float scale =
+          weight * (table.scale_exponents != nullptr ? decode_e8m0(table.scale_exponents[row]) : *table.scale_of(row));
       for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * e4m3.of[x[c]];
       break;
     }
@@ -57,7 +58,6 @@ struct E4m3Values {
     }
   }
 }
-
 
 // acc [dim] to row `row` of `out`, from column `column` on.
 [[gnu::always_inline]] inline void store_row(const MatrixView& out, std::int64_t row, std::int64_t column,
