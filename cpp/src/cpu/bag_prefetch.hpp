@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <numeric>
 
 #include "octavo/embedding.hpp"
 
@@ -104,7 +103,8 @@ class BagPrefetch {
     aim_.ahead = ahead;
     aim_.until = (end < last_ ? end : last_) - ahead;
     // rows start at every multiple of `step` in a line, the last of which leaves least of it
-    const auto step = static_cast<std::int64_t>(std::gcd(aim_.row_bytes, std::uint64_t{64}));
+    const std::uint64_t at = aim_.row_bytes | 64;
+    const auto step = static_cast<std::int64_t>(at & (~at + 1));  // the largest power of two that divides both
     const auto start = 64 - step + static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(aim_.rows) % 64) % step;
     aim_.straddles = (start + aim_.bytes - 1) / 64 >= (table.stored_bytes() + 63) / 64;
   }
