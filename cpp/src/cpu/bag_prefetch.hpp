@@ -63,6 +63,17 @@ class BagPrefetch {
   }
 
   const BagAim& aim() const { return aim_; }
+  // The same field by field: a copy as a whole would stay in memory, and every row would read it there.
+  [[gnu::always_inline]] void get(BagAim& aim) const {
+    aim.rows = aim_.rows;
+    aim.row_bytes = aim_.row_bytes;
+    aim.scale = aim_.scale;
+    aim.scale_bytes = aim_.scale_bytes;
+    aim.bytes = aim_.bytes;
+    aim.ahead = aim_.ahead;
+    aim.until = aim_.until;
+    aim.straddles = aim_.straddles;
+  }
 
   // The whole row.
   void fetch(std::int64_t row) const {

@@ -27,7 +27,8 @@ std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& p
   const MatrixView out = work.args.out;
   const std::int64_t* offsets = in.offsets + work.table * in.batch;
   const bool mean = table.pooling == Pooling::mean;
-  BagAim aim = prefetch.aim();
+  BagAim aim;
+  prefetch.get(aim);
   std::int64_t v = offsets[work.bags.begin], outside_in_all = 0;
   std::int64_t at = work.bags.begin * out.row_stride + work.column + first;
   for (std::int64_t b = work.bags.begin; b < work.bags.end; ++b, at += out.row_stride) {
@@ -44,7 +45,7 @@ std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& p
       v = stop;
       if (__builtin_expect(v == end, 1)) break;
       prefetch.advance(v);
-      aim = prefetch.aim();
+      prefetch.get(aim);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) sum[i] = _mm512_add_ps(sum[i], _mm512_set1_ps(bias));
@@ -59,6 +60,13 @@ std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& p
   return outside_in_all;
 }
 
+// 128 columns from `first` on; the prefetch stays where it is, for the passes to come.
+template <class Format, bool weighted>
+[[gnu::noinline]] void pool_whole(const Format& format, const Work& work, std::int64_t first) {
+  BagPrefetch same_rows = work.prefetch;
+  pool_columns<Format, kMaxVectors, weighted>(format, work, same_rows, first, 0xffff);
+}
+
 // Columns go in passes of 128 over all of the bags, each of which fetches its own part of the rows.
 template <class Format, bool weighted>
 std::int64_t pool_table(const Work& work) {
@@ -66,10 +74,8 @@ std::int64_t pool_table(const Work& work) {
   if (table.dim == 0) return 0;
   const Format format(table);
   const LastPass last(table.dim);
-  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors) {
-    BagPrefetch same_rows = work.prefetch;
-    pool_columns<Format, kMaxVectors, weighted>(format, work, same_rows, first, 0xffff);
-  }
+  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors)
+    pool_whole<Format, weighted>(format, work, first);
   return with_vectors(table.dim, [&]<int vectors>() {
     return pool_columns<Format, vectors, weighted>(format, work, work.prefetch, last.first, last.tail);
   });

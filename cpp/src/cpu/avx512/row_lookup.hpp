@@ -15,11 +15,12 @@ std::int64_t copy_columns(const Format& format, const RowLookupArgs& args, std::
   const Columns<Format, vectors, false> columns(format, args.tables[t], args.indices, first, tail);
   const MatrixView out = args.outs[t];
   std::int64_t outside = 0, at = (mine.begin - args.indices.first_value(t, 0)) * out.row_stride + first;
-  BagAim aim = prefetch.aim();
+  BagAim aim;
+  prefetch.get(aim);
   for (std::int64_t v = mine.begin; v < mine.end; ++v, at += out.row_stride) {
     if (__builtin_expect(v >= aim.until, 0)) {
       prefetch.advance(v);
-      aim = prefetch.aim();
+      prefetch.get(aim);
     }
     __m512 sum[vectors];
 #pragma GCC unroll 8
@@ -33,16 +34,22 @@ std::int64_t copy_columns(const Format& format, const RowLookupArgs& args, std::
   return outside;
 }
 
+// 128 columns from `first` on; the prefetch stays where it is, for the passes to come.
+template <class Format>
+[[gnu::noinline]] void copy_whole(const Format& format, const RowLookupArgs& args, std::int64_t t, Range mine,
+                                  const BagPrefetch& prefetch, std::int64_t first) {
+  BagPrefetch same_rows = prefetch;
+  copy_columns<Format, kMaxVectors>(format, args, t, mine, same_rows, first, 0xffff);
+}
+
 template <class Format>
 std::int64_t copy_table(const RowLookupArgs& args, std::int64_t t, Range mine, BagPrefetch& prefetch) {
   const TableView& table = args.tables[t];
   if (table.dim == 0) return 0;
   const Format format(table);
   const LastPass last(table.dim);
-  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors) {
-    BagPrefetch same_rows = prefetch;
-    copy_columns<Format, kMaxVectors>(format, args, t, mine, same_rows, first, 0xffff);
-  }
+  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors)
+    copy_whole(format, args, t, mine, prefetch, first);
   return with_vectors(table.dim, [&]<int vectors>() {
     return copy_columns<Format, vectors>(format, args, t, mine, prefetch, last.first, last.tail);
   });
