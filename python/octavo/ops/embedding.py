@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo import _core
-from octavo.ops import kernels
+from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
@@ -153,7 +153,7 @@ def bag_forward(
     """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one."""
     batch = check_indices(len(tables), values, offsets, weights)
     if out is None:
-        out = torch.empty((batch, tables.dims), dtype=out_dtype)
+        out = _outputs.empty(batch, tables.dims, out_dtype)
     else:
         check_out(out, [batch, tables.dims], out_dtype)
     if kernel is None:

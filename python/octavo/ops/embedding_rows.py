@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from octavo import _core
-from octavo.ops import kernels
+from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice
 from octavo.ops.embedding import BOUNDS, OUT_TYPES, TableSet, check_indices, check_out, table_set
@@ -76,7 +76,7 @@ def row_lookup(
     if out is None:
         if min(counts) < 0 or sum(counts) > values.shape[0]:
             counts = [0] * len(counts)  # the kernel says which offset is wrong
-        out = [torch.empty(shape, dtype=out_dtype) for shape in zip(counts, tables.widths, strict=True)]
+        out = [_outputs.empty(rows, dim, out_dtype) for rows, dim in zip(counts, tables.widths, strict=True)]
     elif len(out) != len(tables):
         raise ValueError(f"out: expected one per table ({len(tables)}), found {len(out)}")
     else:
