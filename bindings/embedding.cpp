@@ -15,17 +15,17 @@ namespace {
 // Tables of one module, read once: a call passes this handle instead of a list. The owner keeps the tensors alive.
 class TableSet {
  public:
-  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state
+  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state, scale_stride, exponents
   using Row = std::tuple<std::string, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, int, std::uintptr_t,
-                         bool, std::uintptr_t>;
+                         bool, std::uintptr_t, std::int64_t, std::uintptr_t>;
 
   explicit TableSet(const std::vector<Row>& rows) {
     names_.reserve(rows.size());  // views point into it
-    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state] : rows) {
+    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state, scale_stride, exponents] : rows) {
       names_.push_back(name);
       views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
-                        static_cast<DType>(dtype), reinterpret_cast<const float*>(scale),
-                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state)});
+                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale), mean ? Pooling::mean : Pooling::sum,
+                        reinterpret_cast<float*>(state), scale_stride, reinterpret_cast<std::uint8_t*>(exponents)});
       dims_ += dim;
     }
   }
@@ -66,6 +66,25 @@ std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_
   return skipped;
 }
 
+// Returns the number of lookups out of bounds. `outs`: address, rows, row stride of each table's output.
+std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
+                        std::int64_t num_values, std::uintptr_t offsets, int bounds,
+                        const std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>& outs,
+                        int out_dtype) {
+  if (kernel.run.row_lookup == nullptr) throw py::value_error("row_lookup: " + kernel.name + " is no row lookup");
+  if (static_cast<std::int64_t>(outs.size()) != tables.size())
+    throw py::value_error("outs: expected one per table (" + std::to_string(tables.size()) + ")");
+  std::vector<MatrixView> views;
+  for (const auto& [data, rows, stride] : outs)
+    views.push_back(matrix(data, rows, tables.views()[views.size()].dim, stride, static_cast<DType>(out_dtype)));
+  std::int64_t outside = 0;
+  const RowLookupArgs args{tables.views(), indices_of(tables, batch, values, num_values, offsets, 0),
+                           static_cast<Bounds>(bounds), views.data(), &outside};
+  ++kernel.calls;
+  run_released([&] { return kernel.run.row_lookup(args); });
+  return outside;
+}
+
 void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                   std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
                   std::uintptr_t grad, std::int64_t grad_stride, int optimizer, float lr, float eps, float weight_decay,
@@ -89,6 +108,7 @@ void bind_embedding(py::module_& m) {
       .def("__len__", &TableSet::size)
       .def_property_readonly("dims", &TableSet::dims);
   m.def("bag_forward", &bag_forward);
+  m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);
 }
 

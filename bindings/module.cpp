@@ -30,6 +30,7 @@ PYBIND11_MODULE(_core, m) {
       .value("u8", octavo::DType::u8)
       .value("i32", octavo::DType::i32)
       .value("i64", octavo::DType::i64)
+      .value("u4", octavo::DType::u4)
       .finalize();
   bind_isa(m);
   bind_registry(m);

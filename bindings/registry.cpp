@@ -48,6 +48,7 @@ void bind_registry(py::module_& m) {
       .value("linear_grad_input", Op::linear_grad_input)
       .value("linear_grad_weight", Op::linear_grad_weight)
       .value("pairwise_dots", Op::pairwise_dots)
+      .value("row_lookup", Op::row_lookup)
       .finalize();
   py::native_enum<Device>(m, "Device", "enum.IntEnum").value("cpu", Device::cpu).value("cuda", Device::cuda).finalize();
   py::native_enum<Numerics>(m, "Numerics", "enum.IntEnum")

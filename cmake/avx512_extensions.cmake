@@ -10,7 +10,8 @@ foreach(kernel linear_bf16 linear_e4m3_row linear_e4m3_weight_only linear_grad_i
 endforeach()
 set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp
                             PROPERTIES COMPILE_OPTIONS "-mavx512vnni;${dot_product_flags}")
-set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
+set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp cpp/src/cpu/avx512/row_lookup_vbmi.cpp
+                            PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
 foreach(format e4m3 e5m2 int8)
   set_source_files_properties(cpp/src/cpu/avx512/quantize_${format}_row_vbmi.cpp
                               PROPERTIES COMPILE_OPTIONS "-mavx512vbmi;-ffp-contract=off")

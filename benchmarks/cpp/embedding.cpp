@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::int64_t kTables = 8, kDim = 64, kBatch = 1024, kRows = 100000;
 constexpr std::int64_t kLengths[] = {1, 20};
-constexpr DType kRowTypes[] = {DType::f32, DType::bf16, DType::e4m3, DType::u8};
+constexpr DType kRowTypes[] = {DType::f32, DType::f16, DType::bf16, DType::e4m3, DType::u8, DType::u4};
 
 // Tables of small finite values (the byte 0x2a repeated is one in every format) and bags of uniform indices.
 struct Bags {
@@ -21,7 +21,7 @@ struct Bags {
   std::int64_t length, sets;
 
   Bags(DType dtype, std::int64_t bag_length)
-      : rows(static_cast<std::size_t>(kTables * kRows * kDim) * size_of(dtype)),
+      : rows(static_cast<std::size_t>(kTables * kRows * packed_bytes(dtype, kDim))),
         scale(static_cast<std::size_t>(kTables * kRows) * 2, 0.5f),
         state(static_cast<std::size_t>(kTables * kRows)),
         dense(static_cast<std::size_t>(kBatch * kTables * kDim), 0.125f),
@@ -30,12 +30,14 @@ struct Bags {
     std::fill_n(rows.as<std::uint8_t>(), rows.size(), std::uint8_t{0x2a});
     for (std::int64_t t = 0; t < kTables; ++t) {
       TableView table;
-      table.rows = rows.as<std::uint8_t>() + t * kRows * kDim * static_cast<std::int64_t>(size_of(dtype));
+      table.rows = rows.as<std::uint8_t>() + t * kRows * packed_bytes(dtype, kDim);
       table.num_rows = kRows;
-      table.dim = table.row_stride = kDim;
+      table.dim = kDim;
+      table.row_stride = packed_bytes(dtype, kDim) / static_cast<std::int64_t>(size_of(dtype));
       table.dtype = dtype;
-      if (dtype == DType::e4m3) table.scale = scale.data() + t * kRows;
-      if (dtype == DType::u8) table.scale = scale.data() + t * kRows * 2;
+      if (dtype == DType::e4m3) table.scale_stride = 1;
+      if (dtype == DType::u8 || dtype == DType::u4) table.scale_stride = 2;
+      if (table.scale_stride != 0) table.scale = scale.data() + t * kRows * table.scale_stride;
       table.optimizer_state = state.data() + t * kRows;
       tables.push_back(table);
     }
@@ -58,7 +60,7 @@ struct Bags {
   MatrixView view() { return {dense.data(), kBatch, kTables * kDim, kTables * kDim, DType::f32}; }
 
   void report(benchmark::State& state, double passes, DType dtype) const {
-    const std::int64_t row_bytes = kDim * static_cast<std::int64_t>(size_of(dtype));
+    const std::int64_t row_bytes = packed_bytes(dtype, kDim);
     state.SetItemsProcessed(state.iterations() * per_call());
     share_of(state, passes * static_cast<double>(per_call()), gather_roof(row_bytes));
   }
@@ -86,6 +88,27 @@ void add_bag_forward(const KernelInfo& kernel) {
             if (ran) bags.report(state, 1, dtype);
           });
     }
+}
+
+void add_row_lookup(const KernelInfo& kernel) {
+  for (const DType dtype : kRowTypes) {
+    if (!names(kernel, dtype)) continue;
+    add(kernel, std::string(word(dtype)) + "/" + shape(1), [=, run = kernel.run.row_lookup](benchmark::State& state) {
+      Bags bags(dtype, 1);
+      std::vector<MatrixView> outs;
+      for (std::int64_t t = 0; t < kTables; ++t)
+        outs.push_back({bags.dense.data() + t * kBatch * kDim, kBatch, kDim, kDim, DType::f32});
+      RowLookupArgs args;
+      args.tables = bags.tables.data();
+      args.outs = outs.data();
+      std::int64_t call = 0;
+      const bool ran = repeat(state, [&] {
+        args.indices = bags.indices(call++);
+        return run(args);
+      });
+      if (ran) bags.report(state, 1, dtype);
+    });
+  }
 }
 
 void add_bag_backward(const KernelInfo& kernel) {

@@ -15,6 +15,7 @@ namespace octavo::benchmarks {
 void add_linear(const KernelInfo& kernel);
 void add_quantize(const KernelInfo& kernel);
 void add_bag_forward(const KernelInfo& kernel);
+void add_row_lookup(const KernelInfo& kernel);
 void add_bag_backward(const KernelInfo& kernel);
 void add_linear_epilogue_backward(const KernelInfo& kernel);
 void add_linear_grad_input(const KernelInfo& kernel);
@@ -65,7 +66,9 @@ double gather_roof(std::int64_t row_bytes);  // rows/s, table of 512 MB
 inline const char* word(DType dtype) {
   switch (dtype) {
     case DType::f32: return "float32";
+    case DType::f16: return "float16";
     case DType::bf16: return "bfloat16";
+    case DType::u4: return "int4";
     case DType::e4m3: return "e4m3";
     default: return "int8";
   }

@@ -55,6 +55,7 @@ void add_all() {
       case Op::linear: add_linear(*kernel); break;
       case Op::quantize: add_quantize(*kernel); break;
       case Op::bag_forward: add_bag_forward(*kernel); break;
+      case Op::row_lookup: add_row_lookup(*kernel); break;
       case Op::bag_backward: add_bag_backward(*kernel); break;
       case Op::linear_epilogue_backward: add_linear_epilogue_backward(*kernel); break;
       case Op::linear_grad_input: add_linear_grad_input(*kernel); break;

@@ -19,6 +19,9 @@ void octavo_stream_once(int threads, const void* from, void* to, std::int64_t li
 // row_bytes: rounded up to whole 64-byte lines.
 double octavo_roof_gather(int threads, std::int64_t table_bytes, std::int64_t row_bytes, double ms);
 
+// Million 64-byte lines/s of such reads at their best: over rows of 1 to 8 lines and the hints t0, t1 and nta.
+double octavo_roof_lines(int threads, std::int64_t table_bytes, double ms);
+
 // GFLOP/s (2 per multiply-add) from registers; 0 where this CPU has no such instruction.
 double octavo_roof_fp32(int threads, double ms);  // FMA
 double octavo_roof_bf16(int threads, double ms);  // vdpbf16ps

@@ -55,6 +55,7 @@ def library() -> ctypes.CDLL | None:
     for name, arguments in {
         "copy": [whole, size, yes, number],
         "gather": [whole, size, size, number],
+        "lines": [whole, size, number],
         "fp32": [whole, number],
         "bf16": [whole, number],
         "int8": [whole, number],
@@ -96,6 +97,14 @@ class Roofs:
         name = f"gather of {row_bytes} B rows from {_size(table_bytes)}"
         return self._measure("gather", table_bytes, row_bytes, unit="M rows/s", name=name)
 
+    def lines(self, row_bytes: int, table_bytes: int) -> Roof | None:
+        """Rows of so many 64-byte lines at the most lines/s that any row size and prefetch hint reaches in a table of
+        that size (at most 1 GiB)."""
+        found = self._measure("lines", min(table_bytes, 1 << 30), unit="M rows/s", name="")
+        each = -(-row_bytes // 64)
+        name = f"random lines of {_size(table_bytes)}, {each} a row, {torch.get_num_threads()} threads"
+        return found and Roof(name, found.value / each, found.unit)
+
     def multiply(self, numerics: str) -> Roof | None:
         """The multiply-add loop a numerics class runs at on a CPU: FP32 FMA, BF16 (E4M3 too) or INT8 dot products."""
         loop = {"fp32": "fp32", "int8_dynamic": "int8"}.get(numerics, "bf16")
@@ -105,11 +114,11 @@ class Roofs:
         key = (loop, *arguments)
         if key not in self._known:
             loops, threads = library(), torch.get_num_threads()
-            value = 0.0
+            value, repeats = 0.0, 1 if loop == "lines" else REPEATS  # lines: the best of many already
             if loops is not None:
                 function = getattr(loops, f"octavo_roof_{loop}")
                 time.sleep(SETTLE_S)
-                value = max(function(threads, *arguments, self._ms) for _ in range(REPEATS))
+                value = max(function(threads, *arguments, self._ms) for _ in range(repeats))
             self._known[key] = Roof(f"{name}, {threads} threads", value, unit) if value > 0 else None
         return self._known[key]
 

@@ -62,6 +62,31 @@ Status describe_outside(const TableView* tables, const BagIndices& indices, Boun
   return {};
 }
 
+Status validate_formats(const TableView* tables, std::int64_t count) {
+  for (std::int64_t t = 0; t < count; ++t) {
+    switch (tables[t].dtype) {
+      case DType::f32:
+      case DType::f16:
+      case DType::bf16:
+      case DType::e4m3:
+      case DType::u8:
+      case DType::u4: break;
+      default:
+        return Status::invalid(name_of(tables[t], t) +
+                               ": rows must be FP32, FP16, BF16, E4M3, unsigned INT8 or unsigned INT4");
+    }
+  }
+  return {};
+}
+
+Status report(const TableView* tables, const BagIndices& indices, Bounds bounds, std::int64_t outside,
+              std::int64_t* count) {
+  std::int64_t skipped = 0;
+  if (outside != 0 && bounds == Bounds::error) return describe_outside(tables, indices, bounds, skipped);
+  if (count != nullptr) *count = outside;
+  return {};
+}
+
 Status validate_call(const TableView* tables, const BagIndices& indices, const MatrixView& matrix,
                      const char* matrix_name) {
   if (indices.num_tables <= 0) return Status::invalid("tables: expected at least one table");
@@ -100,20 +125,35 @@ Status validate(const BagIndices& indices) {
 Status validate(const BagForwardArgs& args) {
   if (args.out.dtype != DType::f32 && args.out.dtype != DType::bf16)
     return Status::invalid("out_dtype: must be float32 or bfloat16");
-  for (std::int64_t t = 0; t < args.indices.num_tables; ++t) {
-    const DType rows = args.tables[t].dtype;
-    if (rows != DType::f32 && rows != DType::bf16 && rows != DType::e4m3 && rows != DType::u8)
-      return Status::invalid(name_of(args.tables[t], t) + ": rows must be FP32, BF16, E4M3 or unsigned INT8");
-  }
+  if (Status status = validate_formats(args.tables, args.indices.num_tables); !status.ok()) return status;
   return validate_call(args.tables, args.indices, args.out, "out");
 }
 
-Status report_outside(const BagForwardArgs& args, std::int64_t outside) {
-  std::int64_t skipped = 0;
-  if (outside != 0 && args.bounds == Bounds::error)
-    return describe_outside(args.tables, args.indices, args.bounds, skipped);
-  if (args.out_of_bounds != nullptr) *args.out_of_bounds = outside;
+Status validate(const RowLookupArgs& args) {
+  const BagIndices& in = args.indices;
+  if (in.num_tables <= 0) return Status::invalid("tables: expected at least one table");
+  if (in.weights != nullptr) return Status::invalid("weights: lookups without pooling have none");
+  if (Status status = validate_formats(args.tables, in.num_tables); !status.ok()) return status;
+  if (Status status = validate(in); !status.ok()) return status;
+  for (std::int64_t t = 0; t < in.num_tables; ++t) {
+    const MatrixView& out = args.outs[t];
+    const std::int64_t lookups = in.first_value(t + 1, 0) - in.first_value(t, 0);
+    if (out.dtype != args.outs[0].dtype || (out.dtype != DType::f32 && out.dtype != DType::bf16))
+      return Status::invalid("out_dtype: must be float32 or bfloat16, the same for every table");
+    if (out.rows != lookups || out.cols != args.tables[t].dim)
+      return Status::invalid("out of " + name_of(args.tables[t], t) + ": is [" + to_string(out.rows) + ", " +
+                             to_string(out.cols) + "], expected [" + to_string(lookups) + ", " +
+                             to_string(args.tables[t].dim) + "]");
+  }
   return {};
+}
+
+Status report_outside(const BagForwardArgs& args, std::int64_t outside) {
+  return report(args.tables, args.indices, args.bounds, outside, args.out_of_bounds);
+}
+
+Status report_outside(const RowLookupArgs& args, std::int64_t outside) {
+  return report(args.tables, args.indices, args.bounds, outside, args.out_of_bounds);
 }
 
 Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {

@@ -19,7 +19,8 @@ const char* to_string(Op op) {
     case Op::linear_epilogue_backward: return "linear_epilogue_backward";
     case Op::linear_grad_input: return "linear_grad_input";
     case Op::linear_grad_weight: return "linear_grad_weight";
-    default: return "pairwise_dots";
+    case Op::pairwise_dots: return "pairwise_dots";
+    default: return "row_lookup";
   }
 }
 

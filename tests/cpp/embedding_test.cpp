@@ -15,6 +15,8 @@
 namespace octavo::testing {
 namespace {
 
+constexpr DType kRowTypes[] = {DType::f32, DType::f16, DType::bf16, DType::e4m3, DType::u8, DType::u4};
+
 struct Table {
   std::vector<std::uint8_t> bytes;
   std::vector<float> scale, state;
@@ -25,10 +27,12 @@ struct Table {
 Table make_table(std::int64_t rows, std::int64_t dim, DType dtype, Pooling pooling, std::mt19937& random) {
   std::normal_distribution<float> normal;
   const auto n = static_cast<std::size_t>(rows * dim);
+  const bool affine = dtype == DType::u8 || dtype == DType::u4;
   Table t;
-  t.bytes.resize(n * size_of(dtype));
+  const std::int64_t stored = packed_bytes(dtype, dim);
+  t.bytes.resize(static_cast<std::size_t>(rows * stored));
   if (dtype == DType::e4m3) t.scale.resize(static_cast<std::size_t>(rows));
-  if (dtype == DType::u8) t.scale.resize(static_cast<std::size_t>(2 * rows));
+  if (affine) t.scale.resize(static_cast<std::size_t>(2 * rows));
   for (float& s : t.scale) s = 0.01f * normal(random);
   t.state.assign(static_cast<std::size_t>(rows), 0.5f);
   for (std::size_t i = 0; i < n; ++i) {
@@ -37,6 +41,12 @@ Table make_table(std::int64_t rows, std::int64_t dim, DType dtype, Pooling pooli
     double value = x;
     if (dtype == DType::f32) {
       std::memcpy(&t.bytes[4 * i], &x, 4);
+    } else if (dtype == DType::f16) {
+      const auto code = static_cast<std::uint16_t>(random() & 0xbfff);  // finite, subnormals among them
+      std::memcpy(&t.bytes[2 * i], &code, 2);
+      const int exponent = code >> 10 & 31, fraction = code & 1023;
+      value = std::ldexp(exponent == 0 ? fraction : fraction + 1024, (exponent == 0 ? 1 : exponent) - 25);
+      if ((code & 0x8000) != 0) value = -value;
     } else if (dtype == DType::bf16) {
       const std::uint16_t code = encode_bf16(x);
       std::memcpy(&t.bytes[2 * i], &code, 2);
@@ -44,14 +54,28 @@ Table make_table(std::int64_t rows, std::int64_t dim, DType dtype, Pooling pooli
     } else if (dtype == DType::e4m3) {
       t.bytes[i] = encode_e4m3(100.0f * x);
       value = static_cast<double>(decode_e4m3(t.bytes[i])) * t.scale[row];
-    } else {
+    } else if (dtype == DType::u8) {
       t.bytes[i] = static_cast<std::uint8_t>(random());
       value = static_cast<double>(t.bytes[i]) * t.scale[2 * row] + t.scale[2 * row + 1];
+    } else {
+      const std::size_t column = i % static_cast<std::size_t>(dim);
+      const std::uint32_t code = random() % 16;
+      t.bytes[row * static_cast<std::size_t>(stored) + column / 2] |=
+          static_cast<std::uint8_t>(column % 2 == 0 ? code : code << 4);
+      value = static_cast<double>(code) * t.scale[2 * row] + t.scale[2 * row + 1];
     }
     t.values.push_back(value);
   }
-  t.view = {"t",     t.bytes.data(), rows, dim, dim, dtype, t.scale.empty() ? nullptr : t.scale.data(),
-            pooling, t.state.data()};
+  t.view = {"t",
+            t.bytes.data(),
+            rows,
+            dim,
+            stored / static_cast<std::int64_t>(size_of(dtype)),
+            dtype,
+            t.scale.empty() ? nullptr : t.scale.data(),
+            pooling,
+            t.state.data(),
+            affine ? 2 : 1};
   return t;
 }
 
@@ -88,7 +112,7 @@ TEST(Embedding, ForwardOfEveryKernelAndFormat) {
   std::mt19937 random(5);
   constexpr std::int64_t kBatch = 9, kRows = 13;
   at_every_level([&] {
-    for (const DType dtype : {DType::f32, DType::bf16, DType::e4m3, DType::u8})
+    for (const DType dtype : kRowTypes)
       for (const std::int64_t dim : {1, 7, 16, 33, 64, 129, 200}) {
         Table tables[] = {make_table(kRows, dim, dtype, Pooling::sum, random),
                           make_table(kRows, 5, dtype, Pooling::mean, random)};
@@ -126,6 +150,47 @@ TEST(Embedding, ForwardOfEveryKernelAndFormat) {
             }
             EXPECT_LE(error / largest, 1e-5);
           }
+        }
+      }
+  });
+}
+
+TEST(Embedding, RowsOfEveryKernelAndFormat) {
+  std::mt19937 random(8);
+  constexpr std::int64_t kBatch = 9, kRows = 13;
+  at_every_level([&] {
+    for (const DType dtype : kRowTypes)
+      for (const std::int64_t dim : {1, 7, 16, 33, 64, 129, 200}) {
+        const Table tables[] = {make_table(kRows, dim, dtype, Pooling::sum, random),
+                                make_table(kRows, 5, dtype, Pooling::mean, random)};
+        const TableView views[] = {tables[0].view, tables[1].view};
+        const Bags bags = make_bags(2, kBatch, kRows, random);
+        const std::int64_t firsts[] = {0, bags.offsets[kBatch], bags.offsets[2 * kBatch]};
+        for (KernelInfo* kernel : Registry::instance().all()) {
+          if (kernel->op != Op::row_lookup || !kernel->is_supported()) continue;
+          SCOPED_TRACE(kernel->name + " dim " + std::to_string(dim) + " type " +
+                       std::to_string(static_cast<int>(dtype)));
+          std::vector<float> out[2];
+          MatrixView outs[2];
+          for (std::size_t t = 0; t < 2; ++t) {
+            const std::int64_t lookups = firsts[t + 1] - firsts[t];
+            out[t].assign(static_cast<std::size_t>(lookups * views[t].dim), -1.0f);
+            outs[t] = {out[t].data(), lookups, views[t].dim, views[t].dim, DType::f32};
+          }
+          const RowLookupArgs args{
+              views,
+              {kBatch, 2, bags.values.data(), static_cast<std::int64_t>(bags.values.size()), bags.offsets.data()},
+              Bounds::error,
+              outs};
+          const Status status = kernel->run.row_lookup(args);
+          ASSERT_TRUE(status.ok()) << status.message();
+          for (std::size_t t = 0; t < 2; ++t)
+            for (std::size_t i = 0; i < out[t].size(); ++i) {
+              const auto d = static_cast<std::size_t>(views[t].dim);
+              const auto row = static_cast<std::size_t>(bags.values[static_cast<std::size_t>(firsts[t]) + i / d]);
+              const double expected = tables[t].values[row * d + i % d];
+              EXPECT_NEAR(out[t][i], expected, 1e-6 * (1 + std::fabs(expected)));
+            }
         }
       }
   });

@@ -173,8 +173,8 @@ def test_bad_arguments_name_themselves() -> None:
         nn.EmbeddingBags([nn.Table("a", 1, 1, "e4m3")], nn.SGD(0.1))
     with pytest.raises(TypeError, match="optimizer: expected nn.RowWiseAdagrad, nn.SGD or None, found float"):
         nn.EmbeddingBags(TABLES, 0.1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype of table 'a': found 'fp16'"):
-        nn.Table("a", 1, 1, "fp16")
+    with pytest.raises(ValueError, match="dtype of table 'a': found 'fp64'"):
+        nn.Table("a", 1, 1, "fp64")
     with pytest.raises(ValueError, match="expected rows >= 0 and dim >= 1, found 3 x 0"):
         nn.Table("a", 3, 0)
     with pytest.raises(ValueError, match="must not be empty nor hold a '.'"):

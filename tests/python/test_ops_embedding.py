@@ -5,7 +5,7 @@ import warnings
 import hypothesis.strategies as st
 import pytest
 import torch
-from embedding_support import bags, table
+from embedding_support import FORMATS, bags, table, table_set
 from hypothesis import given, settings
 
 from octavo import _core, ops
@@ -14,8 +14,6 @@ from octavo.ops.embedding import TableSet, bag_backward, bag_forward
 from octavo.ops.embedding_checks import check_bag_backward, check_bag_forward
 from octavo.ops.reference import coefficients, pooled_reference
 from octavo.ops.table_formats import decode_rows, encode_rows
-
-FORMATS = ("fp32", "bf16", "e4m3", "int8")
 
 
 def _kernels(op: _core.Op) -> list[_core.Kernel]:
@@ -29,20 +27,74 @@ def test_every_kernel_passes_qualification(isa) -> None:
         assert check_bag_backward(kernel) == "", kernel.name
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize(("dtype", "place"), FORMATS)
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 @pytest.mark.parametrize("dim", [1, 3, 17, 64, 100, 128, 130, 300])
-def test_formats_and_dimensions(isa, dtype, pooling, dim) -> None:
-    made = [table(50, d, dtype, seed=d) for d in (dim, 16)]
+def test_formats_and_dimensions(isa, dtype, place, pooling, dim) -> None:
+    made = [table(50, d, dtype, seed=d, place=place) for d in (dim, 16)]
     values, offsets, weights = bags(2, 23, 50, seed=dim)
     for w in (None, weights):
         ref = pooled_reference([m[2] for m in made], [pooling] * 2, values, offsets, w)
         for kernel in _kernels(_core.Op.bag_forward):
-            tables = TableSet([m[0] for m in made], [m[1] for m in made], pooling)
+            tables = table_set(made, [dim, 16], dtype, pooling)
             y = bag_forward(tables, values, offsets, w, kernel=kernel)
+            assert torch.equal(y, bag_forward(tables, values, offsets, w, kernel=kernel)), kernel.name
             assert relative_to_largest(y, ref) <= FP32_TOLERANCE, kernel.name
             y = bag_forward(tables, values, offsets, w, out_dtype=torch.bfloat16, kernel=kernel)
             assert relative_to_largest(y, ref) <= BF16_TOLERANCE, kernel.name
+
+
+def test_output_given_by_the_caller(isa) -> None:
+    rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+    values, offsets, _ = bags(2, 4, 9, seed=3)
+    expected = ops.embedding_bags([rows, rows], values, offsets)
+    wide = torch.full((4, 14), 7.0)
+    out = wide[:, 2:12]
+    assert ops.embedding_bags([rows, rows], values, offsets, out=out) is out
+    assert torch.equal(out, expected)
+    assert bool((wide[:, :2] == 7).all())
+    assert bool((wide[:, 12:] == 7).all())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7, 16, 64, 129])
+def test_torchs_four_bit_rows_agree(isa, dim) -> None:
+    x = torch.randn(30, dim + dim % 2, generator=torch.Generator().manual_seed(dim))
+    packed = torch.ops.quantized.embedding_bag_4bit_prepack(x)  # codes, then scale and bias in FP16
+    codes, tail = packed[:, :-4], packed[:, -4:].contiguous().view(torch.float16).float()
+    values, offsets, _ = bags(1, 12, 30, seed=dim)
+    expected = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(
+        packed, values, offsets, False, 0, False, None, None, True
+    )
+    tables = TableSet([codes], [tail], int4_dims=[x.shape[1]])
+    assert torch.allclose(ops.embedding_bags(tables, values, offsets), expected, rtol=1e-5, atol=1e-5)
+    ours = decode_rows(*encode_rows(x, "int4"), x.shape[1])
+    theirs = decode_rows(codes, tail, x.shape[1])
+    step = tail[:, :1]  # FP16 rounds their scale and bias
+    assert bool(((ours - theirs).abs() <= 1.05 * step + 1e-6).all())
+
+
+def test_affine_codes_are_the_nearest() -> None:
+    x = torch.randn(50, 33, generator=torch.Generator().manual_seed(6))
+    for dtype, steps in (("int8", 255), ("int4", 15)):
+        codes, scale = encode_rows(x, dtype)
+        decoded = decode_rows(codes, scale, 33 if dtype == "int4" else None)
+        assert scale is not None
+        assert torch.allclose(scale[:, 0], (x.amax(1) - x.amin(1)) / steps, rtol=1e-6)
+        assert bool(((decoded - x).abs() <= 0.5001 * scale[:, :1]).all())
+
+
+def test_powers_of_two_round_the_scale_up() -> None:
+    x = torch.randn(40, 20, generator=torch.Generator().manual_seed(8)) * torch.logspace(-30, 30, 40)[:, None]
+    codes, scale = encode_rows(x, "e4m3", "power_of_two")
+    _, exact = encode_rows(x, "e4m3")
+    assert scale is not None
+    assert exact is not None
+    assert scale.dtype == torch.float8_e8m0fnu
+    ratio = scale.float() / exact
+    assert bool((ratio >= 1).all())
+    assert bool((ratio < 2).all())
+    error = (decode_rows(codes, scale) - x).abs()
+    assert bool((error <= x.abs() / 16 + scale.float()[:, None] * 2.0**-10).all())
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
@@ -90,10 +142,13 @@ def test_not_finite_rows(isa) -> None:
     x[1, 5] = torch.nan
     x[2, 7] = torch.inf
     values, offsets = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 3])
-    for dtype in FORMATS:
-        codes, scale = encode_rows(x, dtype)
-        y = ops.embedding_bags([codes], values, offsets, scales=[scale])
-        expected = decode_rows(codes, scale)
+    for dtype, place in FORMATS:
+        if place == "in_row":
+            continue
+        codes, scale = encode_rows(x, dtype, place)
+        int4_dim = 20 if dtype == "int4" else None
+        y = ops.embedding_bags(TableSet([codes], [scale], int4_dims=[int4_dim]), values, offsets)
+        expected = decode_rows(codes, scale, int4_dim)
         assert torch.equal(y.isnan(), expected.isnan()), dtype
         assert bool(y[1].isnan().any()), dtype
         assert torch.allclose(y.nan_to_num(), expected.nan_to_num(), rtol=1e-6, atol=1e-6), dtype
@@ -137,15 +192,10 @@ def test_any_jagged_input(data) -> None:
     lengths = [data.draw(st.integers(0, 4)) for _ in range(count * batch)]
     values = [data.draw(st.integers(0, sizes[i // batch][0] - 1)) for i, n in enumerate(lengths) for _ in range(n)]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    dtype = data.draw(st.sampled_from(FORMATS))
-    made = [table(r, d, dtype, seed=7) for r, d in sizes]
-    y = ops.embedding_bags(
-        [m[0] for m in made],
-        torch.tensor(values, dtype=torch.int64),
-        offsets,
-        pooling=pooling,
-        scales=[m[1] for m in made],
-    )
+    dtype, place = data.draw(st.sampled_from(FORMATS))
+    made = [table(r, d, dtype, seed=7, place=place) for r, d in sizes]
+    tables = table_set(made, [d for _, d in sizes], dtype, pooling)
+    y = ops.embedding_bags(tables, torch.tensor(values, dtype=torch.int64), offsets)
     ref = pooled_reference([m[2] for m in made], pooling, torch.tensor(values, dtype=torch.int64), offsets)
     assert y.shape == ref.shape
     if ref.numel():
@@ -238,6 +288,10 @@ BAD = [
     (dict(weights=torch.ones(3).double()), TypeError, "weights: expected float32, found float64"),
     (dict(pooling="max"), ValueError, "pooling of table '0': found 'max'"),
     (dict(bounds="clamp"), ValueError, "bounds: found 'clamp'"),
+    (dict(out=torch.empty(2, 4).bfloat16()), TypeError, "out: expected a torch.float32 tensor, found torch.bfloat16"),
+    (dict(out=torch.empty(2, 5)), ValueError, r"out: expected \[2, 4\] on the CPU, columns contiguous"),
+    (dict(out=torch.empty(4, 2).T), ValueError, "out: expected .*columns contiguous, .*strides"),
+    (dict(out=torch.empty(1, 4).expand(2, 4)), ValueError, "out: expected .*rows apart"),
     (dict(out_dtype=torch.float16), TypeError, "out_dtype: expected torch.float32 or torch.bfloat16"),
     (dict(tables=[ROWS.byte()]), ValueError, r"scale of table '0': expected \[5, 2\] for torch.uint8 rows, found none"),
     (dict(scales=[torch.ones(5)]), ValueError, "scale of table '0': expected none for torch.float32 rows"),
@@ -254,7 +308,18 @@ def test_operator_is_well_formed_and_compiles() -> None:
     rows = [torch.randn(6, 4), torch.randn(5, 8)]
     values, offsets, weights = bags(2, 3, 5, seed=1)
     empty = torch.empty(0)
-    arguments = (rows, [empty, empty], ["a", "b"], [False, True], values, offsets, weights, "error", torch.float32)
+    arguments = (
+        rows,
+        [empty, empty],
+        ["a", "b"],
+        [False, True],
+        [0, 0],
+        values,
+        offsets,
+        weights,
+        "error",
+        torch.float32,
+    )
     torch.library.opcheck(
         torch.ops.octavo.embedding_bags.default, arguments,
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),

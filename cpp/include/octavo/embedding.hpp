@@ -12,18 +12,25 @@ enum class Pooling : std::uint8_t { sum, mean };
 // the row is skipped as if it were not in the bag.
 enum class Bounds : std::uint8_t { error, warn, ignore };
 
-// Rows of one table. FP32 and BF16: elements. E4M3: codes, one FP32 scale a row. INT8: unsigned affine codes, FP32
-// scale and bias a row (value = code * scale + bias), as FBGEMM has it.
+// Rows of one table. FP32, FP16 and BF16: elements. E4M3: codes, one FP32 scale a row or a power of two. INT8 and INT4:
+// unsigned affine codes, FP32 scale and bias a row (value = code * scale + bias), as FBGEMM has it.
+// Scales are an array of their own, or lie in the rows: scale_stride is then the row's bytes / 4.
 struct TableView {
   const char* name = nullptr;  // for errors; null: its number
-  void* rows = nullptr;        // [num_rows, dim] in `dtype`, row_stride elements apart
+  void* rows = nullptr;        // [num_rows, dim] in `dtype`, row_stride elements (u4: bytes) apart
   std::int64_t num_rows = 0;
   std::int64_t dim = 0;
   std::int64_t row_stride = 0;
-  DType dtype = DType::f32;          // f32, bf16, e4m3, u8
-  const float* scale = nullptr;      // e4m3: [num_rows]; u8: [num_rows, 2] (scale, bias)
+  DType dtype = DType::f32;          // f32, f16, bf16, e4m3, u8, u4
+  float* scale = nullptr;            // e4m3: [num_rows]; u8, u4: [num_rows, 2] (scale, bias)
   Pooling pooling = Pooling::sum;    // mean: the weighted sum divided by the number of rows in the bag
   float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
+  std::int64_t scale_stride = 0;     // floats from one row's scale to the next's
+  std::uint8_t* scale_exponents =
+      nullptr;  // e4m3, instead of scale: [num_rows], scale 2^(byte - 127), 255 = NaN (E8M0)
+
+  [[gnu::always_inline]] float* scale_of(std::int64_t row) const { return scale + row * scale_stride; }
+  [[gnu::always_inline]] std::int64_t stored_bytes() const { return packed_bytes(dtype, dim); }  // of a row's codes
 };
 
 // Bag b of table t holds values[offsets[t * batch + b] .. offsets[t * batch + b + 1]).
@@ -48,6 +55,16 @@ struct BagForwardArgs {
   std::int64_t* out_of_bounds = nullptr;  // number of skipped rows, may be null
 };
 
+// Row v of table t's lookups, without pooling: outs[t] is [lookups of table t, dim] f32 or bf16. Indices hold no
+// weights; a lookup outside its table gives zeros where bounds let it pass.
+struct RowLookupArgs {
+  const TableView* tables = nullptr;
+  BagIndices indices;
+  Bounds bounds = Bounds::error;
+  const MatrixView* outs = nullptr;       // [num_tables], all of one type
+  std::int64_t* out_of_bounds = nullptr;  // number of such lookups, may be null
+};
+
 struct OptimizerConfig {
   enum class Kind : std::uint8_t { none, sgd, row_wise_adagrad } kind = Kind::sgd;  // none: tables stay as they are
   float lr = 0.01f;
@@ -67,6 +84,7 @@ struct BagBackwardArgs {
 };
 
 using BagForwardLauncher = Status (*)(const BagForwardArgs&);
+using RowLookupLauncher = Status (*)(const RowLookupArgs&);
 using BagBackwardLauncher = Status (*)(const BagBackwardArgs&);
 
 // Offsets that start at 0, never decrease and end at num_values; else a Status that names the first bad place.
@@ -75,8 +93,10 @@ Status validate(const BagIndices& indices);
 // Everything a forward kernel relies on before it writes: offsets, shapes, types. It meets row indices as it goes,
 // skips those outside their table and counts them.
 Status validate(const BagForwardArgs& args);
+Status validate(const RowLookupArgs& args);
 // What a forward kernel returns that skipped `outside` lookups: with Bounds::error the first of them as a Status.
 Status report_outside(const BagForwardArgs& args, std::int64_t outside);
+Status report_outside(const RowLookupArgs& args, std::int64_t outside);
 
 // The same before a backward kernel, and row indices too: with Bounds::error one outside its table is a Status; else
 // `skipped` tells how many there are.

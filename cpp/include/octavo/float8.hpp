@@ -76,6 +76,21 @@ template <int mantissa_bits, int bias>
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
+// The scale 2^(code - 127) of the MX formats; 255 is NaN.
+[[gnu::always_inline]] inline float decode_e8m0(std::uint8_t code) {
+  const std::uint32_t odd = code == 0 || code == 255 ? 0x400000u : 0u;  // 2^-127 is subnormal
+  return std::bit_cast<float>(static_cast<std::uint32_t>(code) << 23 | odd);
+}
+
+// Immune to the flushing of FP32 subnormals.
+[[gnu::always_inline]] inline float decode_f16(std::uint16_t bits) {
+  const std::uint32_t magnitude = bits & 0x7fffu, sign = (bits & 0x8000u) << 16;
+  const float subnormal = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
+  const std::uint32_t rebias = magnitude < 0x7c00u ? 112u << 23 : 224u << 23;  // infinity and NaN keep all ones
+  const std::uint32_t value = magnitude < 0x400u ? std::bit_cast<std::uint32_t>(subnormal) : (magnitude << 13) + rebias;
+  return std::bit_cast<float>(value | sign);
+}
+
 [[gnu::always_inline]] inline std::uint16_t encode_bf16(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40);  // quiet the NaN

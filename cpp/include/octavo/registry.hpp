@@ -25,6 +25,7 @@ enum class Op : std::uint8_t {
   linear_grad_input,
   linear_grad_weight,
   pairwise_dots,
+  row_lookup,
 };
 const char* to_string(Op op);
 
@@ -44,6 +45,7 @@ struct Launchers {
   LinearLauncher linear = nullptr;
   QuantizeLauncher quantize = nullptr;
   BagForwardLauncher bag_forward = nullptr;
+  RowLookupLauncher row_lookup = nullptr;
   BagBackwardLauncher bag_backward = nullptr;
   EpilogueBackwardLauncher epilogue_backward = nullptr;
   GradInputLauncher grad_input = nullptr;

@@ -8,9 +8,11 @@
 
 namespace octavo {
 
-enum class DType : std::uint8_t { f32, bf16, f16, e4m3, e5m2, i8, u8, i32, i64 };
+// u4: unsigned, two codes a byte, the even column in the low bits; its strides count bytes.
+enum class DType : std::uint8_t { f32, bf16, f16, e4m3, e5m2, i8, u8, i32, i64, u4 };
 enum class Device : std::uint8_t { cpu, cuda };
 
+// Bytes of an element as strides count them.
 constexpr std::size_t size_of(DType dtype) {
   switch (dtype) {
     case DType::i64: return 8;
@@ -20,6 +22,11 @@ constexpr std::size_t size_of(DType dtype) {
     case DType::f16: return 2;
     default: return 1;
   }
+}
+
+// Bytes that `dim` elements take one after the other.
+constexpr std::int64_t packed_bytes(DType dtype, std::int64_t dim) {
+  return dtype == DType::u4 ? (dim + 1) / 2 : dim * static_cast<std::int64_t>(size_of(dtype));
 }
 
 // A strided matrix someone else owns. Strides count elements; the inner stride is always 1.

@@ -18,8 +18,7 @@ struct BagCost {
 };
 
 inline BagCost bag_cost(const TableView& table) {
-  const auto lines = [&](std::size_t bytes) { return 1 + table.dim * static_cast<std::int64_t>(bytes) / 64; };
-  return {lines(size_of(table.dtype)), lines(sizeof(float))};
+  return {1 + table.stored_bytes() / 64, 1 + table.dim * std::int64_t{sizeof(float)} / 64};
 }
 
 inline std::int64_t total_bag_cost(const TableView* tables, const BagIndices& in) {
@@ -30,11 +29,15 @@ inline std::int64_t total_bag_cost(const TableView* tables, const BagIndices& in
 }
 
 // One thread for calls too small to share.
-inline int bag_threads(const TableView* tables, const BagIndices& in) {
+inline int threads_for_lines(std::int64_t lines) {
   constexpr std::int64_t kLinesPerThread = 2048;
-  const std::int64_t wanted = total_bag_cost(tables, in) / kLinesPerThread;
+  const std::int64_t wanted = lines / kLinesPerThread;
   const int most = threads();
   return wanted < 1 ? 1 : wanted < most ? static_cast<int>(wanted) : most;
+}
+
+inline int bag_threads(const TableView* tables, const BagIndices& in) {
+  return threads_for_lines(total_bag_cost(tables, in));
 }
 
 // First bag b in [0, batch] with cost.before(b) >= limit, or batch.
@@ -70,6 +73,40 @@ void for_each_bag_range(const TableView* tables, const BagIndices& in, int threa
   }
 }
 
+// Without pooling each row read is a row written.
+inline std::int64_t lookup_cost(const TableView& table) {
+  const BagCost cost = bag_cost(table);
+  return cost.per_lookup + cost.per_bag;
+}
+
+inline std::int64_t total_lookup_cost(const TableView* tables, const BagIndices& in) {
+  std::int64_t total = 0;
+  for (std::int64_t t = 0; t < in.num_tables; ++t)
+    total += (in.first_value(t + 1, 0) - in.first_value(t, 0)) * lookup_cost(tables[t]);
+  return total;
+}
+
+inline int lookup_threads(const TableView* tables, const BagIndices& in) {
+  return threads_for_lines(total_lookup_cost(tables, in));
+}
+
+// Calls visit(table, lookups) for every table of which this thread has lookups.
+template <class Visit>
+void for_each_lookup_range(const TableView* tables, const BagIndices& in, int thread, int count, Visit&& visit) {
+  const std::int64_t total = total_lookup_cost(tables, in);
+  const std::int64_t begin = total / count * thread, end = thread + 1 == count ? total : total / count * (thread + 1);
+  std::int64_t before = 0;
+  for (std::int64_t t = 0; t < in.num_tables; ++t) {
+    const std::int64_t first = in.first_value(t, 0), last = in.first_value(t + 1, 0), each = lookup_cost(tables[t]);
+    const auto at = [&](std::int64_t limit) {
+      const std::int64_t v = first + (limit - before + each - 1) / each;
+      return limit <= before ? first : v < last ? v : last;
+    };
+    if (const Range mine{at(begin), at(end)}; mine.begin < mine.end) visit(t, mine);
+    before += (last - first) * each;
+  }
+}
+
 // The lookups of one thread: values[first_value .. last_value), from table `table` on.
 struct BagSpan {
   std::int64_t table, first_value, last_value;
@@ -81,6 +118,15 @@ inline BagSpan bag_span(const TableView* tables, const BagIndices& in, int threa
     const std::int64_t* offsets = in.offsets + t * in.batch;
     if (span.table < 0) span = {t, offsets[bags.begin], 0};
     span.last_value = offsets[bags.end];
+  });
+  return span.table < 0 ? BagSpan{0, 0, 0} : span;
+}
+
+inline BagSpan lookup_span(const TableView* tables, const BagIndices& in, int thread, int count) {
+  BagSpan span{-1, 0, 0};
+  for_each_lookup_range(tables, in, thread, count, [&](std::int64_t t, Range mine) {
+    if (span.table < 0) span = {t, mine.begin, 0};
+    span.last_value = mine.end;
   });
   return span.table < 0 ? BagSpan{0, 0, 0} : span;
 }

@@ -2,6 +2,7 @@
 
 from octavo.nn.conversion import convert
 from octavo.nn.embedding_bags import SGD, EmbeddingBags, RowWiseAdagrad, Table
+from octavo.nn.embedding_collection import EmbeddingCollection
 from octavo.nn.linear import Linear, LinearNorm
 
-__all__ = ["SGD", "EmbeddingBags", "Linear", "LinearNorm", "RowWiseAdagrad", "Table", "convert"]
+__all__ = ["SGD", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm", "RowWiseAdagrad", "Table", "convert"]

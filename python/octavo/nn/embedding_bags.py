@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,25 @@ from octavo import _core
 from octavo.ops import embedding
 from octavo.ops._types import choice
 from octavo.ops.jagged import Jagged
-from octavo.ops.table_formats import DTYPES, encode_rows
+from octavo.ops.table_formats import (
+    FORMATS,
+    PLACES,
+    POWER_OF_TWO,
+    best_place,
+    encode_rows,
+    row_bytes,
+    rows_in,
+    stored_columns,
+)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One embedding table: ``rows`` x ``dim`` numbers in ``dtype`` (``fp32 | bf16 | e4m3 | int8``).
+    """One embedding table: ``rows`` x ``dim`` numbers in ``dtype`` (``fp32 | fp16 | bf16 | e4m3 | int8 | int4``).
 
-    ``pooling``: ``sum | mean`` of a bag's rows. E4M3 has a scale per row, INT8 (unsigned) a scale and a bias per row.
+    ``pooling``: ``sum | mean`` of a bag's rows. E4M3 has a scale per row, INT8 and INT4 (unsigned) a scale and a bias.
+    ``scale``: where they lie: ``separate``, ``in_row`` behind the codes, ``power_of_two`` (E4M3: a byte each), or
+    ``auto``: in the row where its codes fill less than a cache line, else separate.
     """
 
     name: str
@@ -28,14 +40,23 @@ class Table:
     dim: int
     dtype: str = "fp32"
     pooling: str = "sum"
+    scale: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.name or "." in self.name:
             raise ValueError(f"name: found {self.name!r}; a table's name must not be empty nor hold a '.'")
-        choice(f"dtype of table '{self.name}'", self.dtype, tuple(DTYPES))
+        choice(f"dtype of table '{self.name}'", self.dtype, tuple(FORMATS))
+        choice(f"scale of table '{self.name}'", self.scale, ("auto", *PLACES))
+        if self.scale == "power_of_two" and self.dtype != "e4m3":
+            raise ValueError(f"scale of table '{self.name}': power_of_two is for e4m3 rows, these are {self.dtype}")
         choice(f"pooling of table '{self.name}'", self.pooling, embedding.POOLING)
         if self.rows < 0 or self.dim < 1:
             raise ValueError(f"table '{self.name}': expected rows >= 0 and dim >= 1, found {self.rows} x {self.dim}")
+
+    @property
+    def place(self) -> str:
+        """``scale``, ``auto`` resolved."""
+        return best_place(self.dtype, self.dim) if self.scale == "auto" else self.scale
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,16 @@ class _Tensors(torch.nn.Module):
             moved = fn(tensor)
             self._buffers[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._buffers.items():
+            assert tensor is not None
+            destination[prefix + name] = _apart(destination[prefix + name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {name: None if t is None else _apart(t) for name, t in self._buffers.items()}
+        return {**self.__dict__, "_buffers": buffers}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Tensors:
         twin = _Tensors()
@@ -125,16 +156,35 @@ class EmbeddingBags(torch.nn.Module):
         self.bounds = bounds
         self.rows, self.scale, self.state = _Tensors(), _Tensors(), _Tensors()
         for table in tables:
-            data_type, scale_shape = DTYPES[table.dtype]
-            self.rows.put(table.name, _allocate((table.rows, table.dim), data_type))
-            if scale_shape is not None:
-                self.scale.put(table.name, _allocate((table.rows, *scale_shape), torch.float32))
+            self._put_rows(table)
             if isinstance(optimizer, RowWiseAdagrad):
                 self.state.put(table.name, _allocate((table.rows,), torch.float32).zero_())
         self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
         self._set: embedding.TableSet | None = None
         self._addresses: list[int] = []
         self.reset_parameters()
+
+    def _put_rows(self, table: Table) -> None:
+        element, scale_shape, _ = FORMATS[table.dtype]
+        shape = (table.rows, stored_columns(table.dtype, table.dim))
+        scale = None
+        if scale_shape is not None and table.place == "in_row":
+            buffer = _allocate((table.rows, row_bytes(table.dtype, table.dim)), torch.uint8)
+            rows, scale = rows_in(buffer, table.dtype, table.dim)
+        else:
+            rows = _allocate(shape, element)
+            if scale_shape is not None:
+                kind = POWER_OF_TWO if table.place == "power_of_two" else torch.float32
+                scale = _allocate((table.rows, *scale_shape), kind)
+        self.rows.put(table.name, rows)
+        if scale is not None:
+            self.scale.put(table.name, scale)
+
+    def _copy_rows(self, table: Table, other: EmbeddingBags) -> None:
+        for mine, theirs in ((self.rows, other.rows), (self.scale, other.scale)):
+            source = theirs.get(table.name)
+            if source is not None:
+                mine.get(table.name).copy_(source)  # type: ignore[union-attr]
 
     @property
     def lr(self) -> float:
@@ -160,8 +210,8 @@ class EmbeddingBags(torch.nn.Module):
                 rows.uniform_(-width, width, generator=generator)
             else:
                 for begin in range(0, table.rows, _CHUNK):
-                    part = rows[begin : begin + _CHUNK]
-                    self._encode(table, begin, torch.empty(part.shape).uniform_(-width, width, generator=generator))
+                    drawn = torch.empty(min(_CHUNK, table.rows - begin), table.dim)
+                    self._encode(table, begin, drawn.uniform_(-width, width, generator=generator))
             if state is not None:
                 state.zero_()
 
@@ -199,32 +249,34 @@ class EmbeddingBags(torch.nn.Module):
         out: torch.Tensor = _Bags.apply(anchor, weights, values, offsets, self)  # type: ignore[no-untyped-call]
         return out
 
-    def to_dtype(self, dtype: str) -> EmbeddingBags:
-        """A copy for inference with every table in ``dtype`` (``fp32 | bf16 | e4m3 | int8``); this module is unchanged.
+    def to_dtype(self, dtype: str, scale: str = "auto") -> EmbeddingBags:
+        """A copy for inference with every table in ``dtype``, scales at ``scale`` (:class:`Table` has the words).
 
-        Raises ValueError for tables that are not fp32: rounding twice would lose more than the format does.
+        This module is unchanged. Raises ValueError for tables that are neither fp32 nor already so: rounding twice
+        would lose more than the format does.
         """
-        choice("dtype", dtype, tuple(DTYPES))
-        coded = next((t for t in self.tables if t.dtype not in ("fp32", dtype)), None)
+        choice("dtype", dtype, tuple(FORMATS))
+
+        def rounds_twice(table: Table) -> bool:
+            if table.dtype == dtype:
+                return scale == "power_of_two" != table.place
+            return table.dtype != "fp32"
+
+        coded = next((table for table in self.tables if rounds_twice(table)), None)
         if coded is not None:
             raise ValueError(f"to_dtype: table '{coded.name}' is {coded.dtype}; convert the fp32 original instead")
         twin = EmbeddingBags.__new__(EmbeddingBags)
         torch.nn.Module.__init__(twin)
-        twin.tables = [dataclasses.replace(table, dtype=dtype) for table in self.tables]
+        twin.tables = [dataclasses.replace(table, dtype=dtype, scale=scale) for table in self.tables]
         twin.optimizer, twin.bounds = None, self.bounds
         twin.rows, twin.scale, twin.state = _Tensors(), _Tensors(), _Tensors()
         twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
         for old, table in zip(self.tables, twin.tables, strict=True):
             rows = self.rows.get(table.name)
             assert rows is not None
-            data_type, scale_shape = DTYPES[dtype]
-            twin.rows.put(table.name, _allocate((table.rows, table.dim), data_type))
-            if scale_shape is not None:
-                twin.scale.put(table.name, _allocate((table.rows, *scale_shape), torch.float32))
+            twin._put_rows(table)
             if old.dtype == dtype:
-                twin.rows.get(table.name).copy_(rows)  # type: ignore[union-attr]
-                if scale_shape is not None:
-                    twin.scale.get(table.name).copy_(self.scale.get(table.name))  # type: ignore[union-attr, arg-type]
+                twin._copy_rows(table, self)
                 continue
             for begin in range(0, table.rows, _CHUNK):
                 twin._encode(table, begin, rows[begin : begin + _CHUNK])
@@ -232,7 +284,7 @@ class EmbeddingBags(torch.nn.Module):
 
     @torch.no_grad()
     def _encode(self, table: Table, begin: int, values: torch.Tensor) -> None:
-        codes, scale = encode_rows(values, table.dtype)
+        codes, scale = encode_rows(values, table.dtype, table.place)
         rows, scales = self.rows.get(table.name), self.scale.get(table.name)
         assert rows is not None
         rows[begin : begin + len(codes)] = codes
@@ -241,8 +293,9 @@ class EmbeddingBags(torch.nn.Module):
 
     def _table_set(self) -> embedding.TableSet:
         """The kernels' handle, made again when a tensor moved (``.to``, ``load_state_dict(assign=True)``)."""
-        tensors = [t for group in (self.rows, self.scale, self.state) for t in group._buffers.values() if t is not None]
-        addresses = [t.data_ptr() for t in tensors]
+        parts = self._modules  # not self.rows: Module.__getattr__ costs more than the check, which every call makes
+        buffers = [parts[name]._buffers.values() for name in ("rows", "scale", "state")]  # type: ignore[union-attr]
+        addresses = list(map(torch.Tensor.data_ptr, itertools.chain(*buffers)))  # type: ignore[arg-type]
         if self._set is None or addresses != self._addresses:
             names = [table.name for table in self.tables]
             rows = [self.rows._buffers[name] for name in names]
@@ -252,6 +305,7 @@ class EmbeddingBags(torch.nn.Module):
                 [table.pooling for table in self.tables],
                 names,
                 [self.state.get(name) for name in names],
+                [table.dim if table.dtype == "int4" else None for table in self.tables],
             )
             self._addresses = addresses
         return self._set
@@ -262,6 +316,10 @@ class EmbeddingBags(torch.nn.Module):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_set", "_addresses")}
         twin.__dict__.update(copy.deepcopy(state, memo))
         twin._set, twin._addresses = None, []
+        for table in self.tables:
+            if table.place == "in_row":  # codes and scales were copied apart
+                twin._put_rows(table)
+                twin._copy_rows(table, self)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -281,6 +339,12 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device |
     if tensor.is_cpu:
         _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
     return tensor
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that shares no memory with one of another type (codes and scales of a row), which torch.save refuses."""
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class _Bags(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from octavo.ops import dispatch, errors
 from octavo.ops.embedding import embedding_bags
+from octavo.ops.embedding_rows import embedding_rows
 from octavo.ops.epilogue import Norm
 from octavo.ops.grouped import PreparedGroup, grouped_linear, prepare_grouped
 from octavo.ops.jagged import Jagged
@@ -24,6 +25,7 @@ __all__ = [
     "dequantize",
     "dispatch",
     "embedding_bags",
+    "embedding_rows",
     "errors",
     "grouped_linear",
     "linear",

@@ -8,26 +8,25 @@ from collections.abc import Sequence
 import torch
 
 from octavo import _core
-from octavo.ops import kernels
+from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice
+from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
 BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
 POOLING = ("sum", "mean")
-_ROWS = {
-    torch.float32: int(_core.DType.f32),
-    torch.bfloat16: int(_core.DType.bf16),
-    torch.float8_e4m3fn: int(_core.DType.e4m3),
-    torch.uint8: int(_core.DType.u8),
-}
-_OUT = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
+_FORMAT_OF = {f.element: name for name, f in FORMATS.items() if name != "int4"}
+OUT_TYPES = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
 
 
 class TableSet:
     """Tables of one call: checked once, handed to the kernels as one object.
 
-    ``rows[i]``: [R, D] float32, bfloat16, float8_e4m3fn or uint8 on the CPU, columns contiguous. ``scales[i]``: None
-    for float rows, [R] float32 for E4M3, [R, 2] float32 (scale, bias) for uint8; value = code * scale (+ bias).
+    ``rows[i]``: [R, D] float32, float16, bfloat16, float8_e4m3fn or uint8 on the CPU, columns contiguous; INT4 is
+    [R, ceil(D / 2)] uint8, the even column in the low bits. ``scales[i]``: None for float rows, [R] float32 or
+    float8_e8m0fnu for E4M3, [R, 2] float32 (scale, bias) for INT8 and INT4; value = code * scale (+ bias). Scales may
+    lie in the rows (:func:`table_formats.rows_in`), which saves a cache miss where rows are short.
+    ``int4_dims[i]``: D where table i is INT4, else None; uint8 rows are INT8 without it.
     ``pooling[i]``: ``sum | mean``. ``states[i]``: [R] float32 sums of row-wise Adagrad, or None.
     Raises TypeError or ValueError that names the table.
     """
@@ -39,6 +38,7 @@ class TableSet:
         pooling: str | Sequence[str] = "sum",
         names: Sequence[str] | None = None,
         states: Sequence[torch.Tensor | None] | None = None,
+        int4_dims: Sequence[int | None] | None = None,
     ) -> None:
         count = len(rows)
         if count == 0:
@@ -48,25 +48,28 @@ class TableSet:
         self.rows = list(rows)
         self.scales = [None] * count if scales is None else list(scales)
         self.states = [None] * count if states is None else list(states)
-        lists = (("names", self.names), ("pooling", self.pooling), ("scales", self.scales), ("states", self.states))
+        self.int4_dims = [None] * count if int4_dims is None else list(int4_dims)
+        lists = (("names", self.names), ("pooling", self.pooling), ("scales", self.scales), ("states", self.states),
+                 ("int4_dims", self.int4_dims))  # fmt: skip
         for what, items in lists:
             if len(items) != count:
                 raise ValueError(f"{what}: expected one per table ({count}), found {len(items)}")
-        for name, table, scale, kind, state in zip(
-            self.names, self.rows, self.scales, self.pooling, self.states, strict=True
+        self.widths, core = [], []  # columns of each table
+        for name, table, scale, kind, state, dim in zip(
+            self.names, self.rows, self.scales, self.pooling, self.states, self.int4_dims, strict=True
         ):
             choice(f"pooling of table '{name}'", kind, POOLING)
-            _check_table(name, table, scale, state)
-        self.core = _core.TableSet(
-            [
-                (name, r.data_ptr(), r.shape[0], r.shape[1], r.stride(0) if r.shape[0] > 1 else r.shape[1],
-                 _ROWS[r.dtype], _address(scale), kind == "mean", _address(state))
-                for name, r, scale, kind, state in zip(
-                    self.names, self.rows, self.scales, self.pooling, self.states, strict=True
-                )
-            ]
-        )  # fmt: skip
-        self.dims = sum(r.shape[1] for r in self.rows)
+            _check_table(name, table, scale, state, dim)
+            self.widths.append(table.shape[1] if dim is None else dim)
+            format = FORMATS[_FORMAT_OF[table.dtype] if dim is None else "int4"].core
+            apart, exponents = (0, _address(scale)) if _is_power_of_two(scale) else (_address(scale), 0)
+            core.append(
+                (name, table.data_ptr(), table.shape[0], self.widths[-1],
+                 table.stride(0) if table.shape[0] > 1 else table.shape[1], int(format), apart, kind == "mean",
+                 _address(state), 0 if scale is None else scale.stride(0), exponents)
+            )  # fmt: skip
+        self.core = _core.TableSet(core)
+        self.dims = sum(self.widths)
         self.trainable = all(r.dtype == torch.float32 for r in self.rows)
 
     def __len__(self) -> int:
@@ -74,9 +77,8 @@ class TableSet:
 
     def words(self) -> str:
         """The format of the first table, as kernels name it."""
-        return {torch.float8_e4m3fn: "e4m3", torch.uint8: "int8"}.get(
-            self.rows[0].dtype, str(self.rows[0].dtype).removeprefix("torch.")
-        )
+        name = "int4" if self.int4_dims[0] is not None else _FORMAT_OF[self.rows[0].dtype]
+        return name if FORMATS[name].scale is not None else str(self.rows[0].dtype).removeprefix("torch.")
 
 
 def embedding_bags(
@@ -88,6 +90,7 @@ def embedding_bags(
     scales: Sequence[torch.Tensor | None] | None = None,
     bounds: str = "error",
     out_dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Pooled rows of T tables: [B, sum of dims], table t's columns after table t - 1's.
 
@@ -97,10 +100,12 @@ def embedding_bags(
         offsets: [T*B+1] int64; bag b of table t is ``values[offsets[t*B+b] : offsets[t*B+b+1]]``; empty bags give 0.
         weights: [V] float32 multiplier of each row, or None.
         pooling: ``sum | mean``, one or one per table. mean divides by the number of rows in the bag, also with weights.
-        scales: for E4M3 ([R]) and uint8 ([R, 2]: scale, bias) rows.
+        scales: for E4M3 ([R]) and uint8 ([R, 2]: scale, bias) rows. INT4 tables come in a :class:`TableSet`.
         bounds: an index outside its table raises IndexError (``error``), or the row is skipped as if it were not in
             the bag, with one warning a call that counts them (``warn``) or silently (``ignore``).
         out_dtype: float32 or bfloat16; sums are FP32.
+        out: [B, sum of dims] of that type, columns contiguous: filled and returned. Fresh memory costs bags of one row
+            more than their lookups.
 
     No gradients: tables train through :class:`octavo.nn.EmbeddingBags`. Raises TypeError or ValueError naming the
     argument.
@@ -108,11 +113,12 @@ def embedding_bags(
     if not isinstance(tables, TableSet):
         tables = TableSet(tables, scales, pooling)
     choice("bounds", bounds, tuple(BOUNDS))
-    if out_dtype not in _OUT:
+    if out_dtype not in OUT_TYPES:
         raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
     if torch.compiler.is_compiling():
-        return traced_bags(tables, values, offsets, weights, bounds, out_dtype)
-    return bag_forward(tables, values, offsets, weights, bounds, out_dtype)
+        pooled = traced_bags(tables, values, offsets, weights, bounds, out_dtype)
+        return pooled if out is None else out.copy_(pooled)
+    return bag_forward(tables, values, offsets, weights, bounds, out_dtype, out=out)
 
 
 def traced_bags(
@@ -128,8 +134,9 @@ def traced_bags(
     scales = [empty if s is None else s for s in tables.scales]
     mean = [kind == "mean" for kind in tables.pooling]
     out: torch.Tensor = torch.ops.octavo.embedding_bags(
-        tables.rows, scales, tables.names, mean, values, offsets, weights, bounds, out_dtype
-    )
+        tables.rows, scales, tables.names, mean, [dim or 0 for dim in tables.int4_dims], values, offsets, weights,
+        bounds, out_dtype,
+    )  # fmt: skip
     return out
 
 
@@ -141,15 +148,19 @@ def bag_forward(
     bounds: str = "error",
     out_dtype: torch.dtype = torch.float32,
     kernel: _core.Kernel | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one."""
     batch = check_indices(len(tables), values, offsets, weights)
-    out = torch.empty((batch, tables.dims), dtype=out_dtype)
+    if out is None:
+        out = _outputs.empty(batch, tables.dims, out_dtype)
+    else:
+        check_out(out, [batch, tables.dims], out_dtype)
     if kernel is None:
         kernel = kernels.serving(_core.Op.bag_forward, ("cpu",))
     skipped = _core.bag_forward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], out.data_ptr(), tables.dims, _OUT[out_dtype],
+        BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype],
     )  # fmt: skip
     if skipped and bounds == "warn":
         warnings.warn(
@@ -213,7 +224,23 @@ def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weig
     return bags // tables
 
 
+def check_out(out: torch.Tensor, shape: list[int], dtype: torch.dtype) -> None:
+    """Raise unless a kernel may write [rows, columns] of ``dtype`` to ``out``."""
+    if not isinstance(out, torch.Tensor) or out.dtype is not dtype:
+        kind = str(out.dtype) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise TypeError(f"out: expected a {dtype} tensor, found {kind}; pass out_dtype to get another type")
+    fits = list(out.shape) == shape and out.is_cpu
+    if not fits or (shape[1] > 1 and out.stride(1) != 1) or (shape[0] > 1 and out.stride(0) < shape[1]):
+        found = f"{list(out.shape)} on {out.device}, strides {list(out.stride())}"
+        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, rows apart, found {found}")
+    if out.requires_grad:
+        raise ValueError("out: requires gradients, which do not flow through it; pass out.detach()")
+
+
 def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+    usual = type(value) is torch.Tensor and value.dtype is dtype and value.ndim == 1 and value.is_cpu
+    if usual and value.is_contiguous():
+        return
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{argument}: expected a torch.Tensor, found {type(value).__name__}")
     if value.dtype is not dtype:
@@ -225,12 +252,16 @@ def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> Non
         raise ValueError(f"{argument}: is on {value.device}; embedding bags run on the CPU, move it with .cpu()")
 
 
-def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, state: torch.Tensor | None) -> None:
+def _check_table(
+    name: str, rows: torch.Tensor, scale: torch.Tensor | None, state: torch.Tensor | None, int4_dim: int | None
+) -> None:
     what = f"table '{name}'"
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"{what}: expected a torch.Tensor, found {type(rows).__name__}")
-    if rows.dtype not in _ROWS:
-        raise TypeError(f"{what}: is {rows.dtype}; expected float32, bfloat16, float8_e4m3fn or uint8 rows")
+    if rows.dtype not in _FORMAT_OF:
+        raise TypeError(f"{what}: is {rows.dtype}; expected float32, float16, bfloat16, float8_e4m3fn or uint8 rows")
+    if int4_dim is not None and rows.dtype != torch.uint8:
+        raise TypeError(f"{what}: int4_dims is {int4_dim} but rows are {rows.dtype}; INT4 codes are uint8, two a byte")
     if rows.dim() != 2:
         raise ValueError(f"{what}: expected [rows, dim], found shape {list(rows.shape)}")
     if not rows.is_cpu:
@@ -238,6 +269,8 @@ def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, stat
     if rows.shape[1] > 1 and rows.stride(1) != 1:
         raise ValueError(f"{what}: columns must be contiguous, found strides {list(rows.stride())}")
     count = rows.shape[0]
+    if int4_dim is not None and (int4_dim < 0 or rows.shape[1] != stored_columns("int4", int4_dim)):
+        raise ValueError(f"{what}: {rows.shape[1]} bytes a row do not hold {int4_dim} INT4 columns, two a byte")
     shape = {torch.float8_e4m3fn: [count], torch.uint8: [count, 2]}.get(rows.dtype)
     for part, tensor, wanted in (("scale", scale, shape), ("state", state, None if state is None else [count])):
         if (tensor is None) != (wanted is None):
@@ -245,7 +278,10 @@ def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, stat
             raise ValueError(f"{part} of {what}: expected {wanted or 'none'} for {rows.dtype} rows, found {found}")
         if tensor is None:
             continue
-        if tensor.dtype != torch.float32 or list(tensor.shape) != wanted or not tensor.is_contiguous():
+        power_of_two = part == "scale" and rows.dtype == torch.float8_e4m3fn and _is_power_of_two(tensor)
+        packed = power_of_two or part == "state"  # FP32 scales may lie in the rows
+        inner = tensor.is_contiguous() if packed else tensor.dim() < 2 or tensor.stride(-1) == 1
+        if not (tensor.dtype == torch.float32 or power_of_two) or list(tensor.shape) != wanted or not inner:
             raise ValueError(
                 f"{part} of {what}: expected contiguous float32 {wanted}, found {tensor.dtype} {list(tensor.shape)}"
             )
@@ -253,31 +289,44 @@ def _check_table(name: str, rows: torch.Tensor, scale: torch.Tensor | None, stat
             raise ValueError(f"{part} of {what}: is on {tensor.device}; move it with .cpu()")
 
 
+def _is_power_of_two(scale: torch.Tensor | None) -> bool:
+    return scale is not None and scale.dtype == POWER_OF_TWO
+
+
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _embedding_bags(
-    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], values: torch.Tensor,
-    offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+def table_set(
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], int4_dims: list[int],
+    pooling: str | list[str] = "sum",
+) -> TableSet:  # fmt: skip
+    """The tables of an operator's arguments, where an empty scale is none and dimension 0 is not INT4."""
     coded = (torch.float8_e4m3fn, torch.uint8)
     kept = [s if r.dtype in coded else None for r, s in zip(rows, scales, strict=True)]
-    tables = TableSet(rows, kept, ["mean" if m else "sum" for m in mean], names)
+    return TableSet(rows, kept, pooling, names, int4_dims=[dim or None for dim in int4_dims])
+
+
+def _embedding_bags(
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], int4_dims: list[int],
+    values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    tables = table_set(rows, scales, names, int4_dims, ["mean" if m else "sum" for m in mean])
     return bag_forward(tables, values, offsets, weights, bounds, out_dtype)
 
 
 def _fake_embedding_bags(
-    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], values: torch.Tensor,
-    offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
+    rows: list[torch.Tensor], scales: list[torch.Tensor], names: list[str], mean: list[bool], int4_dims: list[int],
+    values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, bounds: str, out_dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     batch = (offsets.shape[0] - 1) // len(rows)
-    return values.new_empty((batch, sum(r.shape[1] for r in rows)), dtype=out_dtype)
+    dims = sum(dim or r.shape[1] for r, dim in zip(rows, int4_dims, strict=True))
+    return values.new_empty((batch, dims), dtype=out_dtype)
 
 
 define(
-    "embedding_bags(Tensor[] rows, Tensor[] scales, str[] names, bool[] mean, Tensor values, Tensor offsets, "
-    "Tensor? weights, str bounds, ScalarType out_dtype) -> Tensor",
+    "embedding_bags(Tensor[] rows, Tensor[] scales, str[] names, bool[] mean, int[] int4_dims, Tensor values, "
+    "Tensor offsets, Tensor? weights, str bounds, ScalarType out_dtype) -> Tensor",
     _embedding_bags,
     _fake_embedding_bags,
 )

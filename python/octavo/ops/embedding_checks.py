@@ -7,8 +7,9 @@ import torch
 from octavo import _core
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
 from octavo.ops.embedding import TableSet, bag_backward, bag_forward
-from octavo.ops.quantization import quantize
+from octavo.ops.embedding_rows import row_lookup
 from octavo.ops.reference import coefficients, pooled_reference
+from octavo.ops.table_formats import decode_rows, encode_rows, row_bytes, rows_in
 
 # Dimensions of the tables of one call: the smallest, tails, a whole cache line of each row format, a wide one.
 DIMS = (1, 3, 64, 130)
@@ -19,20 +20,39 @@ def check_bag_forward(kernel: _core.Kernel) -> str:
     """Every row format and output type, sum and mean, with and without weights, empty and skewed bags, in FP64."""
     g = torch.Generator().manual_seed(11)
     values, offsets, weights = _bags(g)
-    for format in ("float32", "bfloat16", "e4m3", "int8"):
-        coded = [_rows(format, dim, g) for dim in DIMS]
-        pooling = ["sum", "mean", "mean", "sum"]
-        tables = TableSet([c[0] for c in coded], [c[1] for c in coded], pooling)
+    pooling = ["sum", "mean", "mean", "sum"]
+    for format, place in _FORMATS:
+        tables, decoded = _tables(format, place, pooling, g)
         for w in (None, weights):
-            ref = pooled_reference([c[2] for c in coded], pooling, values, offsets, w)
+            ref = pooled_reference(decoded, pooling, values, offsets, w)
             for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
                 error = relative_to_largest(
                     bag_forward(tables, values, offsets, w, out_dtype=dtype, kernel=kernel), ref
                 )
                 if not error <= bound:
                     return (
-                        f"bag_forward rows {format} -> {dtype}, dims {DIMS}, {'weighted, ' if w is not None else ''}"
-                        f"batch {_BATCH}: expected error <= {bound:.1e} of the largest element, found {error:.1e}"
+                        f"bag_forward rows {format} {place} -> {dtype}, dims {DIMS}, "
+                        f"{'weighted, ' if w is not None else ''}batch {_BATCH}: expected error <= {bound:.1e} "
+                        f"of the largest element, found {error:.1e}"
+                    )
+    return ""
+
+
+def check_row_lookup(kernel: _core.Kernel) -> str:
+    """Every row format and output type, rows one by one, in FP64."""
+    g = torch.Generator().manual_seed(13)
+    values, offsets, _ = _bags(g)
+    for format, place in _FORMATS:
+        tables, decoded = _tables(format, place, "sum", g)
+        spans = offsets[:: (len(offsets) - 1) // len(DIMS)].tolist()
+        for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
+            found = row_lookup(tables, values, offsets, out_dtype=dtype, kernel=kernel)
+            for t, rows in enumerate(found):
+                error = relative_to_largest(rows, decoded[t][values[spans[t] : spans[t + 1]]])
+                if not error <= bound:
+                    return (
+                        f"row_lookup rows {format} {place} -> {dtype}, dim {DIMS[t]}, {len(rows)} lookups: expected "
+                        f"error <= {bound:.1e} of the largest element, found {error:.1e}"
                     )
     return ""
 
@@ -70,18 +90,34 @@ def _bags(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return torch.randint(0, _ROWS, (count,), generator=g), offsets, torch.randn(count, generator=g)
 
 
-def _rows(format: str, dim: int, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Rows of a format, their scales, their values in FP64."""
-    x = torch.randn(_ROWS, dim, generator=g)
-    if format == "int8":
-        codes = torch.randint(0, 256, (_ROWS, dim), generator=g, dtype=torch.uint8)
-        scale = torch.rand(_ROWS, 2, generator=g) / 100 - 0.005
-        return codes, scale, codes.double() * scale[:, :1].double() + scale[:, 1:].double()
-    if format == "e4m3":
-        q = quantize(x, "e4m3", "row")
-        return q.data, q.scale, q.data.double() * q.scale[:, None].double()
-    rows = x.to(getattr(torch, format))
-    return rows, None, rows.double()
+_FORMATS = (
+    *((name, "separate") for name in ("fp32", "fp16", "bf16", "e4m3", "int8", "int4")),
+    *((name, "in_row") for name in ("e4m3", "int8", "int4")),
+    ("e4m3", "power_of_two"),
+)
+
+
+def _tables(
+    format: str, place: str, pooling: str | list[str], g: torch.Generator
+) -> tuple[TableSet, list[torch.Tensor]]:
+    """Tables of a format, scales at a place, and their values in FP64."""
+    rows: list[torch.Tensor] = []
+    scales: list[torch.Tensor | None] = []
+    decoded = []
+    int4_dims = [dim if format == "int4" else None for dim in DIMS]
+    for dim, int4_dim in zip(DIMS, int4_dims, strict=True):
+        codes, scale = encode_rows(torch.randn(_ROWS, dim, generator=g), format, place)
+        decoded.append(decode_rows(codes, scale, int4_dim, torch.float64))
+        if place == "in_row":
+            apart, (codes, scale) = (
+                (codes, scale),
+                rows_in(torch.zeros(_ROWS, row_bytes(format, dim), dtype=torch.uint8), format, dim),
+            )
+            codes.copy_(apart[0])
+            scale.copy_(apart[1])  # type: ignore[arg-type]
+        rows.append(codes)
+        scales.append(scale)
+    return TableSet(rows, scales, pooling, int4_dims=int4_dims), decoded
 
 
 def _stepped(

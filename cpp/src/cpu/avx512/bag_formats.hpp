@@ -2,21 +2,55 @@
 //
 // A format adds weight * row to sums of 16 columns each: `scale` folds the row's scale into the weight, `bias` is what
 // every column gets on top, `add` does the columns. Loads stay inside the row: a wider one would touch the next cache
-// line, which nobody prefetched. `tail` masks the last vector.
+// line, which nobody prefetched. `tail` masks the last vector. Column c starts at element `at(c)`; 16 columns are
+// `vector_bytes`.
 #pragma once
 
 #include <immintrin.h>
 
 #include "octavo/embedding.hpp"
+#include "octavo/float8.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
 
-struct F32 {
-  using Storage = float;
-  explicit F32(const TableView&) {}
+template <class Element>
+struct Elements {
+  using Storage = Element;
+  static constexpr std::int64_t vector_bytes = 16 * sizeof(Element);
+  static std::int64_t at(std::int64_t column) { return column; }
+};
+
+template <class Element>
+struct Unscaled : Elements<Element> {
   float scale(std::int64_t, float weight) const { return weight; }
   float bias(std::int64_t, float) const { return 0; }
+};
+
+// E4M3's scale of each row, in FP32 or as a power of two.
+struct RowScales {
+  const float* scale;
+  std::int64_t stride;
+  const std::uint8_t* exponents;
+
+  explicit RowScales(const TableView& table)
+      : scale(table.scale), stride(table.scale_stride), exponents(table.scale_exponents) {}
+  [[gnu::always_inline]] float operator()(std::int64_t row) const {
+    if (exponents == nullptr) return scale[row * stride];
+    return decode_e8m0(exponents[row]);
+  }
+};
+
+struct Affine : Elements<std::uint8_t> {
+  const float* scale_bias;
+  std::int64_t stride;
+  explicit Affine(const TableView& table) : scale_bias(table.scale), stride(table.scale_stride) {}
+  float scale(std::int64_t row, float weight) const { return scale_bias[row * stride] * weight; }
+  float bias(std::int64_t row, float weight) const { return scale_bias[row * stride + 1] * weight; }
+};
+
+struct F32 : Unscaled<float> {
+  explicit F32(const TableView&) {}
   template <int vectors>
   [[gnu::always_inline]] inline void add(__m512* sum, const float* x, __m512 scale, __mmask16 tail) const {
 #pragma GCC unroll 8
@@ -27,29 +61,32 @@ struct F32 {
   }
 };
 
-struct Bf16 {
-  using Storage = std::uint16_t;
+struct F16 : Unscaled<std::uint16_t> {
+  explicit F16(const TableView&) {}
+  [[gnu::always_inline]] static inline __m512 decode(__m256i bits) { return _mm512_cvtph_ps(bits); }
+};
+struct Bf16 : Unscaled<std::uint16_t> {
   explicit Bf16(const TableView&) {}
-  float scale(std::int64_t, float weight) const { return weight; }
-  float bias(std::int64_t, float) const { return 0; }
+  [[gnu::always_inline]] static inline __m512 decode(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+};
+template <class Half>
+struct SixteenBit : Half {
+  using Half::Half;
   template <int vectors>
   [[gnu::always_inline]] inline void add(__m512* sum, const std::uint16_t* x, __m512 scale, __mmask16 tail) const {
 #pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) {
       const __m256i bits = i + 1 < vectors ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16 * i))
                                            : _mm256_maskz_loadu_epi16(tail, x + 16 * i);
-      const __m512 v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-      sum[i] = _mm512_fmadd_ps(v, scale, sum[i]);
+      sum[i] = _mm512_fmadd_ps(Half::decode(bits), scale, sum[i]);
     }
   }
 };
 
-struct Int8 {
-  using Storage = std::uint8_t;
-  const float* scale_bias;
-  explicit Int8(const TableView& table) : scale_bias(table.scale) {}
-  float scale(std::int64_t row, float weight) const { return scale_bias[2 * row] * weight; }
-  float bias(std::int64_t row, float weight) const { return scale_bias[2 * row + 1] * weight; }
+struct Int8 : Affine {
+  using Affine::Affine;
   template <int vectors>
   [[gnu::always_inline]] inline void add(__m512* sum, const std::uint8_t* x, __m512 scale, __mmask16 tail) const {
 #pragma GCC unroll 8
@@ -57,6 +94,53 @@ struct Int8 {
       const __m128i codes = i + 1 < vectors ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 16 * i))
                                             : _mm_maskz_loadu_epi8(tail, x + 16 * i);
       sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)), scale, sum[i]);
+    }
+  }
+};
+
+// Sixteen columns are two dwords of codes. Each lane shifts its nibble down and looks it up: vpermps reads four bits.
+struct Int4 : Affine {
+  static constexpr std::int64_t vector_bytes = 8;
+  static std::int64_t at(std::int64_t column) { return column / 2; }
+  __mmask16 last;  // bytes of the last vector
+  __m512 numbers;
+  __m512i shifts, dwords;
+
+  explicit Int4(const TableView& table)
+      : Affine(table), last(static_cast<__mmask16>((1u << ((table.dim + 15) % 16 / 2 + 1)) - 1)) {
+    numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    dwords = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  }
+
+  // The 8 bytes of the last vector, or as many of them as there are.
+  [[gnu::always_inline]] inline __m128i ending(const std::uint8_t* x, __mmask16 tail) const {
+    if (tail == 0xffff) return _mm_loadu_si64(x);
+    return _mm_maskz_loadu_epi8(last, x);
+  }
+
+  template <int vectors>
+  [[gnu::always_inline]] inline __m512i load(const std::uint8_t* x, __mmask16 tail) const {
+    const auto* whole = reinterpret_cast<const __m128i*>(x);
+    const __m128i end = ending(x + 8 * (vectors - 1), tail);
+    if constexpr (vectors == 1) return _mm512_castsi128_si512(end);
+    const __m128i pair = vectors % 2 == 1 ? end : _mm_unpacklo_epi64(_mm_loadu_si64(x + 8 * (vectors - 2)), end);
+    if constexpr (vectors == 2) return _mm512_castsi128_si512(pair);
+    const __m512i first = _mm512_castsi128_si512(_mm_loadu_si128(whole));
+    if constexpr (vectors <= 4) return _mm512_inserti32x4(first, pair, 1);
+    const __m512i half = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+    if constexpr (vectors <= 6) return _mm512_inserti32x4(half, pair, 2);
+    return _mm512_inserti32x4(_mm512_inserti32x4(half, _mm_loadu_si128(whole + 2), 2), pair, 3);
+  }
+
+  template <int vectors>
+  [[gnu::always_inline]] inline void add(__m512* sum, const std::uint8_t* x, __m512 scale, __mmask16 tail) const {
+    const __m512i bytes = load<vectors>(x, tail);
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; ++i) {
+      const __m512i from = _mm512_add_epi32(dwords, _mm512_set1_epi32(2 * i));
+      const __m512i nibbles = _mm512_srlv_epi32(_mm512_permutexvar_epi32(from, bytes), shifts);
+      sum[i] = _mm512_fmadd_ps(_mm512_permutexvar_ps(nibbles, numbers), scale, sum[i]);
     }
   }
 };

@@ -1,54 +1,20 @@
 // Pooled rows of many tables, plain C++: the reference of every hand-written bag kernel.
 #include "cpu/bag_partition.hpp"
 #include "cpu/bag_prefetch.hpp"
-#include "octavo/embedding.hpp"
-#include "octavo/float8.hpp"
+#include "cpu/generic/bag_rows.hpp"
 #include "octavo/memory.hpp"
 #include "octavo/threading.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
-namespace {
-
-// Adds weight * row to acc [dim].
-[[gnu::always_inline]] inline void add_row(const TableView& table, const float* decoded, std::int64_t row, float weight,
-                                           float* __restrict acc) {
-  const std::int64_t dim = table.dim, at = row * table.row_stride;
-  switch (table.dtype) {
-    case DType::f32: {
-      const float* __restrict x = static_cast<const float*>(table.rows) + at;
-      for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * x[c];
-      break;
-    }
-    case DType::bf16: {
-      const std::uint16_t* __restrict x = static_cast<const std::uint16_t*>(table.rows) + at;
-      for (std::int64_t c = 0; c < dim; ++c) acc[c] += weight * decode_bf16(x[c]);
-      break;
-    }
-    case DType::e4m3: {
-      const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
-      const float scale = weight * table.scale[row];
-      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * decoded[x[c]];
-      break;
-    }
-    default: {
-      const std::uint8_t* __restrict x = static_cast<const std::uint8_t*>(table.rows) + at;
-      const float scale = weight * table.scale[2 * row], bias = weight * table.scale[2 * row + 1];
-      for (std::int64_t c = 0; c < dim; ++c) acc[c] += scale * static_cast<float>(x[c]) + bias;
-    }
-  }
-}
-
-}  // namespace
 
 Status bag_forward(const BagForwardArgs& args) {
   if (Status status = validate(args); !status.ok()) return status;
   const BagIndices& in = args.indices;
-  std::int64_t widest = 0, outside = 0;
-  for (std::int64_t t = 0; t < in.num_tables; ++t) widest = widest < args.tables[t].dim ? args.tables[t].dim : widest;
-  float decoded[256];
-  for (int code = 0; code < 256; ++code) decoded[code] = decode_e4m3(static_cast<std::uint8_t>(code));
+  const E4m3Values e4m3;
+  const auto scratch_bytes = static_cast<std::size_t>(widest(args.tables, in.num_tables)) * sizeof(float);
+  std::int64_t outside = 0;
   parallel_region(bag_threads(args.tables, in), [&](int thread, int count) {
-    auto* acc = static_cast<float*>(scratch(0, static_cast<std::size_t>(widest) * sizeof(float)));
+    auto* acc = static_cast<float*>(scratch(0, scratch_bytes));
     const BagSpan span = bag_span(args.tables, in, thread, count);
     BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
     std::int64_t found = 0;
@@ -63,19 +29,13 @@ Status bag_forward(const BagForwardArgs& args) {
           prefetch.fetch(in.values[v + prefetch.aim().ahead]);
           const std::int64_t row = in.values[v];
           if (static_cast<std::uint64_t>(row) >= static_cast<std::uint64_t>(table.num_rows)) continue;
-          add_row(table, decoded, row, in.weights != nullptr ? in.weights[v] : 1.0f, acc);
+          add_row(table, e4m3, row, in.weights != nullptr ? in.weights[v] : 1.0f, acc);
           ++kept;
         }
         found += end - begin - kept;
         if (table.pooling == Pooling::mean && kept > 1)
           for (std::int64_t c = 0; c < table.dim; ++c) acc[c] /= static_cast<float>(kept);
-        if (args.out.dtype == DType::f32) {
-          float* out = static_cast<float*>(args.out.data) + b * args.out.row_stride + column;
-          for (std::int64_t c = 0; c < table.dim; ++c) out[c] = acc[c];
-        } else {
-          auto* out = static_cast<std::uint16_t*>(args.out.data) + b * args.out.row_stride + column;
-          for (std::int64_t c = 0; c < table.dim; ++c) out[c] = encode_bf16(acc[c]);
-        }
+        store_row(args.out, b, column, table.dim, acc);
       }
     });
     if (found != 0) __atomic_fetch_add(&outside, found, __ATOMIC_RELAXED);

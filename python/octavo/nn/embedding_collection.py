@@ -1,0 +1,72 @@
+"""Embedding tables of features that are sequences: every looked-up row for itself."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from octavo.nn.embedding_bags import EmbeddingBags, _Bags
+from octavo.ops.embedding import TableSet, check_indices
+from octavo.ops.embedding_rows import row_lookup, traced_rows
+from octavo.ops.jagged import Jagged
+
+
+class EmbeddingCollection(EmbeddingBags):
+    """Unpooled embeddings of T features: ``forward`` -> table name: [V_t, dim] float32, a row for each lookup.
+
+    Arguments, training and state dict as :class:`EmbeddingBags`; the tables' ``pooling`` plays no part. With
+    ``offsets`` of the input, the rows of feature t and event b are ``rows[offsets[t*B+b] - offsets[t*B] :
+    offsets[t*B+b+1] - offsets[t*B]]``. A row index outside its table gives zeros where ``bounds`` lets it pass.
+    """
+
+    def forward(  # type: ignore[override]
+        self, values: torch.Tensor | Jagged, offsets: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Rows of ``values`` [V] with ``offsets`` [T*B+1], or of one Jagged without weights.
+
+        Raises TypeError, ValueError or IndexError naming the argument; nothing is updated then.
+        """
+        if isinstance(values, Jagged):
+            if offsets is not None or values.weights is not None:
+                raise TypeError("offsets, weights: a Jagged holds its own offsets, and rows without pooling no weights")
+            jagged = values
+            values, offsets = jagged.values, jagged.offsets
+        elif offsets is None:
+            raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
+        tables = self._table_set()
+        if torch.is_grad_enabled() and self.training and self.optimizer is not None:
+            rows = self._recorded_rows(tables, values, offsets)
+        elif torch.compiler.is_compiling():
+            rows = traced_rows(tables, values, offsets, self.bounds, torch.float32)
+        else:
+            rows = row_lookup(tables, values, offsets, self.bounds)
+        return {table.name: part for table, part in zip(self.tables, rows, strict=True)}
+
+    @torch.compiler.disable
+    def _recorded_rows(self, tables: TableSet, values: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
+        """Each lookup is a bag of one row, each table a call: features have different numbers of lookups."""
+        batch = check_indices(len(tables), values, offsets, None)
+        Jagged(values, offsets)  # checks the content of offsets
+        ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
+        rows = []
+        for t, (begin, end) in enumerate(pairwise(ends)):
+            each = torch.arange(end - begin + 1)
+            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, _OneTable(self, t))  # type: ignore[no-untyped-call]
+            rows.append(part)
+        return rows
+
+
+class _OneTable:
+    """A module seen as if it held its table ``index`` alone."""
+
+    def __init__(self, module: EmbeddingBags, index: int) -> None:
+        self._module, self._index = module, index
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def _table_set(self) -> TableSet:
+        all_of, i = self._module._table_set(), slice(self._index, self._index + 1)
+        return TableSet(all_of.rows[i], all_of.scales[i], "sum", all_of.names[i], all_of.states[i], all_of.int4_dims[i])
