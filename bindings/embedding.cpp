@@ -24,8 +24,8 @@ class TableSet {
     for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state] : rows) {
       names_.push_back(name);
       views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
-                        static_cast<DType>(dtype), reinterpret_cast<const float*>(scale),
-                        mean ? Pooling::mean : Pooling::sum, reinterpret_cast<float*>(state)});
+                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale), mean ? Pooling::mean : Pooling::sum,
+                        reinterpret_cast<float*>(state)});
       dims_ += dim;
     }
   }
@@ -68,14 +68,14 @@ std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_
 
 void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                   std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
-                  std::uintptr_t grad, std::int64_t grad_stride, int optimizer, float lr, float eps, float weight_decay,
-                  std::uintptr_t grad_weights) {
+                  std::uintptr_t grad, std::int64_t grad_stride, std::uintptr_t grad_weights,
+                  const OptimizerConfig& optimizer) {
   if (kernel.run.bag_backward == nullptr) throw py::value_error("bag_backward: " + kernel.name + " is no bag backward");
   const BagBackwardArgs args{tables.views(),
                              indices_of(tables, batch, values, num_values, offsets, weights),
                              static_cast<Bounds>(bounds),
                              matrix(grad, batch, tables.dims(), grad_stride, DType::f32),
-                             {static_cast<OptimizerConfig::Kind>(optimizer), lr, eps, weight_decay},
+                             optimizer,
                              reinterpret_cast<float*>(grad_weights)};
   ++kernel.calls;
   run_released([&] { return kernel.run.bag_backward(args); });
@@ -88,6 +88,22 @@ void bind_embedding(py::module_& m) {
       .def(py::init<const std::vector<TableSet::Row>&>())
       .def("__len__", &TableSet::size)
       .def_property_readonly("dims", &TableSet::dims);
+  // made once for an optimizer's settings; the step changes
+  py::class_<OptimizerConfig>(m, "OptimizerConfig")
+      .def(py::init([](int kind, float lr, float eps, float weight_decay, float beta1, float beta2, bool stochastic,
+                       std::uint64_t seed, std::int64_t step) {
+             return OptimizerConfig{static_cast<OptimizerConfig::Kind>(kind),
+                                    lr,
+                                    eps,
+                                    weight_decay,
+                                    beta1,
+                                    beta2,
+                                    step,
+                                    stochastic ? Rounding::stochastic : Rounding::nearest,
+                                    seed};
+           }),
+           py::arg("kind"), py::arg("lr"), py::arg("eps"), py::arg("weight_decay"), py::arg("beta1"), py::arg("beta2"),
+           py::arg("stochastic"), py::arg("seed"), py::arg("step"));
   m.def("bag_forward", &bag_forward);
   m.def("bag_backward", &bag_backward);
 }

@@ -11,5 +11,6 @@ set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp
                             PROPERTIES COMPILE_OPTIONS "-mavx512vnni;${dot_product_flags}")
 set_source_files_properties(cpp/src/cpu/avx512/bag_forward_vbmi.cpp PROPERTIES COMPILE_OPTIONS -mavx512vbmi)
 
-# Rounding of activations, as in the quantizers: never contracted.
-set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
+# Rounding of activations and of updated rows, as in the quantizers: never contracted.
+set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp cpp/src/cpu/generic/bag_backward.cpp
+                            cpp/src/cpu/avx512/bag_backward.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
