@@ -1,7 +1,7 @@
 """Modules: linear layers in any numerics class, embedding bags, and the conversion of a model by a plan."""
 
 from octavo.nn.conversion import convert
-from octavo.nn.embedding_bags import SGD, EmbeddingBags, RowWiseAdagrad, Table
+from octavo.nn.embedding_bags import SGD, Adagrad, Adam, EmbeddingBags, RowWiseAdagrad, Table
 from octavo.nn.linear import Linear, LinearNorm
 
-__all__ = ["SGD", "EmbeddingBags", "Linear", "LinearNorm", "RowWiseAdagrad", "Table", "convert"]
+__all__ = ["SGD", "Adagrad", "Adam", "EmbeddingBags", "Linear", "LinearNorm", "RowWiseAdagrad", "Table", "convert"]

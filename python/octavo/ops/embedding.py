@@ -197,7 +197,9 @@ def bag_backward(
     choice("rounding", rounding, ROUNDING)
     _check_states(tables, optimizer)
     if not tables.trainable:
-        name, found = next((n, r.dtype) for n, r in zip(tables.names, tables.rows, strict=True) if r.dtype not in TRAINED)
+        name, found = next(
+            (n, r.dtype) for n, r in zip(tables.names, tables.rows, strict=True) if r.dtype not in TRAINED
+        )
         raise TypeError(f"table '{name}': {found} rows do not train; expected one of {', '.join(map(str, TRAINED))}")
     if grad_weights is not None:
         _check_vector("grad_weights", grad_weights, torch.float32)
