@@ -219,9 +219,11 @@ class Run:
         peers: Callable[[Entry], bool],
         named: Sequence[str] = (),
         bar: float | None = None,
+        worst: bool = False,
     ) -> None:
         """A bar: how many times faster the best of ``ours`` is than the best of ``peers``, geometric mean over
-        contests. ``holds`` is None for a finding (no ``bar``), False when a peer of ``named`` did not run somewhere."""
+        contests, or with ``worst`` the least of them. ``holds`` is None for a finding (no ``bar``), False
+        when a peer of ``named`` did not run somewhere."""
         ratios, missing = [], set()
         for contest in self.contests:
             mine = contest.best([e for e in contest.ours if ours(e)])
@@ -233,7 +235,8 @@ class Run:
                 ratios.append(contest.ratios(mine, theirs))
         entry: dict[str, Any] = {"name": name, "figure": None, "low": None, "high": None, "bar": bar, "holds": None}
         if ratios:
-            interval = median_interval(ratios)
+            pools = [[values] for values in ratios] if worst else [ratios]
+            interval = min(map(median_interval, pools), key=lambda found: found.figure)
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
             entry["contests"] = len(ratios)
             entry["holds"] = None if bar is None else interval.figure >= bar

@@ -48,7 +48,7 @@ def test_adam_and_adagrad_are_torchs_sparse_ones(optimizer) -> None:
         target = torch.randn(9, 20, generator=torch.Generator().manual_seed(step))
         (module(values, offsets) - target).square().sum().backward()
         (pooled_with_gradients(twins, values, offsets) - target.double()).square().sum().backward()
-        for twin in twins:
+        for twin in twins if isinstance(optimizer, nn.Adam) else ():  # of Adagrad, zero gradients change nothing
             assert twin.grad is not None
             twin.grad = twin.grad.to_sparse(1)
         peer.step()
