@@ -1,9 +1,10 @@
 """Embedding bags, backward fused with row-wise Adagrad, FP32 rows: against FBGEMM and torch's sparse Adagrad.
 
 ``bag_backward`` times backward + update alone (the forward runs untimed before each), ``bag_backward with forward``
-both; ``bag_backward two threads`` times octavo's own against itself with one. FBGEMM runs EXACT_ROWWISE_ADAGRAD, the same rule. torch has no row-wise Adagrad: sparse gradients with its
-element-wise one, the nearest a torch user has, with as many states as elements. A new index set in every call. The
-roof is a random gather of such rows: a touched row is read and written.
+both; ``bag_backward two threads`` times octavo's own against itself with one. FBGEMM runs EXACT_ROWWISE_ADAGRAD, the
+same rule. torch has no row-wise Adagrad: sparse gradients with its element-wise one, the nearest a torch user has, with
+as many states as elements. A new index set in every call. The roof is a random gather of such rows: a touched row is
+read and written.
 """
 
 from __future__ import annotations
