@@ -6,7 +6,7 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-constexpr std::int64_t kPrefetchRuns = 16;
+constexpr std::int64_t kPrefetchRuns = 32;
 constexpr int kMaxVectors = 8;  // 128 columns in registers
 
 struct F32Row {};
