@@ -1,4 +1,4 @@
-"""Embedding tables of many features as one module; FP32 tables train inside their backward."""
+"""Embedding tables of many features as one module, which train inside their backward."""
 
 from __future__ import annotations
 
