@@ -221,9 +221,10 @@ void check_backward(const KernelInfo& kernel, DType dtype, Kind kind, std::int64
     for (std::size_t c = 0; c < d; ++c)
       EXPECT_NEAR(decode(table, row, row * d + c), expected[row * d + c], (2e-5 + code_step(dtype)) * largest);
   }
-  if (kind != Kind::sgd)
+  if (kind != Kind::sgd) {
     for (std::size_t i = 0; i < states.size(); ++i)
       EXPECT_NEAR(table.state[i], states[i], 2e-5 * (1 + std::fabs(states[i])));
+  }
 }
 
 TEST(Embedding, BackwardIsOneDenseStep) {
