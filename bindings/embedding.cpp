@@ -87,14 +87,14 @@ std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t
 
 void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                   std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
-                  std::uintptr_t grad, std::int64_t grad_stride, int optimizer, float lr, float eps, float weight_decay,
-                  std::uintptr_t grad_weights) {
+                  std::uintptr_t grad, std::int64_t grad_stride, std::uintptr_t grad_weights,
+                  const OptimizerConfig& optimizer) {
   if (kernel.run.bag_backward == nullptr) throw py::value_error("bag_backward: " + kernel.name + " is no bag backward");
   const BagBackwardArgs args{tables.views(),
                              indices_of(tables, batch, values, num_values, offsets, weights),
                              static_cast<Bounds>(bounds),
                              matrix(grad, batch, tables.dims(), grad_stride, DType::f32),
-                             {static_cast<OptimizerConfig::Kind>(optimizer), lr, eps, weight_decay},
+                             optimizer,
                              reinterpret_cast<float*>(grad_weights)};
   ++kernel.calls;
   run_released([&] { return kernel.run.bag_backward(args); });
@@ -107,6 +107,22 @@ void bind_embedding(py::module_& m) {
       .def(py::init<const std::vector<TableSet::Row>&>())
       .def("__len__", &TableSet::size)
       .def_property_readonly("dims", &TableSet::dims);
+  // made once for an optimizer's settings; the step changes
+  py::class_<OptimizerConfig>(m, "OptimizerConfig")
+      .def(py::init([](int kind, float lr, float eps, float weight_decay, float beta1, float beta2, bool stochastic,
+                       std::uint64_t seed, std::int64_t step) {
+             return OptimizerConfig{static_cast<OptimizerConfig::Kind>(kind),
+                                    lr,
+                                    eps,
+                                    weight_decay,
+                                    beta1,
+                                    beta2,
+                                    step,
+                                    stochastic ? Rounding::stochastic : Rounding::nearest,
+                                    seed};
+           }),
+           py::arg("kind"), py::arg("lr"), py::arg("eps"), py::arg("weight_decay"), py::arg("beta1"), py::arg("beta2"),
+           py::arg("stochastic"), py::arg("seed"), py::arg("step"));
   m.def("bag_forward", &bag_forward);
   m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);

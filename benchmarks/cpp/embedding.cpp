@@ -1,4 +1,5 @@
-// Embedding bags: 8 tables, dim 64, sum pooling, batch 1024, uniform indices; forward per row format, backward in FP32.
+// Embedding bags: 8 tables, dim 64, sum pooling, batch 1024, uniform indices; forward per row format, backward per
+// optimizer and row format.
 #include <algorithm>
 
 #include "kernel_benchmarks.hpp"
@@ -20,10 +21,10 @@ struct Bags {
   std::vector<std::int64_t> values, offsets;
   std::int64_t length, sets;
 
-  Bags(DType dtype, std::int64_t bag_length)
+  Bags(DType dtype, std::int64_t bag_length, std::int64_t state_width = 1)
       : rows(static_cast<std::size_t>(kTables * kRows * packed_bytes(dtype, kDim))),
         scale(static_cast<std::size_t>(kTables * kRows) * 2, 0.5f),
-        state(static_cast<std::size_t>(kTables * kRows)),
+        state(static_cast<std::size_t>(kTables * kRows * state_width)),
         dense(static_cast<std::size_t>(kBatch * kTables * kDim), 0.125f),
         length(bag_length),
         sets(bag_length > 1 ? 8 : 128) {  // so many that rows of the last round left the caches
@@ -38,7 +39,7 @@ struct Bags {
       if (dtype == DType::e4m3) table.scale_stride = 1;
       if (dtype == DType::u8 || dtype == DType::u4) table.scale_stride = 2;
       if (table.scale_stride != 0) table.scale = scale.data() + t * kRows * table.scale_stride;
-      table.optimizer_state = state.data() + t * kRows;
+      table.optimizer_state = state.data() + t * kRows * state_width;
       tables.push_back(table);
     }
     std::mt19937_64 generator(7);
@@ -112,25 +113,38 @@ void add_row_lookup(const KernelInfo& kernel) {
 }
 
 void add_bag_backward(const KernelInfo& kernel) {
-  for (const auto kind : {OptimizerConfig::Kind::sgd, OptimizerConfig::Kind::row_wise_adagrad})
-    for (const std::int64_t length : kLengths) {
-      const bool adagrad = kind == OptimizerConfig::Kind::row_wise_adagrad;
-      add(kernel, std::string(adagrad ? "row_wise_adagrad" : "sgd") + "/" + shape(length),
+  using Kind = OptimizerConfig::Kind;
+  const struct {
+    const char* word;
+    Kind kind;
+    DType rows;
+    std::int64_t state;  // FP32 numbers a row
+  } cases[] = {{"sgd", Kind::sgd, DType::f32, 1},
+               {"row_wise_adagrad", Kind::row_wise_adagrad, DType::f32, 1},
+               {"adagrad", Kind::adagrad, DType::f32, kDim},
+               {"adam", Kind::adam, DType::f32, 2 * kDim},
+               {"row_wise_adagrad", Kind::row_wise_adagrad, DType::bf16, 1},
+               {"row_wise_adagrad", Kind::row_wise_adagrad, DType::e4m3, 1},
+               {"row_wise_adagrad", Kind::row_wise_adagrad, DType::u8, 1}};
+  for (const auto& c : cases)
+    for (const std::int64_t length : kLengths)
+      add(kernel, std::string(c.word) + "/" + word(c.rows) + "/" + shape(length),
           [=, run = kernel.run.bag_backward](benchmark::State& state) {
-            Bags bags(DType::f32, length);
+            Bags bags(c.rows, length, c.state);
             BagBackwardArgs args;
             args.tables = bags.tables.data();
             args.grad_out = bags.view();
-            args.optimizer.kind = kind;
+            args.optimizer.kind = c.kind;
             args.optimizer.lr = 1e-6f;
             std::int64_t call = 0;
             const bool ran = repeat(state, [&] {
               args.indices = bags.indices(call++);
+              args.optimizer.step = call;
               return run(args);
             });
-            if (ran) bags.report(state, 2, DType::f32);  // a row is read and written
+            // A row is read and written, and a state as wide as rows too.
+            if (ran) bags.report(state, 2.0 * static_cast<double>(1 + c.state / kDim), c.rows);
           });
-    }
 }
 
 }  // namespace octavo::benchmarks

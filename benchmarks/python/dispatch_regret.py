@@ -25,7 +25,17 @@ BATCHES = {"smoke": [2], "quick": [1, 64, 1024], "full": [1, 8, 64, 256, 1024, 4
 SIZES = {
     "smoke": [(32, 48)],
     "quick": [(64, 256), (512, 512), (200, 1000)],
-    "full": [(64, 256), (128, 512), (256, 512), (512, 512), (512, 1024), (1024, 1024), (37, 129), (200, 1000), (1000, 96)],
+    "full": [
+        (64, 256),
+        (128, 512),
+        (256, 512),
+        (512, 512),
+        (512, 1024),
+        (1024, 1024),
+        (37, 129),
+        (200, 1000),
+        (1000, 96),
+    ],
 }
 EPILOGUE = "bias+layer+hardswish"
 REQUIREMENT = Requirement(min_sqnr_db=20.0)
@@ -45,7 +55,11 @@ def contest(run: harness.Run, problem: Problem, fits: tuple[ops.dispatch.Fit, ..
     rows = [c.kernel for c in judge(problem, REQUIREMENT).candidates if c.admitted]
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     once = {name: _seconds(call) for name, call in calls.items()}
-    absent = {name: f"over {_SLOWEST:.0f}x slower in one call" for name, s in once.items() if s > _SLOWEST * min(once.values())}
+    absent = {
+        name: f"over {_SLOWEST:.0f}x slower in one call"
+        for name, s in once.items()
+        if s > _SLOWEST * min(once.values())
+    }
     chosen = {CALIBRATED: choice(problem, fits), PRIORS: choice(problem, ())}
     peers = [harness.Entry(name, _counting(name, calls[name]), io=problem.x_dtype, group="kernel")
              for name in calls if name not in absent or name in chosen.values()]  # fmt: skip

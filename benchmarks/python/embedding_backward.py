@@ -1,9 +1,10 @@
 """Embedding bags, backward fused with row-wise Adagrad, FP32 rows: against FBGEMM and torch's sparse Adagrad.
 
 ``bag_backward`` times backward + update alone (the forward runs untimed before each), ``bag_backward with forward``
-both. FBGEMM runs EXACT_ROWWISE_ADAGRAD, the same rule. torch has no row-wise Adagrad: sparse gradients with its
-element-wise one, the nearest a torch user has, with as many states as elements. A new index set in every call. The
-roof is a random gather of such rows: a touched row is read and written.
+both; ``bag_backward two threads`` times octavo's own against itself with one. FBGEMM runs EXACT_ROWWISE_ADAGRAD, the
+same rule. torch has no row-wise Adagrad: sparse gradients with its element-wise one, the nearest a torch user has, with
+as many states as elements. A new index set in every call. The roof is a random gather of such rows: a touched row is
+read and written.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ CASES = {
     ],
 }  # fmt: skip
 CHECKED = Case(2, 40, 8, 6, batch=16)  # small enough to follow, with rows that repeat within a bag and across bags
+# One table alone: its rows are dealt to the threads.
+FEW = {"smoke": Case(1, 500, 16, 40, batch=64), "quick": Case(1, 200_000, 64, 20, batch=4096),
+       "full": Case(1, 2_000_000, 64, 20, batch=4096)}  # fmt: skip
 TORCH, FBGEMM = "torch sparse Adagrad", "fbgemm rowwise Adagrad"
+GATES = {"fbgemm": 3.0, "torch": 10.0}
+SCALING, ONE_THREAD = "bag_backward two threads", "octavo fp32, one thread"
 
 
 class Trainer(ABC):
@@ -163,14 +169,42 @@ def contest(run: harness.Run, case: Case, absent: dict[str, str]) -> None:
         run.contest(op, case.shape(), entries[:1], entries[1:], absent)
 
 
+def scaling(run: harness.Run, case: Case) -> None:
+    """One case with two threads and with one, backward alone."""
+    bags = Bags(case, run.is_smoke)
+    ours = octavo_trainer(bags)
+    row_bytes = 4 * case.dim
+
+    def entry(name: str, threads: int) -> harness.Entry:
+        def prepare(i: int) -> torch.Tensor:
+            torch.set_num_threads(threads)
+            return ours.forward(i)
+
+        return harness.Entry(
+            name, ours.backward, prepare=prepare, io=WIDTH["fp32"], group=SCALING, facts={"threads": threads},
+            bytes=2 * case.lookups * row_bytes + 4 * case.batch * case.tables * case.dim, items=2 * case.lookups,
+        )  # fmt: skip
+
+    before = torch.get_num_threads()
+    try:
+        run.contest(SCALING, case.shape(), [entry("octavo fp32", 2)], [entry(ONE_THREAD, 1)])
+    finally:
+        torch.set_num_threads(before)
+
+
 def body(run: harness.Run) -> None:
     """Every case, then the figures."""
     absent = check(run.is_smoke)
     for case in CASES[run.effort.name]:
         contest(run, case, absent)
+    for case in [*CASES[run.effort.name], FEW[run.effort.name]]:
+        scaling(run, case)
     for op, word in (("bag_backward", "backward"), ("bag_backward with forward", "forward_backward")):
         for peer, short in ((FBGEMM, "fbgemm"), (TORCH, "torch")):
-            run.finding(f"embedding_{word}_vs_{short}", where(group=op), where(name=peer), named=(peer,))
+            bar = GATES.get(short) if word == "backward" else None
+            run.finding(f"embedding_{word}_vs_{short}", where(group=op), where(name=peer), named=(peer,), bar=bar)
+    run.finding("embedding_backward_two_threads", where(group=SCALING), where(name=ONE_THREAD), named=(ONE_THREAD,),
+                bar=1.7, worst=True)  # fmt: skip
 
 
 if __name__ == "__main__":

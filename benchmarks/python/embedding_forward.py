@@ -113,7 +113,9 @@ def body(run: harness.Run) -> None:
     fp32 = where(numerics="fp32", **beyond), where(io=WIDTH["fp32"]), ("torch float32", "fbgemm fp32")
     run.finding("embedding_forward_fp32_beyond_l3", *fp32, 1.6)
     run.finding("embedding_forward_fp32_worst", *fp32, 1.1, worst=True)
-    run.share("embedding_forward_gather_roof_share", where(numerics="e4m3", dim=64, length=20, **beyond), 0.75, worst=True)
+    run.share(
+        "embedding_forward_gather_roof_share", where(numerics="e4m3", dim=64, length=20, **beyond), 0.75, worst=True
+    )
     for width, named in (("fp32", ("torch float32", "fbgemm fp32")), ("bf16", ("torch bfloat16", "fbgemm fp16")),
                          ("int8", ("torch byte", "fbgemm int8"))):  # fmt: skip
         run.finding(

@@ -133,7 +133,7 @@ def layer_contests(run: harness.Run, n: int, k: int) -> None:
                 agrees(step(*inputs[io]), expected, numerics)
                 roof = run.roofs.multiply("bf16")
                 ours.append(harness.Entry(
-                    f"octavo {numerics} {io}", lambda i, step=step, io=io: step(*inputs[io]), io=io, group="octavo",
+                    f"octavo {numerics} {io}", lambda i, step=step, given=inputs[io]: step(*given), io=io, group="octavo",
                     facts={"numerics": numerics, "backward": "bf16"}, flops=flops, roof=roof))  # fmt: skip
         entries: list[harness.Entry] = []
         absent = {f"torch {io} compiled": "not in the smoke run: compiling takes seconds" for io in IO
@@ -141,9 +141,15 @@ def layer_contests(run: harness.Run, n: int, k: int) -> None:
         for name, step in rivals.items():
             io = table[name][0]
 
-            def make(name: str = name, io: str = io, step: Step = step) -> harness.Entry:
-                agrees(step(*inputs[io]), expected, "bf16")  # compiles, where it is compiled
-                return harness.Entry(name, lambda i: step(*inputs[io]), io=io, group="float")
+            def make(
+                name: str = name,
+                io: str = io,
+                step: Step = step,
+                given: tuple[torch.Tensor, torch.Tensor] = inputs[io],
+                expected: tuple[torch.Tensor, Gradients] = expected,
+            ) -> harness.Entry:
+                agrees(step(*given), expected, "bf16")  # compiles, where it is compiled
+                return harness.Entry(name, lambda i: step(*given), io=io, group="float")
 
             peers.admit(entries, absent, name, make)
         run.contest("linear_backward", {"m": m, "n": n, "k": k, "epilogue": "bias+layer+hardswish"}, ours, entries,

@@ -156,19 +156,37 @@ Status report_outside(const RowLookupArgs& args, std::int64_t outside) {
   return report(args.tables, args.indices, args.bounds, outside, args.out_of_bounds);
 }
 
+Status validate(const OptimizerConfig& optimizer) {
+  if (optimizer.kind != OptimizerConfig::Kind::adam) return {};
+  const auto decays = [](float beta) { return beta >= 0.0f && beta < 1.0f; };
+  if (!decays(optimizer.beta1) || !decays(optimizer.beta2))
+    return Status::invalid("betas: found (" + to_string(optimizer.beta1) + ", " + to_string(optimizer.beta2) +
+                           "), expected two numbers in [0, 1)");
+  if (optimizer.step < 1)
+    return Status::invalid("step: found " + to_string(optimizer.step) + "; Adam counts its updates from 1");
+  return {};
+}
+
 Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
-  const bool adagrad = args.optimizer.kind == OptimizerConfig::Kind::row_wise_adagrad;
+  using Kind = OptimizerConfig::Kind;
+  const bool stateful = args.optimizer.kind != Kind::none && args.optimizer.kind != Kind::sgd;
   const BagIndices& in = args.indices;
+  if (Status status = validate(args.optimizer); !status.ok()) return status;
   if (args.grad_out.dtype != DType::f32) return Status::invalid("grad_out: must be float32");
   const auto payload = static_cast<std::uint64_t>(std::max(in.num_values, in.batch));
   if (payload >= std::uint64_t{1} << 31)
     return Status::unsupported("values: at most 2^31 - 1 lookups and bags in one backward; split the batch");
   for (std::int64_t t = 0; t < in.num_tables; ++t) {
     const TableView& table = args.tables[t];
-    if (table.dtype != DType::f32)
-      return Status::unsupported(name_of(table, t) + ": only FP32 rows train; lower precisions are inference copies");
-    if (adagrad && table.optimizer_state == nullptr && table.num_rows > 0)
-      return Status::invalid(name_of(table, t) + ": row-wise Adagrad needs optimizer state, one FP32 per row");
+    const DType rows = table.dtype;
+    if (rows != DType::f32 && rows != DType::bf16 && rows != DType::e4m3 && rows != DType::u8)
+      return Status::unsupported(name_of(table, t) + ": only FP32, BF16, E4M3 and unsigned INT8 rows train");
+    if (table.scale_exponents != nullptr)
+      return Status::unsupported(name_of(table, t) + ": rows with power-of-two scales do not train; use FP32 scales");
+    if (table.num_rows > 0 && table.scale == nullptr && (rows == DType::e4m3 || rows == DType::u8))
+      return Status::invalid(name_of(table, t) + ": E4M3 and INT8 rows need their scales");
+    if (stateful && table.optimizer_state == nullptr && table.num_rows > 0)
+      return Status::invalid(name_of(table, t) + ": this optimizer needs state, and the table has none");
     if (table.num_rows >= std::int64_t{1} << 32)  // a row and a lookup share a 64-bit sort key
       return Status::unsupported(name_of(table, t) + ": at most 2^32 - 1 rows train in one table; split it");
   }

@@ -28,8 +28,8 @@ def path() -> Path:
 
 
 def read() -> dict[str, Any]:
-    """Kernel -> element type -> coefficients, error and samples; empty where nothing was kept. A damaged file is ignored
-    with a warning."""
+    """Kernel -> element type -> coefficients, error and samples; empty where nothing was kept. A damaged file is
+    ignored with a warning."""
     try:
         text = path().read_text(encoding="utf-8")
     except OSError:

@@ -334,6 +334,20 @@ class TableSet:
     @property
     def dims(self) -> int: ...
 
+class OptimizerConfig:
+    def __init__(
+        self,
+        kind: int,
+        lr: float,
+        eps: float,
+        weight_decay: float,
+        beta1: float,
+        beta2: float,
+        stochastic: bool,
+        seed: int,
+        step: int,
+    ) -> None: ...
+
 def bag_forward(
     kernel: Kernel,
     tables: TableSet,
@@ -369,11 +383,8 @@ def bag_backward(
     bounds: int,
     grad: int,
     grad_stride: int,
-    optimizer: int,
-    lr: float,
-    eps: float,
-    weight_decay: float,
     grad_weights: int,
+    optimizer: OptimizerConfig,
 ) -> None: ...
 
 # --- pairwise.hpp ---

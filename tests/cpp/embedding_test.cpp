@@ -196,46 +196,112 @@ TEST(Embedding, RowsOfEveryKernelAndFormat) {
   });
 }
 
+using Kind = OptimizerConfig::Kind;
+
+// Row [dim] and state after one step with gradient g, in double; embedding.hpp has the formulas.
+void step(const OptimizerConfig& o, std::size_t dim, double* x, const double* g, double* state) {
+  double squares = 0.0;
+  for (std::size_t c = 0; c < dim; ++c) squares += g[c] * g[c];
+  if (o.kind == Kind::row_wise_adagrad) *state += squares / static_cast<double>(dim);
+  for (std::size_t c = 0; c < dim; ++c) {
+    switch (o.kind) {
+      case Kind::none: break;
+      case Kind::sgd: x[c] -= o.lr * g[c]; break;
+      case Kind::row_wise_adagrad: x[c] -= o.lr / (std::sqrt(*state) + o.eps) * g[c]; break;
+      case Kind::adagrad:
+        state[c] += g[c] * g[c];
+        x[c] -= o.lr * g[c] / (std::sqrt(state[c]) + o.eps);
+        break;
+      case Kind::adam: {
+        double &m = state[c], &v = state[dim + c];
+        m += (1.0 - o.beta1) * (g[c] - m);
+        v += (1.0 - o.beta2) * (g[c] * g[c] - v);
+        const auto t = static_cast<double>(o.step);
+        const double rate = o.lr * std::sqrt(1.0 - std::pow(o.beta2, t)) / (1.0 - std::pow(o.beta1, t));
+        x[c] -= rate * m / (std::sqrt(v) + o.eps);
+        break;
+      }
+    }
+  }
+}
+
+std::size_t state_width(Kind kind, std::size_t dim) {
+  return kind == Kind::adam ? 2 * dim : kind == Kind::adagrad ? dim : 1;
+}
+
+double decode(const Table& table, std::size_t row, std::size_t at) {
+  const TableView& view = table.view;
+  if (view.dtype == DType::f32) return reinterpret_cast<const float*>(table.bytes.data())[at];
+  if (view.dtype == DType::bf16) return decode_bf16(reinterpret_cast<const std::uint16_t*>(table.bytes.data())[at]);
+  if (view.dtype == DType::e4m3) return static_cast<double>(decode_e4m3(table.bytes[at])) * table.scale[row];
+  return static_cast<double>(table.bytes[at]) * table.scale[2 * row] + table.scale[2 * row + 1];
+}
+
+// Largest distance of two neighbouring codes over the largest magnitude of a row.
+double code_step(DType dtype) {
+  return dtype == DType::f32 ? 0.0 : dtype == DType::bf16 ? 0x1p-7 : dtype == DType::e4m3 ? 32.0 / 448 : 2.0 / 255;
+}
+
+void check_backward(const KernelInfo& kernel, DType dtype, Kind kind, std::int64_t dim, bool weighted,
+                    std::mt19937& random) {
+  SCOPED_TRACE(kernel.name + " dim " + std::to_string(dim) + " type " + std::to_string(static_cast<int>(dtype)) +
+               " optimizer " + std::to_string(static_cast<int>(kind)));
+  constexpr std::int64_t kBatch = 21, kRows = 11;
+  std::normal_distribution<float> normal;
+  Table table = make_table(kRows, dim, dtype, Pooling::mean, random);
+  const auto d = static_cast<std::size_t>(dim), rows = static_cast<std::size_t>(kRows);
+  const std::size_t width = state_width(kind, d);
+  table.state.assign(rows * width, 0.5f);
+  table.view.optimizer_state = table.state.data();
+  const Bags bags = make_bags(1, kBatch, kRows, random);
+  std::vector<float> grad(static_cast<std::size_t>(kBatch * dim));
+  for (float& g : grad) g = normal(random);
+  OptimizerConfig optimizer;
+  optimizer.kind = kind;
+  optimizer.lr = 0.1f;
+  optimizer.eps = 1e-4f;
+  optimizer.step = 3;
+  std::vector<double> dense(rows * d, 0.0), expected = table.values, states(rows * width, 0.5);
+  each_value(bags, kBatch, 0, Pooling::mean, weighted, [&](std::size_t i, std::size_t bag, double factor) {
+    for (std::size_t c = 0; c < d; ++c)
+      dense[static_cast<std::size_t>(bags.values[i]) * d + c] += factor * grad[bag * d + c];
+  });
+  for (std::size_t row = 0; row < rows; ++row)
+    step(optimizer, d, &expected[row * d], &dense[row * d], &states[row * width]);
+  BagBackwardArgs args;
+  args.tables = &table.view;
+  args.indices = {kBatch,
+                  1,
+                  bags.values.data(),
+                  static_cast<std::int64_t>(bags.values.size()),
+                  bags.offsets.data(),
+                  weighted ? bags.weights.data() : nullptr};
+  args.grad_out = {grad.data(), kBatch, dim, dim, DType::f32};
+  args.optimizer = optimizer;
+  const Status status = kernel.run.bag_backward(args);
+  ASSERT_TRUE(status.ok()) << status.message();
+  for (std::size_t row = 0; row < rows; ++row) {
+    double largest = 1.0;
+    for (std::size_t c = 0; c < d; ++c) largest = std::max(largest, std::fabs(expected[row * d + c]));
+    for (std::size_t c = 0; c < d; ++c)
+      EXPECT_NEAR(decode(table, row, row * d + c), expected[row * d + c], (2e-5 + code_step(dtype)) * largest);
+  }
+  if (kind != Kind::sgd) {
+    for (std::size_t i = 0; i < states.size(); ++i)
+      EXPECT_NEAR(table.state[i], states[i], 2e-5 * (1 + std::fabs(states[i])));
+  }
+}
+
 TEST(Embedding, BackwardIsOneDenseStep) {
   std::mt19937 random(6);
-  std::normal_distribution<float> normal;
-  constexpr std::int64_t kBatch = 21, kRows = 11;
   at_every_level([&] {
-    for (const std::int64_t dim : {1, 7, 64, 130})
-      for (const auto kind : {OptimizerConfig::Kind::sgd, OptimizerConfig::Kind::row_wise_adagrad})
-        for (KernelInfo* kernel : Registry::instance().all()) {
-          if (kernel->op != Op::bag_backward || !kernel->is_supported()) continue;
-          SCOPED_TRACE(kernel->name + " dim " + std::to_string(dim));
-          Table table = make_table(kRows, dim, DType::f32, Pooling::mean, random);
-          const Bags bags = make_bags(1, kBatch, kRows, random);
-          std::vector<float> grad(static_cast<std::size_t>(kBatch * dim));
-          for (float& g : grad) g = normal(random);
-          const auto d = static_cast<std::size_t>(dim);
-          std::vector<double> dense(static_cast<std::size_t>(kRows) * d, 0.0), expected = table.values;
-          each_value(bags, kBatch, 0, Pooling::mean, true, [&](std::size_t i, std::size_t bag, double factor) {
-            for (std::size_t c = 0; c < d; ++c)
-              dense[static_cast<std::size_t>(bags.values[i]) * d + c] += factor * grad[bag * d + c];
-          });
-          for (std::size_t row = 0; row < static_cast<std::size_t>(kRows); ++row) {
-            double squares = 0.0, step = 0.1;
-            for (std::size_t c = 0; c < d; ++c) squares += dense[row * d + c] * dense[row * d + c];
-            if (kind == OptimizerConfig::Kind::row_wise_adagrad)
-              step /= std::sqrt(0.5 + squares / static_cast<double>(dim)) + 1e-4;
-            for (std::size_t c = 0; c < d; ++c) expected[row * d + c] -= step * dense[row * d + c];
-          }
-          const BagBackwardArgs args{&table.view,
-                                     {kBatch, 1, bags.values.data(), static_cast<std::int64_t>(bags.values.size()),
-                                      bags.offsets.data(), bags.weights.data()},
-                                     Bounds::error,
-                                     {grad.data(), kBatch, dim, dim, DType::f32},
-                                     {kind, 0.1f, 1e-4f, 0.0f},
-                                     nullptr};
-          const Status status = kernel->run.bag_backward(args);
-          ASSERT_TRUE(status.ok()) << status.message();
-          const auto* rows = reinterpret_cast<const float*>(table.bytes.data());
-          for (std::size_t i = 0; i < expected.size(); ++i)
-            EXPECT_NEAR(rows[i], expected[i], 2e-5 * (1 + std::fabs(expected[i])));
-        }
+    for (KernelInfo* kernel : Registry::instance().all()) {
+      if (kernel->op != Op::bag_backward || !kernel->is_supported()) continue;
+      for (const std::int64_t dim : {1, 7, 64, 130})
+        for (const auto kind : {Kind::sgd, Kind::row_wise_adagrad, Kind::adagrad, Kind::adam})
+          for (const DType dtype : {DType::f32, DType::bf16, DType::e4m3, DType::u8})
+            for (const bool weighted : {false, true}) check_backward(*kernel, dtype, kind, dim, weighted, random);
+    }
   });
 }
 

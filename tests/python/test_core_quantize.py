@@ -19,7 +19,17 @@ def _encode(kernel: _core.Kernel, x: np.ndarray, format: int) -> np.ndarray:
     """Codes of x under scale 1: every row ends with the format's largest value, so amax / max is exactly 1."""
     codes, scale = np.empty(x.shape, np.uint8), np.empty(x.shape[0], np.float32)
     _core.quantize(
-        kernel, x.ctypes.data, *x.shape, x.shape[1], _F32, format, _core.Scaling.row, False, codes.ctypes.data, scale.ctypes.data, 0
+        kernel,
+        x.ctypes.data,
+        *x.shape,
+        x.shape[1],
+        _F32,
+        format,
+        _core.Scaling.row,
+        False,
+        codes.ctypes.data,
+        scale.ctypes.data,
+        0,
     )
     assert (scale == 1.0).all()
     return codes
@@ -50,7 +60,9 @@ def _floats(largest: float, smallest: float, rows: int, cols: int) -> np.ndarray
 def test_every_code_decodes_as_torch_and_ml_dtypes(format: str) -> None:
     code, torch_type, ml_type, _, _ = _FORMATS[format]
     codes, scale, out = np.arange(256, dtype=np.uint8), np.ones(1, np.float32), np.empty(256, np.float32)
-    _core.dequantize(codes.ctypes.data, code, _core.Scaling.tensor, scale.ctypes.data, out.ctypes.data, 1, 256, 256, _F32)
+    _core.dequantize(
+        codes.ctypes.data, code, _core.Scaling.tensor, scale.ctypes.data, out.ctypes.data, 1, 256, 256, _F32
+    )
     np.testing.assert_array_equal(out, torch.from_numpy(codes).view(torch_type).float().numpy())
     np.testing.assert_array_equal(out, codes.view(ml_type).astype(np.float32))
 

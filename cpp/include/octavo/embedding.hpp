@@ -22,9 +22,9 @@ struct TableView {
   std::int64_t dim = 0;
   std::int64_t row_stride = 0;
   DType dtype = DType::f32;          // f32, f16, bf16, e4m3, u8, u4
-  float* scale = nullptr;            // e4m3: [num_rows]; u8, u4: [num_rows, 2] (scale, bias)
+  float* scale = nullptr;            // e4m3: [num_rows]; u8, u4: [num_rows, 2] (scale, bias); a backward rewrites it
   Pooling pooling = Pooling::sum;    // mean: the weighted sum divided by the number of rows in the bag
-  float* optimizer_state = nullptr;  // row-wise Adagrad: [num_rows] sums of mean squared gradients
+  float* optimizer_state = nullptr;  // as the optimizer wants it
   std::int64_t scale_stride = 0;     // floats from one row's scale to the next's
   std::uint8_t* scale_exponents =
       nullptr;  // e4m3, instead of scale: [num_rows], scale 2^(byte - 127), 255 = NaN (E8M0)
@@ -65,17 +65,32 @@ struct RowLookupArgs {
   std::int64_t* out_of_bounds = nullptr;  // number of such lookups, may be null
 };
 
+// How a row narrower than FP32 takes its new value. Stochastic: one of the two codes around it, so chosen that the
+// expectation is the value; small updates then add up where rounding to nearest loses every one.
+enum class Rounding : std::uint8_t { nearest, stochastic };
+
+// g = sum over the bags that hold a row of weight * grad_out, + weight_decay * row; then, elementwise where not said:
+//   sgd:               row -= lr * g
+//   row_wise_adagrad:  state [num_rows] += mean(g^2); row -= lr / (sqrt(state) + eps) * g
+//   adagrad:           state [num_rows, dim] += g^2; row -= lr * g / (sqrt(state) + eps)
+//   adam:              state [num_rows, 2, dim], m and v: m += (1 - beta1) * (g - m), v += (1 - beta2) * (g^2 - v),
+//                      row -= lr * sqrt(1 - beta2^step) / (1 - beta1^step) * m / (sqrt(v) + eps)
+// Rows that no bag holds keep row and state as they are (of Adam: lazy, as torch.optim.SparseAdam).
 struct OptimizerConfig {
-  enum class Kind : std::uint8_t { none, sgd, row_wise_adagrad } kind = Kind::sgd;  // none: tables stay as they are
+  enum class Kind : std::uint8_t { none, sgd, row_wise_adagrad, adagrad, adam } kind = Kind::sgd;  // none: no update
   float lr = 0.01f;
   float eps = 1e-8f;
-  float weight_decay = 0.0f;  // L2, added to the gradient of touched rows
+  float weight_decay = 0.0f;  // L2
+  float beta1 = 0.9f, beta2 = 0.999f;
+  std::int64_t step = 1;  // number of this update, from 1
+  Rounding rounding = Rounding::stochastic;
+  std::uint64_t seed = 0;  // random bits are a function of (seed, step, table, row, column)
 };
 
-// g = sum over the bags that hold a row of weight * grad_out, + weight_decay * row. SGD: row -= lr * g. Row-wise
-// Adagrad: state += mean(g^2), row -= lr / (sqrt(state) + eps) * g. Bitwise the same for any number of threads.
+// Rows are decoded, updated in FP32 and rounded; E4M3 and INT8 rows get a new scale from their new values. Bitwise the
+// same for any number of threads.
 struct BagBackwardArgs {
-  const TableView* tables = nullptr;  // FP32 rows, updated in place
+  const TableView* tables = nullptr;  // updated in place
   BagIndices indices;
   Bounds bounds = Bounds::error;
   MatrixView grad_out;  // [batch, sum of dims] f32
@@ -97,6 +112,9 @@ Status validate(const RowLookupArgs& args);
 // What a forward kernel returns that skipped `outside` lookups: with Bounds::error the first of them as a Status.
 Status report_outside(const BagForwardArgs& args, std::int64_t outside);
 Status report_outside(const RowLookupArgs& args, std::int64_t outside);
+
+// The settings an optimizer of this kind reads.
+Status validate(const OptimizerConfig& optimizer);
 
 // The same before a backward kernel, and row indices too: with Bounds::error one outside its table is a Status; else
 // `skipped` tells how many there are.

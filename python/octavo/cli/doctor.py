@@ -99,5 +99,7 @@ def _advice(info: dict[str, object], is_calibrated: bool) -> list[str]:
     if "unknown" in kernels.values():
         advice.append("unknown kernels are checked when they are first needed; octavo doctor --qualify checks them now")
     if not is_calibrated:
-        advice.append("costs are priors for other machines: octavo doctor --calibrate fits them to this one, in seconds")
+        advice.append(
+            "costs are priors for other machines: octavo doctor --calibrate fits them to this one, in seconds"
+        )
     return advice

@@ -1,4 +1,4 @@
-"""Embedding tables of many features as one module; FP32 tables train inside their backward."""
+"""Embedding tables of many features as one module, which train inside their backward."""
 
 from __future__ import annotations
 
@@ -61,12 +61,27 @@ class Table:
 
 @dataclass(frozen=True)
 class SGD:
-    """row -= lr * (g + weight_decay * row), for rows that a batch touched."""
+    """row -= lr * g, where g includes weight_decay * row; for rows that a batch touched."""
 
     lr: float
     weight_decay: float = 0.0
     kind = "sgd"
     eps = 0.0
+    betas = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """state += g^2; row -= lr * g / (sqrt(state) + eps), elementwise; g includes weight_decay * row.
+
+    State [rows, dim] per table; :class:`RowWiseAdagrad` has one number per row.
+    """
+
+    lr: float
+    eps: float = 1e-10
+    weight_decay: float = 0.0
+    kind = "adagrad"
+    betas = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,31 @@ class RowWiseAdagrad:
     eps: float = 1e-8
     weight_decay: float = 0.0
     kind = "row_wise_adagrad"
+    betas = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Lazy Adam, as torch.optim.SparseAdam: rows that a batch did not touch keep their row, m and v as they are.
+
+    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); row -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) +
+    eps), where g includes weight_decay * row and t counts the module's updates, not the row's.
+    State [rows, 2, dim] per table: m, then v.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    kind = "adam"
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas: found {self.betas}, expected two numbers in [0, 1)")
+
+
+Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam
+_FROZEN = SGD(0.0)
 
 
 class _Tensors(torch.nn.Module):
@@ -122,43 +162,62 @@ class EmbeddingBags(torch.nn.Module):
 
     Args:
         tables: one :class:`Table` per feature, in the order of the features.
-        optimizer: :class:`RowWiseAdagrad` or :class:`SGD`, applied to the touched rows inside ``backward`` (there is
-            no ``.grad`` and no parameter); None = frozen. Only fp32 tables train.
+        optimizer: :class:`SGD`, :class:`Adagrad`, :class:`RowWiseAdagrad` or :class:`Adam`, applied to the touched rows
+            inside ``backward`` (there is no ``.grad`` and no parameter); None = frozen.
         bounds: what to do with a row index outside its table: ``error | warn | ignore`` (:func:`ops.embedding_bags`).
+        rounding: how trained rows narrower than fp32 take their new values. ``stochastic``: one of the two codes around
+            a value, so that its expectation is the value and small updates add up; ``nearest`` loses those below half
+            a step. Eight-bit rows get new scales with every update.
+        seed: of stochastic rounding, whose random bits are a function of (seed, step, table, row, column).
 
     A backward pass in training mode updates the tables once, the same bits for any number of threads; in eval mode or
-    under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (row-wise
-    Adagrad, [rows]), ``scale.<table>`` (e4m3 [rows], int8 [rows, 2]).
+    under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (the optimizer's,
+    as it says), ``scale.<table>`` (e4m3 [rows], int8 [rows, 2]), ``step`` (updates so far: with Adam, or where rounding
+    is stochastic).
     """
 
+    step: torch.Tensor | None  # int64 []
+
     def __init__(
-        self, tables: list[Table], optimizer: RowWiseAdagrad | SGD | None = None, bounds: str = "error"
+        self,
+        tables: list[Table],
+        optimizer: Optimizer | None = None,
+        bounds: str = "error",
+        rounding: str = "stochastic",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         choice("bounds", bounds, tuple(embedding.BOUNDS))
+        choice("rounding", rounding, embedding.ROUNDING)
         if not tables:
             raise ValueError("tables: expected at least one nn.Table, found none")
         names = [table.name for table in tables]
         if len(set(names)) != len(names):
             raise ValueError(f"tables: names must differ, found {', '.join(names)}")
         if optimizer is not None:
-            if not isinstance(optimizer, RowWiseAdagrad | SGD):
+            if not isinstance(optimizer, Optimizer):
                 found = type(optimizer).__name__
-                raise TypeError(f"optimizer: expected nn.RowWiseAdagrad, nn.SGD or None, found {found}")
-            coded = next((table for table in tables if table.dtype != "fp32"), None)
-            if coded is not None:
+                raise TypeError(
+                    f"optimizer: expected nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam or None, found {found}"
+                )
+            untrained = next((table for table in tables if table.dtype not in embedding.TRAINED), None)
+            if untrained is not None:
                 raise ValueError(
-                    f"tables: '{coded.name}' is {coded.dtype} and only fp32 tables train; pass optimizer=None, or "
-                    f"train in fp32 and convert with to_dtype({coded.dtype!r})"
+                    f"tables: '{untrained.name}' is {untrained.dtype} and such tables do not train; pass "
+                    f"optimizer=None, or train another dtype and convert with to_dtype({untrained.dtype!r})"
                 )
         self.tables = list(tables)
         self.optimizer = optimizer
-        self.bounds = bounds
+        self.bounds, self.rounding, self.seed = bounds, rounding, seed
         self.rows, self.scale, self.state = _Tensors(), _Tensors(), _Tensors()
         for table in tables:
             self._put_rows(table)
-            if isinstance(optimizer, RowWiseAdagrad):
-                self.state.put(table.name, _allocate((table.rows,), torch.float32).zero_())
+            state_shape = None if optimizer is None else embedding.OPTIMIZERS[optimizer.kind].state
+            if state_shape is not None:
+                self.state.put(table.name, _allocate(state_shape(table.rows, table.dim), torch.float32).zero_())
+        draws = rounding == "stochastic" and any(table.dtype != "fp32" for table in tables)
+        counts = isinstance(optimizer, Adam) or (optimizer is not None and draws)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if counts else None)
         self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
         self._set: embedding.TableSet | None = None
         self._addresses: list[int] = []
@@ -201,7 +260,7 @@ class EmbeddingBags(torch.nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, half_width: float | None = None, generator: torch.Generator | None = None) -> None:
-        """Rows uniform in [-half_width, half_width] (None: sqrt(1 / rows), as DLRM), optimizer state zero."""
+        """Rows uniform in [-half_width, half_width] (None: sqrt(1 / rows), as DLRM), optimizer state and step zero."""
         for table in self.tables:
             width = (1 / max(table.rows, 1)) ** 0.5 if half_width is None else half_width
             rows, state = self.rows.get(table.name), self.state.get(table.name)
@@ -214,6 +273,8 @@ class EmbeddingBags(torch.nn.Module):
                     self._encode(table, begin, drawn.uniform_(-width, width, generator=generator))
             if state is not None:
                 state.zero_()
+        if self.step is not None:
+            self.step.zero_()
 
     def forward(
         self,
@@ -223,7 +284,7 @@ class EmbeddingBags(torch.nn.Module):
     ) -> torch.Tensor:
         """Pooled rows [B, sum of dims] of ``values`` [V], ``offsets`` [T*B+1], ``weights`` [V], or of one Jagged.
 
-        Gradients of ``weights`` flow to float32 weights over fp32 tables. Raises TypeError, ValueError or IndexError
+        Gradients flow to float32 ``weights``. Raises TypeError, ValueError or IndexError
         naming the argument; nothing is updated then.
         """
         if isinstance(values, Jagged):
@@ -268,7 +329,8 @@ class EmbeddingBags(torch.nn.Module):
         twin = EmbeddingBags.__new__(EmbeddingBags)
         torch.nn.Module.__init__(twin)
         twin.tables = [dataclasses.replace(table, dtype=dtype, scale=scale) for table in self.tables]
-        twin.optimizer, twin.bounds = None, self.bounds
+        twin.optimizer, twin.bounds, twin.rounding, twin.seed = None, self.bounds, self.rounding, self.seed
+        twin.register_buffer("step", None)
         twin.rows, twin.scale, twin.state = _Tensors(), _Tensors(), _Tensors()
         twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
         for old, table in zip(self.tables, twin.tables, strict=True):
@@ -356,7 +418,7 @@ class _Bags(torch.autograd.Function):
     ) -> torch.Tensor:
         tables = bags._table_set()
         if ctx.needs_input_grad[1] and not tables.trainable:
-            raise ValueError("weights: gradients of the weights need fp32 tables; detach the weights")
+            raise ValueError("weights: no gradients over tables of a dtype that does not train; detach the weights")
         ctx.save_for_backward(weights, values, offsets)
         ctx.bags, ctx.trains = bags, anchor is not None
         return embedding.bag_forward(tables, values, offsets, weights, bags.bounds)
@@ -366,12 +428,14 @@ class _Bags(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         weights, values, offsets = ctx.saved_tensors
         bags = ctx.bags
-        optimizer = bags.optimizer if ctx.trains else None
-        kind, lr, eps, decay = ("none", 0.0, 0.0, 0.0)
-        if optimizer is not None:
-            kind, lr, eps, decay = optimizer.kind, optimizer.lr, optimizer.eps, optimizer.weight_decay
+        optimizer = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
+        step = 1 if bags.step is None else int(bags.step) + 1
         embedding.bag_backward(
-            bags._table_set(), values, offsets, weights, grad, kind, lr, eps, decay, bags.bounds, grad_weights
-        )
+            bags._table_set(), values, offsets, weights, grad, optimizer.kind if ctx.trains else "none", optimizer.lr,
+            optimizer.eps, optimizer.weight_decay, bags.bounds, grad_weights, None, optimizer.betas, step,
+            bags.rounding, bags.seed,
+        )  # fmt: skip
+        if ctx.trains and bags.step is not None:
+            bags.step.fill_(step)
         return None, grad_weights, None, None, None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +28,8 @@ class TableSet:
     float8_e8m0fnu for E4M3, [R, 2] float32 (scale, bias) for INT8 and INT4; value = code * scale (+ bias). Scales may
     lie in the rows (:func:`table_formats.rows_in`), which saves a cache miss where rows are short.
     ``int4_dims[i]``: D where table i is INT4, else None; uint8 rows are INT8 without it.
-    ``pooling[i]``: ``sum | mean``. ``states[i]``: [R] float32 sums of row-wise Adagrad, or None.
+    ``pooling[i]``: ``sum | mean``. ``states[i]``: float32 state of the optimizer
+    (:func:`bag_backward`), or None.
     Raises TypeError or ValueError that names the table.
     """
 
@@ -70,7 +72,8 @@ class TableSet:
             )  # fmt: skip
         self.core = _core.TableSet(core)
         self.dims = sum(self.widths)
-        self.trainable = all(r.dtype == torch.float32 for r in self.rows)
+        self.fits: set[str] = set()  # optimizers whose states these are
+        self.trainable = all(_trains(*table) for table in zip(self.rows, self.scales, self.int4_dims, strict=True))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,15 +185,40 @@ def bag_backward(
     bounds: str = "error",
     grad_weights: torch.Tensor | None = None,
     kernel: _core.Kernel | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    step: int = 1,
+    rounding: str = "stochastic",
+    seed: int = 0,
 ) -> None:
-    """Update the FP32 rows of ``tables`` (and their states) from ``grad`` [B, sum of dims] of the pooled rows.
+    """Update the rows of ``tables`` (and their states, scales) from ``grad`` [B, sum of dims] of the pooled rows.
 
-    ``optimizer``: ``none | sgd | row_wise_adagrad``. ``grad_weights`` [V] float32, zeros: receives the gradients of the
-    weights at the rows before the update. Bitwise the same for any number of threads. Either every table is updated
-    or, when an argument is wrong, none.
+    Args:
+        optimizer: ``none``, ``sgd``, or with a state per table ``row_wise_adagrad`` ([R]), ``adagrad`` ([R, D]),
+            ``adam`` ([R, 2, D]: m, v). embedding.hpp has their formulas; rows that no bag holds stay as they are.
+        lr, eps, weight_decay, betas: ``weight_decay`` * row is added to the gradient of a touched row.
+        step: number of this update, from 1: Adam's bias correction, and a new set of random bits.
+        rounding: how rows narrower than float32 take their new values, ``stochastic | nearest``. Stochastic picks one
+            of the two codes around a value so that the expectation is the value; the random bits are a function of
+            (``seed``, ``step``, table, row, column).
+        grad_weights: [V] float32, zeros: receives the gradients of the weights at the rows before the update.
+
+    Bitwise the same for any number of threads. Either every table is updated or, when an argument is wrong, none.
     """
     batch = check_indices(len(tables), values, offsets, weights)
     choice("optimizer", optimizer, tuple(OPTIMIZERS))
+    choice("rounding", rounding, ROUNDING)
+    _check_states(tables, optimizer)
+    if not tables.trainable:
+        each = zip(tables.names, tables.rows, tables.scales, tables.int4_dims, strict=True)
+        name = next(name for name, rows, scale, int4_dim in each if not _trains(rows, scale, int4_dim))
+        raise TypeError(
+            f"table '{name}': its rows do not train; expected FP32, BF16, E4M3 with FP32 scales or INT8, found "
+            "FP16, INT4 or scales in powers of two"
+        )
+    if grad_weights is not None:
+        _check_vector("grad_weights", grad_weights, torch.float32)
+        if grad_weights.shape != values.shape:
+            raise ValueError(f"grad_weights: expected one per value ({len(values)}), found {len(grad_weights)}")
     grad = grad if grad.dtype == torch.float32 else grad.float()
     if grad.shape != (batch, tables.dims):
         raise ValueError(f"grad: shape {list(grad.shape)}; expected [{batch}, {tables.dims}]")
@@ -198,14 +226,48 @@ def bag_backward(
         grad = grad.contiguous()
     if kernel is None:
         kernel = kernels.serving(_core.Op.bag_backward, ("cpu",))
+    config = _core.OptimizerConfig(
+        OPTIMIZERS[optimizer].kind, lr, eps, weight_decay, *betas, rounding == "stochastic", seed & (1 << 64) - 1, step
+    )
     _core.bag_backward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), OPTIMIZERS[optimizer], lr, eps, weight_decay,
-        _address(grad_weights),
+        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), _address(grad_weights), config,
     )  # fmt: skip
 
 
-OPTIMIZERS = {"none": 0, "sgd": 1, "row_wise_adagrad": 2}
+class Rule(NamedTuple):
+    """An optimizer as the kernels know it, and the shape of its state for a table [R, D]."""
+
+    kind: int
+    state: Callable[[int, int], tuple[int, ...]] | None
+
+
+OPTIMIZERS = {
+    "none": Rule(0, None),
+    "sgd": Rule(1, None),
+    "row_wise_adagrad": Rule(2, lambda rows, dim: (rows,)),
+    "adagrad": Rule(3, lambda rows, dim: (rows, dim)),
+    "adam": Rule(4, lambda rows, dim: (rows, 2, dim)),
+}
+ROUNDING = ("stochastic", "nearest")
+TRAINED = ("fp32", "bf16", "e4m3", "int8")  # formats
+
+
+def _trains(rows: torch.Tensor, scale: torch.Tensor | None, int4_dim: int | None) -> bool:
+    return int4_dim is None and _FORMAT_OF[rows.dtype] in TRAINED and not _is_power_of_two(scale)
+
+
+def _check_states(tables: TableSet, optimizer: str) -> None:
+    if optimizer in tables.fits:
+        return
+    shape = OPTIMIZERS[optimizer].state
+    if shape is not None:
+        for name, rows, state in zip(tables.names, tables.rows, tables.states, strict=True):
+            wanted = shape(*rows.shape)
+            if state is None or tuple(state.shape) != wanted:
+                found = "none" if state is None else f"shape {list(state.shape)}"
+                raise ValueError(f"state of table '{name}': {optimizer} needs float32 {list(wanted)}, found {found}")
+    tables.fits.add(optimizer)
 
 
 def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> int:
@@ -272,7 +334,8 @@ def _check_table(
     if int4_dim is not None and (int4_dim < 0 or rows.shape[1] != stored_columns("int4", int4_dim)):
         raise ValueError(f"{what}: {rows.shape[1]} bytes a row do not hold {int4_dim} INT4 columns, two a byte")
     shape = {torch.float8_e4m3fn: [count], torch.uint8: [count, 2]}.get(rows.dtype)
-    for part, tensor, wanted in (("scale", scale, shape), ("state", state, None if state is None else [count])):
+    parts = [("scale", scale, shape), ("state", state, None if state is None else list(state.shape))]
+    for part, tensor, wanted in parts:
         if (tensor is None) != (wanted is None):
             found = "none" if tensor is None else f"shape {list(tensor.shape)}"
             raise ValueError(f"{part} of {what}: expected {wanted or 'none'} for {rows.dtype} rows, found {found}")

@@ -6,7 +6,7 @@ import torch
 
 from octavo import _core
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
-from octavo.ops.embedding import TableSet, bag_backward, bag_forward
+from octavo.ops.embedding import OPTIMIZERS, TableSet, bag_backward, bag_forward
 from octavo.ops.embedding_rows import row_lookup
 from octavo.ops.reference import coefficients, pooled_reference
 from octavo.ops.table_formats import decode_rows, encode_rows, row_bytes, rows_in
@@ -58,27 +58,62 @@ def check_row_lookup(kernel: _core.Kernel) -> str:
 
 
 def check_bag_backward(kernel: _core.Kernel) -> str:
-    """One step of each optimizer on rows that repeat within and across bags, against FP64."""
+    """One step of each optimizer on rows that repeat within and across bags, against FP64; then on narrow rows."""
     g = torch.Generator().manual_seed(12)
-    values, offsets, weights = _bags(g)
-    pooling = ["sum", "mean", "mean", "sum"]
-    rows = [torch.randn(_ROWS, dim, generator=g) for dim in DIMS]
-    states = [torch.rand(_ROWS, generator=g) for _ in DIMS]
+    bags = _bags(g)
     grad = torch.randn(_BATCH, sum(DIMS), generator=g)
-    for optimizer in ("sgd", "row_wise_adagrad"):
-        for w in (None, weights):
-            new_rows, new_states = [r.clone() for r in rows], [s.clone() for s in states]
-            tables = TableSet(new_rows, None, pooling, None, new_states)
-            bag_backward(tables, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6, kernel=kernel)
-            expected = _stepped(rows, states, pooling, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6)
-            pairs = zip([*new_rows, *new_states], expected, strict=True)
-            error = max(relative_to_largest(y, ref) for y, ref in pairs)
-            if not error <= FP32_TOLERANCE:
-                return (
-                    f"bag_backward {optimizer}, dims {DIMS}, {'weighted, ' if w is not None else ''}batch {_BATCH}: "
-                    f"expected error <= {FP32_TOLERANCE:.1e} of the largest element, found {error:.1e}"
-                )
+    for optimizer in ("sgd", "row_wise_adagrad", "adagrad", "adam"):
+        for weighted in (False, True):
+            if found := _check_step(kernel, "fp32", "separate", optimizer, "nearest", bags, weighted, grad):
+                return found
+    for format, place in _FORMATS:
+        for rounding in ("nearest", "stochastic") if format in ROUNDED and place != "power_of_two" else ():
+            if found := _check_step(kernel, format, place, "row_wise_adagrad", rounding, bags, False, grad):
+                return found
     return ""
+
+
+# Largest error of rounding to nearest over the largest magnitude of a row; stochastic rounding has up to twice that.
+ROUNDED = {"bf16": 2**-8, "e4m3": 16 / 448, "int8": 1 / 255}
+
+
+def _check_step(
+    kernel: _core.Kernel, format: str, place: str, optimizer: str, rounding: str,
+    bags: tuple[torch.Tensor, torch.Tensor, torch.Tensor], weighted: bool, grad: torch.Tensor,
+) -> str:  # fmt: skip
+    g = torch.Generator().manual_seed(13)
+    pooling = ["sum", "mean", "mean", "sum"]
+    values, offsets, weights = bags
+    w = weights if weighted else None
+    shape = OPTIMIZERS[optimizer].state
+    states = None if shape is None else [torch.rand(shape(_ROWS, dim), generator=g) for dim in DIMS]
+    new_states = None if states is None else [s.clone() for s in states]
+    tables, decoded = _tables(format, place, pooling, g, new_states)
+    expected_rows, expected_states = stepped(
+        decoded, states, pooling, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6, step=3
+    )
+    bag_backward(
+        tables, values, offsets, w, grad, optimizer, 0.1, 1e-6, kernel=kernel, step=3, rounding=rounding, seed=5
+    )
+    found_rows = [decode_rows(r, s) for r, s in zip(tables.rows, tables.scales, strict=True)]
+    bound = FP32_TOLERANCE + ROUNDED.get(format, 0.0) * (2 if rounding == "stochastic" else 1)
+    error = max(_relative_to_row(y, ref) for y, ref in zip(found_rows, expected_rows, strict=True))
+    if states is not None and new_states is not None:
+        found = max(relative_to_largest(y, ref) for y, ref in zip(new_states, expected_states, strict=True))
+        error = max(error, found / FP32_TOLERANCE * bound)
+    if error <= bound:
+        return ""
+    return (
+        f"bag_backward {optimizer}, rows {format} {place} {rounding}, dims {DIMS}, "
+        f"{'weighted, ' if weighted else ''}batch {_BATCH}: expected error <= {bound:.1e} of the largest "
+        f"element, found {error:.1e}"
+    )
+
+
+def _relative_to_row(y: torch.Tensor, ref: torch.Tensor) -> float:
+    """Largest error over the largest magnitude of its row (of the table, for FP32 rows of little but noise)."""
+    largest = ref.abs().amax(1, keepdim=True).clamp_min(float(ref.abs().max()) * 1e-2)
+    return float(((y.double() - ref).abs() / largest).max())
 
 
 def _bags(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -98,7 +133,7 @@ _FORMATS = (
 
 
 def _tables(
-    format: str, place: str, pooling: str | list[str], g: torch.Generator
+    format: str, place: str, pooling: str | list[str], g: torch.Generator, states: list[torch.Tensor] | None = None
 ) -> tuple[TableSet, list[torch.Tensor]]:
     """Tables of a format, scales at a place, and their values in FP64."""
     rows: list[torch.Tensor] = []
@@ -117,26 +152,41 @@ def _tables(
             scale.copy_(apart[1])  # type: ignore[arg-type]
         rows.append(codes)
         scales.append(scale)
-    return TableSet(rows, scales, pooling, int4_dims=int4_dims), decoded
+    return TableSet(rows, scales, pooling, states=states, int4_dims=int4_dims), decoded
 
 
-def _stepped(
-    rows: list[torch.Tensor], states: list[torch.Tensor], pooling: list[str], values: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor | None, grad: torch.Tensor, optimizer: str, lr: float, eps: float,
-) -> list[torch.Tensor]:  # fmt: skip
-    """Rows, then states, after one step in FP64."""
+def stepped(
+    rows: list[torch.Tensor], states: list[torch.Tensor] | None, pooling: list[str], values: torch.Tensor,
+    offsets: torch.Tensor, weights: torch.Tensor | None, grad: torch.Tensor, optimizer: str, lr: float, eps: float,
+    weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), step: int = 1,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
+    """Rows and states after one step in FP64 (embedding.hpp's formulas); rows no bag holds stay as they are."""
+    batch = (len(offsets) - 1) // len(rows)
     new_rows, new_states, column = [], [], 0
-    for t, (table, state) in enumerate(zip(rows, states, strict=True)):
-        dim = table.shape[1]
-        span, bag, factor = coefficients(pooling[t], t, _BATCH, offsets, weights)
-        g = torch.zeros(_ROWS, dim, dtype=torch.float64)
+    for t, table in enumerate(rows):
+        x, dim = table.double(), table.shape[1]
+        span, bag, factor = coefficients(pooling[t], t, batch, offsets, weights)
+        g = torch.zeros_like(x)
         g.index_add_(0, values[span], grad[:, column : column + dim].double()[bag] * factor[:, None])
         column += dim
-        s, step = state.double(), torch.full((_ROWS,), lr, dtype=torch.float64)
-        if optimizer == "row_wise_adagrad":
-            s = s + g.square().mean(1)
-            step = lr / (s.sqrt() + eps)
-        new_rows.append(table.double() - step[:, None] * g)
-        new_states.append(s)
-    return [*new_rows, *new_states]
+        touched = torch.zeros(len(x), 1, dtype=torch.bool).index_fill_(0, values[span], True)
+        g = (g + weight_decay * x) * touched
+        state = torch.zeros(0, dtype=torch.float64) if states is None else states[t].double()
+        if optimizer == "sgd":
+            x = x - lr * g
+        elif optimizer == "row_wise_adagrad":
+            state = state + g.square().mean(1)
+            x = x - lr / (state.sqrt() + eps)[:, None] * g
+        elif optimizer == "adagrad":
+            state = state + g.square()
+            x = x - lr * g / (state.sqrt() + eps)
+        elif optimizer == "adam":
+            m, v = state.unbind(1)
+            m = torch.where(touched, betas[0] * m + (1 - betas[0]) * g, m)
+            v = torch.where(touched, betas[1] * v + (1 - betas[1]) * g.square(), v)
+            rate = lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step)
+            x = torch.where(touched, x - rate * m / (v.sqrt() + eps), x)
+            state = torch.stack([m, v], 1)
+        new_rows.append(x)
+        new_states.append(state)
+    return new_rows, new_states

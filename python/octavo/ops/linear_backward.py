@@ -62,6 +62,7 @@ def gradients(
     rows = as_rows(grad)
     m, n = rows.shape
     early = need_residual and before
+    gz: torch.Tensor | None
     plain = z is None and (rows.dtype == torch.bfloat16 or not (need_x or need_weight))
     if plain and not need_bias:
         gz, g_bias, g_norm_weight, g_norm_bias, g_early = rows, None, None, None, None
@@ -156,8 +157,8 @@ def _kernel_for(
         from octavo.ops.dispatch.choice import choose  # dispatch measures by running operators
         from octavo.ops.dispatch.problem import Problem
 
-        names = (str(dtype).removeprefix("torch.") for dtype in (in_dtype, out_dtype))
-        kernel = kernels.by_name(choose(Problem(op.name, m, n, k, *names, numerics=numerics)).kernel)
+        x_name, y_name = (str(dtype).removeprefix("torch.") for dtype in (in_dtype, out_dtype))
+        kernel = kernels.by_name(choose(Problem(op.name, m, n, k, x_name, y_name, numerics=numerics)).kernel)
         if len(_chosen) >= 4096:
             _chosen.clear()
         # The first choice of all qualifies kernels, which starts a new generation.

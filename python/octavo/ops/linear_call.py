@@ -180,10 +180,10 @@ def record(
     layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
     if norm is None and activation is None:
         y = NotImplemented if layer.prepared is None else layer.prepared(x, None, residual)
-        if y is NotImplemented:
-            check(x, w, bias, norm, activation, residual, out_dtype, None)
-            y = layer.launch(w, layer.prepared, x, None, residual)
-        return cast(torch.Tensor, y), None, layer
+        if y is not NotImplemented:
+            return cast(torch.Tensor, y), None, layer
+        check(x, w, bias, norm, activation, residual, out_dtype, None)
+        return cast(torch.Tensor, layer.launch(w, layer.prepared, x, None, residual)), None, layer
     both = NotImplemented if layer.prepared is None else layer.prepared.record(x, residual)
     if both is NotImplemented:
         check(x, w, bias, norm, activation, residual, out_dtype, None)

@@ -25,7 +25,9 @@ def quantize_reference(
     ``QuantizedTensor`` lays them out)."""
     x = x.float()
     tiles, inverse = _tiles(x, scaling)
-    amax = torch.where(torch.isfinite(tiles), tiles.abs(), 0.0).amax(1) if tiles.shape[1] else tiles.new_zeros(len(tiles))
+    amax = (
+        torch.where(torch.isfinite(tiles), tiles.abs(), 0.0).amax(1) if tiles.shape[1] else tiles.new_zeros(len(tiles))
+    )
     if scaling == "mx":
         scale, multiplier = _mx_scale(amax, format)
     else:

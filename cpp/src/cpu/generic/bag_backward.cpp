@@ -1,65 +1,184 @@
 // Backward of embedding bags fused with the optimizer, plain C++: each touched row is read and written once.
-#include <cmath>
+// Compiled with -ffp-contract=off: codes follow the definition of their rounding.
+#include <limits>
 
+#include "cpu/bag_random.hpp"
 #include "cpu/bag_runs.hpp"
+#include "cpu/bag_update.hpp"
+#include "octavo/float8.hpp"
+#include "octavo/quantize.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
-constexpr std::int64_t kPrefetchLookups = 16;
+constexpr std::int64_t kPrefetchRuns = 16;
 
-void update_row(const TableView& table, std::uint64_t row, const OptimizerConfig& optimizer, float* __restrict g) {
-  float* __restrict x = static_cast<float*>(table.rows) + static_cast<std::int64_t>(row) * table.row_stride;
+struct Share {
+  const BagBackwardArgs& args;
+  const TableView& table;
+  std::int64_t number;  // of the table
+  float lr;             // step_size
+  std::uint64_t random;
+
+  char* row(std::uint64_t row) const {
+    return static_cast<char*>(table.rows) +
+           static_cast<std::int64_t>(row) * table.row_stride * static_cast<std::int64_t>(size_of(table.dtype));
+  }
+};
+
+void decode_row(const TableView& table, const char* from, std::uint64_t row, float* __restrict x) {
   const std::int64_t dim = table.dim;
+  if (table.dtype == DType::bf16) {
+    const auto* codes = reinterpret_cast<const std::uint16_t*>(from);
+    for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_bf16(codes[c]);
+    return;
+  }
+  const auto* codes = reinterpret_cast<const std::uint8_t*>(from);
+  if (table.dtype == DType::e4m3)
+    for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_e4m3(codes[c]) * *table.scale_of(row);
+  else
+    for (std::int64_t c = 0; c < dim; ++c)
+      x[c] = static_cast<float>(codes[c]) * *table.scale_of(row) + table.scale_of(row)[1];
+}
+
+void encode_bf16_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint16_t* codes) {
+  for (std::int64_t c = 0; c < dim; ++c)
+    codes[c] = stochastic ? encode_bf16_stochastic(x[c], random_bits(random, static_cast<std::uint32_t>(c)))
+                          : encode_bf16(x[c]);
+}
+
+void encode_e4m3_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint8_t* codes,
+                     float& scale) {
+  float largest = 0;
+  for (std::int64_t c = 0; c < dim; ++c)
+    if (const float magnitude = std::fabs(x[c]); magnitude <= std::numeric_limits<float>::max())
+      largest = magnitude > largest ? magnitude : largest;
+  const ScalePair pair = scale_for(largest, DType::e4m3, false);
+  scale = pair.scale;
+  for (std::int64_t c = 0; c < dim; ++c) {
+    const float y = x[c] * pair.multiplier;
+    codes[c] =
+        stochastic ? encode_e4m3_stochastic(y, random_bits(random, static_cast<std::uint32_t>(c))) : encode_e4m3(y);
+  }
+}
+
+void encode_u8_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint8_t* codes,
+                   float* scale) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  float low = kInfinity, high = -kInfinity;
+  bool nan = false;
+  for (std::int64_t c = 0; c < dim; ++c) {
+    nan |= x[c] != x[c];
+    if (!(std::fabs(x[c]) <= std::numeric_limits<float>::max())) continue;
+    low = x[c] < low ? x[c] : low;
+    high = x[c] > high ? x[c] : high;
+  }
+  const AffineScale affine = affine_scale(low, high);
+  scale[0] = nan ? std::numeric_limits<float>::quiet_NaN() : affine.scale;  // no code for NaN
+  scale[1] = affine.bias;
+  for (std::int64_t c = 0; c < dim; ++c) {
+    const float clamped = x[c] > low ? x[c] < high ? x[c] : high : low;  // infinities saturate
+    const float y = (clamped - affine.bias) * affine.multiplier;
+    const float inside = y > 0 ? y < 255 ? y : 255.0f : 0.0f;  // nothing finite: NaN
+    codes[c] = stochastic ? encode_u8_stochastic(inside, random_bits(random, static_cast<std::uint32_t>(c)))
+                          : static_cast<std::uint8_t>(std::nearbyint(inside));
+  }
+}
+
+void encode_row(const Share& share, const float* x, std::uint64_t row, char* to) {
+  const TableView& table = share.table;
+  const bool stochastic = share.args.optimizer.rounding == Rounding::stochastic;
+  const RandomRow random = random_row(share.random, row);
+  if (table.dtype == DType::bf16)
+    encode_bf16_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint16_t*>(to));
+  else if (table.dtype == DType::e4m3)
+    encode_e4m3_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint8_t*>(to), *table.scale_of(row));
+  else
+    encode_u8_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint8_t*>(to), table.scale_of(row));
+}
+
+float mean_square(const float* g, std::int64_t dim) {
+  float squares[8] = {};
+  std::int64_t c = 0;
+  for (; c + 8 <= dim; c += 8)
+    for (int i = 0; i < 8; ++i) squares[i] += g[c + i] * g[c + i];
+  for (; c < dim; ++c) squares[c & 7] += g[c] * g[c];
+  const float sum =
+      ((squares[0] + squares[4]) + (squares[2] + squares[6])) + ((squares[1] + squares[5]) + (squares[3] + squares[7]));
+  return sum / static_cast<float>(dim);
+}
+
+// One step on x, its state and its gradient.
+void update(const Share& share, std::uint64_t row, float* __restrict x, float* __restrict g) {
+  const OptimizerConfig& optimizer = share.args.optimizer;
+  const std::int64_t dim = share.table.dim;
+  const float lr = share.lr, eps = optimizer.eps;
+  float* __restrict state = share.table.optimizer_state + row * state_width(optimizer.kind, dim);
   if (optimizer.weight_decay != 0.0f)
     for (std::int64_t c = 0; c < dim; ++c) g[c] += optimizer.weight_decay * x[c];
-  float step = optimizer.lr;
-  if (optimizer.kind == OptimizerConfig::Kind::row_wise_adagrad) {
-    float squares[8] = {};
-    std::int64_t c = 0;
-    for (; c + 8 <= dim; c += 8)
-      for (int i = 0; i < 8; ++i) squares[i] += g[c + i] * g[c + i];
-    for (; c < dim; ++c) squares[c & 7] += g[c] * g[c];
-    const float sum = ((squares[0] + squares[4]) + (squares[2] + squares[6])) +
-                      ((squares[1] + squares[5]) + (squares[3] + squares[7]));
-    const float state = table.optimizer_state[row] + sum / static_cast<float>(dim);
-    table.optimizer_state[row] = state;
-    step /= std::sqrt(state) + optimizer.eps;
+  switch (optimizer.kind) {
+    case Optimizer::none: break;
+    case Optimizer::sgd:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] -= lr * g[c];
+      break;
+    case Optimizer::row_wise_adagrad: {
+      *state += mean_square(g, dim);
+      const float step = lr / (std::sqrt(*state) + eps);
+      for (std::int64_t c = 0; c < dim; ++c) x[c] -= step * g[c];
+      break;
+    }
+    case Optimizer::adagrad:
+      for (std::int64_t c = 0; c < dim; ++c) {
+        state[c] += g[c] * g[c];
+        x[c] -= lr * g[c] / (std::sqrt(state[c]) + eps);
+      }
+      break;
+    case Optimizer::adam: {
+      float* __restrict m = state;
+      float* __restrict v = state + dim;
+      const float fresh1 = 1.0f - optimizer.beta1, fresh2 = 1.0f - optimizer.beta2;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        m[c] += fresh1 * (g[c] - m[c]);
+        v[c] += fresh2 * (g[c] * g[c] - v[c]);
+        x[c] -= lr * m[c] / (std::sqrt(v[c]) + eps);
+      }
+      break;
+    }
   }
-  for (std::int64_t c = 0; c < dim; ++c) x[c] -= step * g[c];
 }
 
-void prefetch_row(const TableView& table, std::uint64_t row) {
-  const char* x = reinterpret_cast<const char*>(static_cast<const float*>(table.rows) +
-                                                static_cast<std::int64_t>(row) * table.row_stride);
-  for (std::int64_t byte = 0; byte < table.dim * 4; byte += 64) __builtin_prefetch(x + byte, 0, 2);
-  if (table.optimizer_state != nullptr) __builtin_prefetch(table.optimizer_state + row, 0, 2);
-}
-
-void run_share(const BagBackwardArgs& args, const BagShare& share, bool check) {
-  const TableView& table = args.tables[share.table];
+void run_share(const BagBackwardArgs& args, const BagShare& bag_share, bool check) {
+  const TableView& table = args.tables[bag_share.table];
+  const Share share{args, table, bag_share.table, step_size(args.optimizer),
+                    random_table(args.optimizer, bag_share.table)};
   const std::int64_t dim = table.dim;
-  const SortedLookups sorted = sort_lookups(args, share, check);
-  auto* sum = static_cast<float*>(scratch(kSums, static_cast<std::size_t>(dim) * sizeof(float)));
-  for (std::int64_t i = 0; i < sorted.size;) {
-    const std::uint64_t row = sorted.row(i);
-    const float* x = static_cast<const float*>(table.rows) + static_cast<std::int64_t>(row) * table.row_stride;
+  const RowRuns runs = runs_of(args, bag_share, check);
+  const Gradients gradients = gradients_of(args, bag_share, runs);
+  auto* sum = static_cast<float*>(scratch(kRowScratch, static_cast<std::size_t>(2 * dim) * sizeof(float)));
+  float* decoded = sum + dim;
+  for (std::int64_t r = 0; r < runs.size; ++r) {
+    if (r + kPrefetchRuns < runs.size) prefetch_row(table, args.optimizer.kind, runs.runs[r + kPrefetchRuns].row);
+    const std::uint64_t row = runs.runs[r].row;
+    char* stored = share.row(row);
+    float* x = table.dtype == DType::f32 ? reinterpret_cast<float*>(stored) : decoded;
+    if (x == decoded) decode_row(table, stored, row, decoded);
     for (std::int64_t c = 0; c < dim; ++c) sum[c] = 0;
-    for (; i < sorted.size && sorted.row(i) == row; ++i) {
-      if (i + kPrefetchLookups < sorted.size) prefetch_row(table, sorted.row(i + kPrefetchLookups));
-      const std::int64_t payload = sorted.payload(i), bag = sorted.bag(payload);
-      const float weight = sorted.weight(payload);
-      const float* __restrict g =
-          static_cast<const float*>(args.grad_out.data) + bag * args.grad_out.row_stride + share.column;
-      for (std::int64_t c = 0; c < dim; ++c) sum[c] += weight * g[c];
+    for (std::uint32_t i = runs.runs[r].begin; i < runs.runs[r + 1].begin; ++i) {
+      const std::uint32_t payload = runs.payload[i];
+      const Lookup lookup =
+          runs.lookups != nullptr ? runs.lookups[payload] : Lookup{1.0f, static_cast<std::int32_t>(payload)};
+      const float* __restrict g = gradients.data + lookup.bag * gradients.stride;
+      for (std::int64_t c = 0; c < dim; ++c) sum[c] += lookup.coefficient * g[c];
       if (args.grad_weights != nullptr) {
         float dot = 0;
         for (std::int64_t c = 0; c < dim; ++c) dot += g[c] * x[c];
-        args.grad_weights[sorted.first_value + payload] =
-            sorted.inverse_count != nullptr ? dot * sorted.inverse_count[bag] : dot;
+        args.grad_weights[runs.first_value + payload] =
+            runs.inverse_count != nullptr ? dot * runs.inverse_count[lookup.bag] : dot;
       }
     }
-    if (args.optimizer.kind != OptimizerConfig::Kind::none && dim > 0) update_row(table, row, args.optimizer, sum);
+    if (args.optimizer.kind == Optimizer::none || dim == 0) continue;
+    update(share, row, x, sum);
+    if (x == decoded) encode_row(share, x, row, stored);
   }
 }
 
@@ -68,12 +187,7 @@ void run_share(const BagBackwardArgs& args, const BagShare& share, bool check) {
 Status bag_backward(const BagBackwardArgs& args) {
   std::int64_t skipped;
   if (Status status = validate(args, skipped); !status.ok()) return status;
-  const int count = backward_threads(args.indices);
-  const BagShares shares = share_tables(args.tables, args.indices, count);
-  parallel_region(count, [&](int thread, int) {
-    for (std::int64_t s = 0; s < shares.size; ++s)
-      if (shares.begin[s].owner == thread) run_share(args, shares.begin[s], skipped != 0);
-  });
+  for_each_share(args, [&](const BagShare& share) { run_share(args, share, skipped != 0); });
   return {};
 }
 

@@ -13,6 +13,7 @@ Status bag_forward(const BagForwardArgs& args);
 Status bag_forward_vbmi(const BagForwardArgs& args);
 Status row_lookup(const RowLookupArgs& args);
 Status row_lookup_vbmi(const RowLookupArgs& args);
+Status bag_backward(const BagBackwardArgs& args);
 }  // namespace avx512_kernels
 #endif
 
@@ -60,10 +61,19 @@ void register_embedding_kernels(Registry& registry) {
   KernelInfo backward;
   backward.name = "cpu.generic.bag_backward";
   backward.op = Op::bag_backward;
-  backward.formats = "float32 -> float32";
+  backward.formats = "float32|bfloat16|e4m3|int8 -> float32";
   backward.cost = {.overhead_us = 2.0, .gmacs_per_s = 2.0, .gbytes_per_s = 4.0};
   backward.run.bag_backward = [](const BagBackwardArgs& args) { return OCTAVO_CALL_GENERIC(bag_backward, args); };
   (void)registry.add(backward);
+
+#if defined(__x86_64__)
+  KernelInfo backward512 = backward;
+  backward512.name = "cpu.avx512.bag_backward";
+  backward512.cost = {.overhead_us = 2.0, .gmacs_per_s = 4.0, .gbytes_per_s = 8.0};
+  backward512.supported = [] { return cpu_features().avx512; };
+  backward512.run.bag_backward = avx512_kernels::bag_backward;
+  (void)registry.add(backward512);
+#endif
 }
 
 }  // namespace octavo
