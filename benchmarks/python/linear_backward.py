@@ -133,7 +133,8 @@ def layer_contests(run: harness.Run, n: int, k: int) -> None:
                 agrees(step(*inputs[io]), expected, numerics)
                 roof = run.roofs.multiply("bf16")
                 ours.append(harness.Entry(
-                    f"octavo {numerics} {io}", lambda i, step=step, given=inputs[io]: step(*given), io=io, group="octavo",
+                    f"octavo {numerics} {io}", lambda i, step=step, given=inputs[io]: step(*given), io=io,
+                    group="octavo",
                     facts={"numerics": numerics, "backward": "bf16"}, flops=flops, roof=roof))  # fmt: skip
         entries: list[harness.Entry] = []
         absent = {f"torch {io} compiled": "not in the smoke run: compiling takes seconds" for io in IO

@@ -3,7 +3,8 @@
 octavo allocates its outputs, as everyone here; but for the large arrays that are compared with the non-temporal stream
 of the same traffic (cpp/roofs.cpp: x read once, as many bytes as the codes written past the caches): both write into
 memory that is there already, since fresh pages cost more than either. FBGEMM's CPU row quantizers write affine uint8
-with scale and bias in the row (8 more bytes a row), the nearest it has to a symmetric int8 row; it has none to E4M3 on a CPU.
+with scale and bias in the row (8 more bytes a row), the nearest it has to a symmetric int8 row; it has none to E4M3
+on a CPU.
 """
 
 from __future__ import annotations

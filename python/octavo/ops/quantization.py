@@ -55,13 +55,13 @@ def quantize(
     ``format``: ``e4m3 | e5m2 | int8``; ``scaling``: one scale per ``row`` (last dimension), per ``tensor``, per
     ``block_1x128`` or ``block_128x128`` tile, or per ``mx`` block of 32 (:class:`QuantizedTensor` says where scales
     lie; last blocks may be short). The scale is amax / largest code (448, 57344, 127), rounded up to a power of two
-    with ``pow2_scale``; all zeros get 1. ``mx`` follows the OCP Microscaling rule instead, e4m3 and e5m2 only: amax's power
-    of two over the format's largest one (2^8, 2^15), at least 2^-127, so that values beyond 448 or 57344 scales
+    with ``pow2_scale``; all zeros get 1. ``mx`` follows the OCP Microscaling rule instead, e4m3 and e5m2 only: amax's
+    power of two over the format's largest one (2^8, 2^15), at least 2^-127, so that values beyond 448 or 57344 scales
     saturate. Infinities saturate and do not enter the scale. NaN stays NaN; in int8, which has none, its scale becomes
     NaN. ``out``, the result of an earlier call of the same shape and recipe, is overwritten and returned: large arrays
     save the system's clearing of fresh pages. Raises TypeError or ValueError naming the argument, and RuntimeError
-    where no kernel serves the combination (on CUDA only E4M3 rows of float32 and bfloat16 have one so far). Gradients do
-    not flow through rounding.
+    where no kernel serves the combination (on CUDA only E4M3 rows of float32 and bfloat16 have one so far). Gradients
+    do not flow through rounding.
     """
     expect_tensor("x", x, _FLOATS)
     choice("format", format, tuple(CODES))
