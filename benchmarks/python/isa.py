@@ -100,7 +100,7 @@ def linear_contests(run: harness.Run, n: int, k: int) -> None:
 def body(run: harness.Run) -> None:
     """Embeddings, then layers, then the figures."""
     for tables, rows, dim in TABLES[run.effort.name]:
-        embedding_forward.grid_point(run, tables, rows, dim)
+        embedding_forward.grid_point(run, tables, rows, dim, (20,))
     absent = embedding_backward.check(run.is_smoke)
     for case in TRAINED[run.effort.name]:
         embedding_backward.contest(run, case, absent)

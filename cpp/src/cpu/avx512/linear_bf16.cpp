@@ -1,5 +1,6 @@
 // x and W in BF16, FP32 sums: vdpbf16ps on panels of pairs.
 #include "cpu/avx512/linear_bf16_class.hpp"
+#include "cpu/avx512/transpose.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
@@ -14,30 +15,32 @@ struct Bf16Class {
 
   static std::int64_t panel_bytes(std::int64_t k) { return (k + 1) / 2 * kGroupBytes; }
 
-  // Sixteen columns' pairs at a time: a training step packs its weights anew.
+  // Sixteen columns of sixteen pairs at a time: a training step packs its weights anew.
   static void pack(const PackedWeight& w, void* out) {
-    const auto* codes = static_cast<const std::uint16_t*>(w.codes());
-    const std::int64_t n = w.n(), k = w.k(), groups = (k + 1) / 2, columns = round_up(n, kPanel);
-    const __m512i rows = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(static_cast<int>(k * 2)));  // bytes
+    const std::int64_t n = w.n(), k = w.k();
     parallel_region(n * k < kSerialMacs ? 1 : threads(), [&](int thread, int used) {
-      const Range own = partition(columns, thread, used, 16);
+      const Range own = partition(round_up(n, kPanel), thread, used, 16);
       for (std::int64_t column = own.begin; column < own.end; column += 16) {
-        char* to = static_cast<char*>(out) + column / kPanel * panel_bytes(k) + column % kPanel * 4;
-        const __mmask16 mask = first_lanes(n - column);
-        for (std::int64_t g = 0; g < groups; ++g) {
-          __m512i pairs = _mm512_setzero_si512();
-          if (mask != 0 && 2 * g + 1 < k) {
-            pairs = _mm512_mask_i32gather_epi32(pairs, mask, rows, codes + column * k + 2 * g, 1);
-          } else if (mask != 0) {  // the last of an odd K has no partner
-            alignas(64) std::uint32_t single[16] = {};
-            for (std::int64_t c = 0; c < 16 && column + c < n; ++c) single[c] = codes[(column + c) * k + 2 * g];
-            pairs = _mm512_load_si512(single);
-          }
-          _mm512_storeu_si512(to + g * kGroupBytes, pairs);
-        }
+        const auto* first = static_cast<const std::uint16_t*>(w.codes()) + column * k;
+        pack_columns(first, n - column, k,
+                     static_cast<char*>(out) + column / kPanel * panel_bytes(k) + column % kPanel * 4);
       }
     });
+  }
+
+  // The first 16 of `count` rows [k] -> [groups] vectors of 16 pairs, zero where there is none.
+  [[gnu::noinline]] static void pack_columns(const std::uint16_t* rows, std::int64_t count, std::int64_t k, char* out) {
+    for (std::int64_t i = 0; i < k; i += 32) {
+      const std::int64_t left = k - i, groups = left >= 32 ? 16 : (left + 1) / 2;
+      const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+      __m512i block[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) block[r] = _mm512_maskz_loadu_epi16(r < count ? mask : 0, rows + r * k + i);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int g = 0; g < 16; ++g)
+        if (g < groups) _mm512_storeu_si512(out + (i / 2 + g) * kGroupBytes, block[g]);
+    }
   }
 
   RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
