@@ -61,7 +61,7 @@ def test_demo_with_fewer_events(tmp_path) -> None:
 
 
 def test_doctor_and_version(tmp_path) -> None:
-    done = octavo("doctor", "--qualify", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "empty"))
+    done = octavo("doctor", "--qualify", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     for text in ("instruction set", "cpu.generic.linear.bf16", "qualified", "torch", "CUDA"):
         assert text in done.stdout
