@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness import NAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
@@ -56,7 +58,7 @@ def linear_norm() -> str:
     for name in CLASSES:
         pair = [found[f"linear_{name}_{io}_vs_best_float_same_io"] for io in ("float32", "bfloat16")]
         rows.append([name, *map(ratio, pair)])
-    best = ratio(found["linear_best_class_vs_best_peer"])
+    best = ratio(found["linear_norm_vs_best_peer"])
     peers = ratio(found["linear_int8_dynamic_vs_quantize_dynamic"])
     return (
         "**Linear + bias + LayerNorm + hardswish**, times as fast as the best of torch eager and compiled, FP32 and "
@@ -135,9 +137,29 @@ def main_job() -> str:
     )
 
 
+def gates() -> str:
+    """Every figure with a bar."""
+    rows, headers = [], []
+    for name in NAMES:
+        if not (RESULTS / f"{name}.jsonl").exists():
+            continue
+        headers.append(header(name))
+        for slug, bar in bars(name).items():
+            if bar["bar"] is not None:
+                rows.append([slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"])
+    return (
+        "**Gates of the CPU engine.** Ratios to the best peer named by the figure, or shares of a measured roof; `worst`: "
+        "the worst shape. What was missed and why: [docs/cpu-gates.md](docs/cpu-gates.md).\n\n"
+        + table(["figure", "measured (95%)", "gate", "holds"], rows)
+        + "\n"
+        + "; ".join(headers)
+        + "\n"
+    )
+
+
 def text() -> str:
     """All tables."""
-    return "\n".join([main_job(), linear_norm(), embedding(), small()])
+    return "\n".join([main_job(), linear_norm(), embedding(), small(), gates()])
 
 
 def main() -> int:

@@ -2,9 +2,9 @@
 
 26 tables of 200,000 x 64 in FP32 (20 with one index a row of the batch, 6 with 20), row-wise Adagrad; bottom 512-256-64
 on 13 dense features, pairwise dot interaction, top 512-512-256-1, Adam; binary cross-entropy; batch 2048. octavo runs
-its modules, dense layers in a numerics class; torch runs an ``EmbeddingBag`` per table with sparse gradients (its
-element-wise Adagrad, the nearest it has) or FBGEMM's fused tables, dense layers in FP32 or under BF16 autocast, eager
-or compiled. All start from the same weights; losses of the first steps must agree.
+its modules, dense layers in a numerics class on BF16 activations; torch runs an ``EmbeddingBag`` per table with sparse
+gradients (its element-wise Adagrad, the nearest it has) or FBGEMM's fused tables, dense layers in FP32 or under BF16
+autocast, eager or compiled. All start from the same weights; losses of the first steps must agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from embedding_peers import Case
 from harness import Entry, where
 from torch.nn import functional
 
-from octavo import nn
+from octavo import nn, ops
 
 DENSE, LR, TABLE_LR, EPS = 13, 1e-3, 0.02, 1e-8
 CLASSES = ("bf16", "int8_dynamic")
@@ -72,16 +72,13 @@ class Inputs:
 
 
 class Towers(torch.nn.Module):
-    """The dense half: bottom MLP, dot interaction, top MLP. ``layer(k, n, relu)`` makes a layer."""
+    """The dense half: bottom MLP, dot interaction, top MLP. ``layer(k, n, relu)`` makes a layer, ``interact`` the dot
+    products [B, F (F - 1) / 2] of every pair of [B, F, D].
+    """
 
-    pairs: torch.Tensor
-
-    def __init__(self, size: Size, layer: Callable[[int, int, bool], torch.nn.Module]) -> None:
+    def __init__(self, size: Size, layer: Callable[[int, int, bool], torch.nn.Module], interact: torch.nn.Module):
         super().__init__()
-        features = size.tables + 1
-        pairs = torch.tril_indices(features, features, offset=-1)
-        self.register_buffer("pairs", pairs[0] * features + pairs[1], persistent=False)
-        self.features, self.dim = features, size.dim
+        self.features, self.dim, self.interact = size.tables + 1, size.dim, interact
 
         def mlp(widths: list[int]) -> torch.nn.Sequential:
             last = len(widths) - 2
@@ -90,13 +87,34 @@ class Towers(torch.nn.Module):
             )
 
         self.bottom = mlp([DENSE, *size.bottom])
-        self.top = mlp([size.dim + len(pairs[0]), *size.top])
+        self.top = mlp([size.dim + self.features * (self.features - 1) // 2, *size.top])
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         bottom = self.bottom(dense)
         features = torch.cat([bottom.to(pooled.dtype), pooled], 1).view(-1, self.features, self.dim)
-        dots = torch.bmm(features, features.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+        dots = self.interact(features)
         return self.top(torch.cat([bottom, dots.to(bottom.dtype)], 1)).float().squeeze(-1)
+
+
+class TorchDots(torch.nn.Module):
+    """bmm, then the lower triangle."""
+
+    pairs: torch.Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        pairs = torch.tril_indices(features, features, offset=-1)
+        self.register_buffer("pairs", pairs[0] * features + pairs[1], persistent=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.bmm(features, features.transpose(1, 2)).flatten(1).index_select(1, self.pairs)
+
+
+class OctavoDots(torch.nn.Module):
+    """The lower triangle at once, operands in BF16."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return ops.pairwise_dots(features, pairs="lower", numerics="bf16", out_dtype=torch.bfloat16)
 
 
 class TorchLayer(torch.nn.Module):
@@ -114,10 +132,14 @@ class TorchLayer(torch.nn.Module):
 def towers_of(size: Size, numerics: str | None) -> Towers:
     """torch's towers, or octavo's in a class, from the same initial weights."""
     torch.manual_seed(0)
-    reference = Towers(size, TorchLayer)
+    reference = Towers(size, TorchLayer, TorchDots(size.tables + 1))
     if numerics is None:
         return reference
-    ours = Towers(size, lambda k, n, relu: nn.LinearNorm(k, n, norm=None, activation="relu" if relu else None))
+
+    def layer(k: int, n: int, relu: bool) -> torch.nn.Module:
+        return nn.LinearNorm(k, n, norm=None, activation="relu" if relu else None)
+
+    ours = Towers(size, layer, OctavoDots())
     ours.load_state_dict(reference.state_dict())
     for module in ours.modules():
         if isinstance(module, nn.LinearNorm):
@@ -201,7 +223,12 @@ def fbgemm_tables(size: Size, inputs: Inputs, rows: list[torch.Tensor]) -> Fused
 
 
 def step_of(
-    inputs: Inputs, towers: torch.nn.Module, tables: Tables, autocast: bool = False, compiled: bool = False
+    inputs: Inputs,
+    towers: torch.nn.Module,
+    tables: Tables,
+    autocast: bool = False,
+    compiled: bool = False,
+    dense_dtype: torch.dtype = torch.float32,
 ) -> Step:
     """The whole step; it returns the loss. Compiled: towers and loss, as users compile around sparse tables."""
     optimizer = torch.optim.Adam(towers.parameters(), lr=LR, fused=True)
@@ -215,7 +242,7 @@ def step_of(
 
     def step(i: int) -> torch.Tensor:
         at = i % len(inputs.values)
-        loss = run(inputs.dense[at], tables.pooled(at), inputs.labels[at])
+        loss = run(inputs.dense[at].to(dense_dtype), tables.pooled(at), inputs.labels[at])
         loss.backward()
         optimizer.step()
         tables.update()
@@ -249,7 +276,7 @@ def body(run: harness.Run) -> None:
     ours = []
     for numerics in CLASSES:
         own.reset(rows)
-        step = agreeing(step_of(inputs, towers_of(size, numerics), own), expected)
+        step = agreeing(step_of(inputs, towers_of(size, numerics), own, dense_dtype=torch.bfloat16), expected)
         ours.append(Entry(f"octavo {numerics}", step, io="float32", group="octavo", facts={"numerics": numerics}))
     rivals: list[Entry] = []
     absent: dict[str, str] = {}

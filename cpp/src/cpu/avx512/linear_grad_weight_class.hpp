@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t kStrip = 6;
 constexpr std::int64_t kStripBytes = kStrip * 4;
-constexpr std::int64_t kPassRows = 1024;
+constexpr std::int64_t kPassRows = 512;
 constexpr std::int64_t kChunkGroups = 16;  // pairs of rows packed at a time
 
 // Bytes between strips and between panels: an odd number of lines and one group more than they hold, so that rows
