@@ -148,8 +148,8 @@ def gates() -> str:
             if bar["bar"] is not None:
                 rows.append([slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"])
     return (
-        "**Gates of the CPU engine.** Ratios to the best peer named by the figure, or shares of a measured roof; `worst`: "
-        "the worst shape. What was missed and why: [docs/cpu-gates.md](docs/cpu-gates.md).\n\n"
+        "**Gates of the CPU engine.** Ratios to the best peer named by the figure, or shares of a measured roof; "
+        "`worst`: the worst shape. What was missed and why: [docs/cpu-gates.md](docs/cpu-gates.md).\n\n"
         + table(["figure", "measured (95%)", "gate", "holds"], rows)
         + "\n"
         + "; ".join(headers)

@@ -54,8 +54,9 @@ Status padded_weight(const PackedWeight& w, std::int64_t n, std::int64_t k, cuda
 Status linear_e4m3_row_sm90(const LinearArgs& args) {
   if (Status status = validate(args, Numerics::e4m3_row); !status.ok()) return status;
   if (args.x_scale != nullptr || args.y_scale != nullptr)
-    return Status::unsupported(
-        "linear: the CUDA kernel takes and gives no eight-bit codes; dequantize x, quantize out");
+    return Status::unsupported("linear: the CUDA kernel takes and gives no eight-bit codes; pass floats");
+  if (args.epilogue.saved.data != nullptr)
+    return Status::unsupported("linear: the CUDA kernel keeps nothing for a backward; use backward='fp32'");
   const std::int64_t m = args.x.rows, n = args.weight->n();
   if (m == 0 || n == 0) return {};
   const std::int64_t k = round_up(args.x.cols > 0 ? args.x.cols : 1, 16), padded_n = round_up(n, 8);
@@ -67,8 +68,12 @@ Status linear_e4m3_row_sm90(const LinearArgs& args) {
   StreamBuffer codes(stream), scale(stream), weight_codes(stream), weight_scale(stream), product(stream);
   if (Status s = codes.allocate(static_cast<std::size_t>(m * k)); !s.ok()) return s;
   if (Status s = scale.allocate(static_cast<std::size_t>(m) * 4); !s.ok()) return s;
-  const QuantizeArgs quantize{args.x,           DType::e4m3,       Scaling::row, false,
-                              codes.as<void>(), scale.as<float>(), args.stream};
+  const QuantizeArgs quantize{.x = args.x,
+                              .format = DType::e4m3,
+                              .scaling = Scaling::row,
+                              .codes = codes.as<void>(),
+                              .scale = scale.as<float>(),
+                              .stream = args.stream};
   if (Status s = quantize_e4m3_row_padded(quantize, k); !s.ok()) return s;
   Weight weight{};
   if (Status s = padded_weight(*args.weight, padded_n, k, stream, weight_codes, weight_scale, weight); !s.ok())
