@@ -110,7 +110,7 @@ void bind_embedding(py::module_& m) {
   // made once for an optimizer's settings; the step changes
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
       .def(py::init([](int kind, float lr, float eps, float weight_decay, float beta1, float beta2, bool stochastic,
-                       std::uint64_t seed, std::int64_t step) {
+                       std::uint64_t seed, std::int64_t step, std::int64_t first_table) {
              return OptimizerConfig{static_cast<OptimizerConfig::Kind>(kind),
                                     lr,
                                     eps,
@@ -119,10 +119,11 @@ void bind_embedding(py::module_& m) {
                                     beta2,
                                     step,
                                     stochastic ? Rounding::stochastic : Rounding::nearest,
-                                    seed};
+                                    seed,
+                                    first_table};
            }),
            py::arg("kind"), py::arg("lr"), py::arg("eps"), py::arg("weight_decay"), py::arg("beta1"), py::arg("beta2"),
-           py::arg("stochastic"), py::arg("seed"), py::arg("step"));
+           py::arg("stochastic"), py::arg("seed"), py::arg("step"), py::arg("first_table"));
   m.def("bag_forward", &bag_forward);
   m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);

@@ -32,6 +32,7 @@ LinearArgs rows_of(LinearArgs args, Range rows) {
   args.y = rows_of(args.y, rows);
   if (args.x_scale != nullptr) args.x_scale += rows.begin;
   if (args.y_scale != nullptr) args.y_scale += rows.begin;
+  if (args.epilogue.saved.data != nullptr) args.epilogue.saved = rows_of(args.epilogue.saved, rows);
   if (args.epilogue.residual.data != nullptr) args.epilogue.residual = rows_of(args.epilogue.residual, rows);
   return args;
 }

@@ -43,9 +43,14 @@ void* take_kept(std::size_t bytes) {
 }
 
 void keep(void* p, std::size_t bytes) {
+  if (bytes > kKeepAtMost) return std::free(p);
   Kept& pool = kept();
   const std::scoped_lock lock(pool.mutex);
-  pool.buffers.emplace_back(p, bytes);
+  try {
+    pool.buffers.emplace_back(p, bytes);
+  } catch (const std::bad_alloc&) {
+    return std::free(p);
+  }
   pool.bytes += bytes;
   while (pool.bytes > kKeepAtMost) {
     std::free(pool.buffers.front().first);

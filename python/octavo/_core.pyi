@@ -346,6 +346,7 @@ class OptimizerConfig:
         stochastic: bool,
         seed: int,
         step: int,
+        first_table: int,
     ) -> None: ...
 
 def bag_forward(

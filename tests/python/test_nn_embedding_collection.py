@@ -95,3 +95,20 @@ def test_the_place_is_checked() -> None:
     coded = nn.EmbeddingBags([nn.Table("a", 3, 4, "e4m3")])
     with pytest.raises(ValueError, match="convert the fp32 original"):
         coded.to_dtype("e4m3", "power_of_two")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_backward_is_one_update_of_all_tables(dtype: str) -> None:
+    """Every lookup a bag of one row: the bags' module must do the same, in Adam's step and in its random bits."""
+    tables = [nn.Table("a", rows=9, dim=4, dtype=dtype), nn.Table("b", rows=7, dim=4, dtype=dtype)]
+    rows, bags = (kind(tables, nn.Adam(lr=0.1), seed=3) for kind in (nn.EmbeddingCollection, nn.EmbeddingBags))
+    bags.load_state_dict(rows.state_dict())
+    values, offsets = torch.tensor([1, 2, 3, 4, 0, 6, 5, 2]), torch.arange(9)
+    for expected in (1, 2):
+        grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(expected))
+        found = rows(values, offsets)
+        torch.autograd.backward([found["a"], found["b"]], [grad[:, :4], grad[:, 4:]])
+        bags(values, offsets).backward(grad)
+        assert int(rows.state_dict()["step"]) == expected
+        for name, tensor in bags.state_dict().items():
+            assert torch.equal(rows.state_dict()[name], tensor), name

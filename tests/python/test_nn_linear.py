@@ -136,3 +136,16 @@ def test_weights_are_packed_again_after_every_optimizer_step(fused: bool) -> Non
     kept = frozen.packed()
     optimizer.step()
     assert frozen.packed() is kept
+
+
+def test_a_compiled_layer_sees_its_weight_change() -> None:
+    torch._dynamo.reset()
+    layer = nn.LinearNorm(12, 8)
+    layer.numerics = "bf16"
+    compiled = torch.compile(layer, backend="aot_eager")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    for _ in range(2):
+        y = compiled(X)
+        assert torch.equal(y, layer(X))
+        y.sum().backward()
+        optimizer.step()

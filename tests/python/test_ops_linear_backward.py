@@ -1,5 +1,6 @@
 """Gradients of ops.linear by kernels, against FP64 autograd."""
 
+import gc
 import itertools
 
 import pytest
@@ -221,3 +222,26 @@ def test_compiled_training_equals_eager() -> None:
     layer.packed()
     for a, b in zip(torch.autograd.grad(compiled(x).square().sum(), leaves), eager, strict=True):
         assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_changed_scales_are_seen_by_the_gradients() -> None:
+    w = ops.pack_weight(torch.randn(8, 12), "int8")
+    x = torch.randn(3, 12, requires_grad=True)
+    (before,) = torch.autograd.grad(ops.linear(x, w).sum(), x)
+    w.scale.mul_(2)
+    (after,) = torch.autograd.grad(ops.linear(x, w).sum(), x)
+    assert torch.allclose(after, 2 * before, rtol=1e-2, atol=1e-3)
+
+
+def test_weights_of_traced_calls_die_with_their_codes() -> None:
+    from octavo.ops.linear_operator import _weights
+
+    kept = len(_weights)
+    for _ in range(3):
+        w = ops.pack_weight(torch.randn(8, 12), "bf16")
+        torch.ops.octavo.linear(
+            torch.randn(2, 12), w.codes, None, "bf16", *[None] * 4, 1e-5, 256, None, None, False, None
+        )
+        del w
+    gc.collect()
+    assert len(_weights) == kept

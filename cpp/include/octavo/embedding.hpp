@@ -84,7 +84,8 @@ struct OptimizerConfig {
   float beta1 = 0.9f, beta2 = 0.999f;
   std::int64_t step = 1;  // number of this update, from 1
   Rounding rounding = Rounding::stochastic;
-  std::uint64_t seed = 0;  // random bits are a function of (seed, step, table, row, column)
+  std::uint64_t seed = 0;        // random bits are a function of (seed, step, table, row, column)
+  std::int64_t first_table = 0;  // number of the call's first table, for the random bits
 };
 
 // Rows are decoded, updated in FP32 and rounded; E4M3 and INT8 rows get a new scale from their new values. Bitwise the

@@ -23,7 +23,7 @@ constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15ull;
 
 inline std::uint64_t random_table(const OptimizerConfig& optimizer, std::int64_t table) {
   const std::uint64_t call = mix_bits(mix_bits(optimizer.seed + kGolden) + static_cast<std::uint64_t>(optimizer.step));
-  return mix_bits(call + kGolden * static_cast<std::uint64_t>(table + 1));
+  return mix_bits(call + kGolden * static_cast<std::uint64_t>(optimizer.first_table + table + 1));
 }
 
 struct RandomRow {

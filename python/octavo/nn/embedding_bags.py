@@ -177,6 +177,7 @@ class EmbeddingBags(torch.nn.Module):
     """
 
     step: torch.Tensor | None  # int64 []
+    _first_table = 0
 
     def __init__(
         self,
@@ -244,6 +245,10 @@ class EmbeddingBags(torch.nn.Module):
             source = theirs.get(table.name)
             if source is not None:
                 mine.get(table.name).copy_(source)  # type: ignore[union-attr]
+
+    def _next_step(self) -> int:
+        """The number of the update that a backward is about to make."""
+        return 1 if self.step is None else int(self.step) + 1
 
     @property
     def lr(self) -> float:
@@ -430,11 +435,11 @@ class _Bags(torch.autograd.Function):
         bags = ctx.bags
         optimizer = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        step = 1 if bags.step is None else int(bags.step) + 1
+        step = bags._next_step()
         embedding.bag_backward(
             bags._table_set(), values, offsets, weights, grad, optimizer.kind if ctx.trains else "none", optimizer.lr,
             optimizer.eps, optimizer.weight_decay, bags.bounds, grad_weights, None, optimizer.betas, step,
-            bags.rounding, bags.seed,
+            bags.rounding, bags.seed, bags._first_table,
         )  # fmt: skip
         if ctx.trains and bags.step is not None:
             bags.step.fill_(step)

@@ -51,18 +51,38 @@ class EmbeddingCollection(EmbeddingBags):
         Jagged(values, offsets)  # checks the content of offsets
         ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
         rows = []
+        update = _Update()
         for t, (begin, end) in enumerate(pairwise(ends)):
             each = torch.arange(end - begin + 1)
-            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, _OneTable(self, t))  # type: ignore[no-untyped-call]
+            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, _OneTable(self, t, update))  # type: ignore[no-untyped-call]
             rows.append(part)
         return rows
+
+
+class _Update:
+    """The step that the tables of one forward share: however many calls, a backward is one update."""
+
+    step: int | None = None
+
+    def __init__(self) -> None:
+        self.served: set[int] = set()
+
+    def step_of(self, module: EmbeddingBags, index: int) -> int:
+        if self.step is None or index in self.served:  # served: a second backward of the same forward
+            self.step, self.served = module._next_step(), set()
+        self.served.add(index)
+        return self.step
 
 
 class _OneTable:
     """A module seen as if it held its table ``index`` alone."""
 
-    def __init__(self, module: EmbeddingBags, index: int) -> None:
-        self._module, self._index = module, index
+    def __init__(self, module: EmbeddingBags, index: int, update: _Update) -> None:
+        self._module, self._index, self._update = module, index, update
+        self._first_table = index
+
+    def _next_step(self) -> int:
+        return self._update.step_of(self._module, self._index)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)

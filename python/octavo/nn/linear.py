@@ -66,9 +66,12 @@ class _Numerics(torch.nn.Module):
 
     def packed(self) -> PackedWeight:
         """The weight in this layer's class; packed again when the weight changed."""
-        if self._packed is not None and torch.compiler.is_compiling():
-            return self._packed
         weight = self.weight
+        if torch.compiler.is_compiling():
+            if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
+                return pack_as(weight if torch.is_grad_enabled() else weight.detach(), self._numerics)
+            if self._packed is not None:
+                return self._packed
         version = 0 if weight.is_inference() else weight._version
         recorded = weight.requires_grad and torch.is_grad_enabled()
         state = (weight.data_ptr(), version, _optimizer_steps if weight.requires_grad else 0, recorded)

@@ -189,6 +189,7 @@ def bag_backward(
     step: int = 1,
     rounding: str = "stochastic",
     seed: int = 0,
+    first_table: int = 0,
 ) -> None:
     """Update the rows of ``tables`` (and their states, scales) from ``grad`` [B, sum of dims] of the pooled rows.
 
@@ -227,7 +228,15 @@ def bag_backward(
     if kernel is None:
         kernel = kernels.serving(_core.Op.bag_backward, ("cpu",))
     config = _core.OptimizerConfig(
-        OPTIMIZERS[optimizer].kind, lr, eps, weight_decay, *betas, rounding == "stochastic", seed & (1 << 64) - 1, step
+        OPTIMIZERS[optimizer].kind,
+        lr,
+        eps,
+        weight_decay,
+        *betas,
+        rounding == "stochastic",
+        seed & (1 << 64) - 1,
+        step,
+        first_table,
     )
     _core.bag_backward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),

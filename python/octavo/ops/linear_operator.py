@@ -149,11 +149,15 @@ class _TracedLinear(torch.autograd.Function):
 
 
 def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
-    """The weight of these codes, the same object while they live."""
+    """The weight of these codes, the same object while they live: it holds an alias of them, not them."""
     w: PackedWeight | None = _weights.get(codes)
-    if w is None or w.numerics != numerics:
-        w = _weights[codes] = PackedWeight(codes, scale, numerics)
+    if w is None or w.numerics != numerics or _address(w.scale) != _address(scale):
+        w = _weights[codes] = PackedWeight(codes.detach(), scale, numerics)
     return w
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _linear(
@@ -217,8 +221,8 @@ def _linear_backward(
             grad, x, None if norm is None and activation is None else z, w, layer.epilogue, backward,
             None if residual is None else residual.dtype, before, needs,
         )  # fmt: skip
-        if found[5] is not None and not before:
-            found[5] = found[5].clone()  # an operator may not return what it was given
+        if found[5] is not None and found[5].data_ptr() == grad.data_ptr():  # an operator may not return what it got
+            found[5] = found[5].clone(memory_format=torch.contiguous_format)
         return [x.new_empty(0) if g is None else g for g in found]
     weight = PackedWeight(codes, scale, numerics).dequantize()
     rows, upstream = x.detach().reshape(-1, x.shape[-1]).float(), grad.reshape(-1, codes.shape[0]).float()

@@ -38,7 +38,7 @@ class PackedWeight:
         self.codes, self.scale, self.numerics, self.master = codes.contiguous(), scale, numerics, master
         self.n, self.k = codes.shape
         self.preferred: dict[int, str] = {}
-        self._version = -1
+        self._version = (-1, -1)
         self._core_weight: _core.PackedWeight | None = None
         self._routes: dict[tuple[Any, ...], Any] = {}
         self.served: _core.PreparedLinear | None = None  # of the latest call of ops.linear
@@ -58,8 +58,8 @@ class PackedWeight:
         return dequantize(QuantizedTensor(self.codes, self.scale, RECIPES[self.numerics][0], "row"))
 
     def core(self) -> _core.PackedWeight:
-        """The compiled core's view, with the layouts kernels made; a new one when the codes changed."""
-        version = 0 if self.codes.is_inference() else self.codes._version
+        """The compiled core's view, with the layouts kernels made; a new one when codes or scales changed."""
+        version = (_version(self.codes), _version(self.scale))
         if version != self._version or self._core_weight is None:
             scale = 0 if self.scale is None else self.scale.data_ptr()
             self._core_weight = _core.PackedWeight(
@@ -88,6 +88,10 @@ class PackedWeight:
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.numerics}, shape={list(self.shape)}, device={self.codes.device})"
+
+
+def _version(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 def pack_weight(weight: torch.Tensor, format: str = "e4m3", activations: str = "same") -> PackedWeight:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from octavo import _core
 from octavo.ops import kernels
@@ -69,7 +70,8 @@ def pairwise_dots(
         _check_out(out, x, y, pairs, out_dtype)
         return run(x, x if y is None else y, "all", pairs, numerics, out_dtype, out)
     if records:
-        recorded: torch.Tensor = _Pairwise.apply(x, y, pairs, numerics, out_dtype)  # type: ignore[no-untyped-call]
+        function = _TracedPairwise if torch.compiler.is_compiling() else _Pairwise
+        recorded: torch.Tensor = function.apply(x, y, pairs, numerics, out_dtype)  # type: ignore[no-untyped-call]
         return recorded
     return _call(x, x if y is None else y, "all", pairs, numerics, out_dtype)
 
@@ -132,7 +134,7 @@ def _check_out(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None, pairs
         raise ValueError("out: its last dimension must be contiguous; pass a contiguous tensor or a slice of one")
 
 
-class _Pairwise(torch.autograd.Function):
+class _TracedPairwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, y: Any, pairs: str, numerics: str, out_dtype: torch.dtype) -> torch.Tensor:
         ctx.save_for_backward(x, y)
@@ -153,6 +155,10 @@ class _Pairwise(torch.autograd.Function):
             _call(grad.mT, x.mT, "all", "all", numerics, y.dtype) if need_y else None,
             None, None, None,
         )  # fmt: skip
+
+
+class _Pairwise(_TracedPairwise):
+    backward = staticmethod(once_differentiable(_TracedPairwise.backward))  # type: ignore[assignment]
 
 
 def _call(

@@ -77,6 +77,7 @@ struct TransposedClass {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t n) const {
     t.weights = panels + panel * transposed_panel_bytes(n) + begin / 2 * kGroupBytes;
+    fetch_next(t, transposed_panel_bytes(n), t.groups * kGroupBytes);
     multiply_rows<Bf16Dot>(t, rows);
   }
 

@@ -31,7 +31,7 @@ inline __m256i load_half(const std::uint16_t* p, __mmask16 mask) { return _mm256
 template <class T>
 void pack_vector(const T* rows, const BatchView& view, std::int64_t count, std::int64_t depth, char* out) {
   const std::int64_t groups = (depth + 1) / 2;
-  if (view.col_stride != 1) {  // then rows are neighbours
+  if (view.col_stride != 1 && depth > 1) {  // then rows are neighbours
     const __mmask16 mask = first_lanes(count);
     for (std::int64_t g = 0; g < groups; ++g) {
       const T* column = rows + 2 * g * view.col_stride;
@@ -103,7 +103,7 @@ class Pairwise {
     y_panels_ = static_cast<char*>(scratch(kYPanels, panels(args.y.rows)));
     if (args.x_pairs == Pairs::all && is_symmetric(args)) {
       x_panels_ = y_panels_;
-    } else if (args.x_pairs == Pairs::all && args.x.col_stride != 1) {
+    } else if (args.x_pairs == Pairs::all && args.x.col_stride != 1 && args.x.cols > 1) {
       x_panels_ = static_cast<char*>(scratch(kXRows, panels(args.x.rows)));
     } else if (args.x_pairs != Pairs::all || args.x.dtype == DType::f32 || depth_ % 2 != 0) {
       x_rows_ = static_cast<char*>(scratch(kXRows, static_cast<std::size_t>(args.rows() * row_bytes_)));
