@@ -70,6 +70,7 @@ inline const char* word(DType dtype) {
     case DType::bf16: return "bfloat16";
     case DType::u4: return "int4";
     case DType::e4m3: return "e4m3";
+    case DType::e5m2: return "e5m2";
     default: return "int8";
   }
 }

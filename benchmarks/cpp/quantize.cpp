@@ -1,4 +1,5 @@
-// Quantizers: row-wise, from FP32 and BF16, to the formats the row names; in cache and out of it.
+// Quantizers: row-wise, or in blocks where the kernel does those, from FP32 and BF16, to the formats the row names; in
+// cache and out of it.
 #include "kernel_benchmarks.hpp"
 #include "octavo/float8.hpp"
 
@@ -10,17 +11,25 @@ struct Shape {
   std::int64_t m, k;
 };
 constexpr Shape kShapes[] = {{64, 512}, {1024, 1024}, {16384, 1024}};
-constexpr DType kSources[] = {DType::f32, DType::bf16}, kFormats[] = {DType::e4m3, DType::i8};
+constexpr DType kSources[] = {DType::f32, DType::bf16}, kFormats[] = {DType::e4m3, DType::e5m2, DType::i8};
 
-void measure(benchmark::State& state, QuantizeLauncher run, Shape shape, DType source, DType format) {
+Scaling scaling_of(const KernelInfo& kernel) {
+  const auto does = [&](const char* what) { return kernel.name.find(what) != std::string::npos; };
+  return does("quantize_block") ? Scaling::block_1x128 : does("quantize_mx") ? Scaling::mx : Scaling::row;
+}
+
+void measure(benchmark::State& state, QuantizeLauncher run, Shape shape, DType source, DType format, Scaling scaling) {
   const std::vector<float> values = normal(shape.m * shape.k, 6);
   std::vector<std::uint16_t> halves;
   if (source == DType::bf16)
     for (const float value : values) halves.push_back(encode_bf16(value));
   void* x = source == DType::bf16 ? static_cast<void*>(halves.data()) : const_cast<float*>(values.data());
   std::vector<std::uint8_t> codes(values.size());
-  std::vector<float> scale(static_cast<std::size_t>(shape.m));
-  QuantizeArgs args{{x, shape.m, shape.k, shape.k, source}, format, Scaling::row};
+  const std::int64_t width = scaling == Scaling::row ? shape.k : scaling == Scaling::mx ? 32 : 128;
+  std::vector<float> scale(static_cast<std::size_t>(shape.m * (shape.k / width)));
+  std::vector<std::uint8_t> exponents(scale.size());
+  QuantizeArgs args{{x, shape.m, shape.k, shape.k, source}, format, scaling};
+  args.scale_e8m0 = exponents.data();
   args.codes = codes.data();
   args.scale = scale.data();
   if (!repeat(state, [&] { return run(args); })) return;
@@ -38,8 +47,9 @@ void add_quantize(const KernelInfo& kernel) {
         if (!names(kernel, source) || !names(kernel, format)) continue;
         const std::string name = std::string(word(source)) + "_to_" + word(format) + "/m:" + std::to_string(shape.m) +
                                  "/k:" + std::to_string(shape.k);
-        add(kernel, name,
-            [=, run = kernel.run.quantize](benchmark::State& state) { measure(state, run, shape, source, format); });
+        add(kernel, name, [=, run = kernel.run.quantize, scaling = scaling_of(kernel)](benchmark::State& state) {
+          measure(state, run, shape, source, format, scaling);
+        });
       }
 }
 
