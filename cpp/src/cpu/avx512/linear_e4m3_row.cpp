@@ -1,37 +1,17 @@
 // x and W in E4M3 with a scale per row (W8A8), FP32 sums. x is rounded onto the E4M3 grid and kept as BF16, exactly.
 #include <algorithm>
 
+#include "cpu/avx512/float8_rounding.hpp"
 #include "cpu/avx512/linear_e4m3_class.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
 
-// FP32 bits of v rounded as encode_e4m3 rounds. `finite`: no element of the row is infinite or NaN.
-template <bool finite>
-[[gnu::always_inline]] inline __m512i round_to_e4m3(__m512 v) {
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7ffff));
-  __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi32(~0xfffff));
-  const __m512 magnitude = _mm512_abs_ps(v);
-  const __mmask16 subnormal = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(0x1p-6f), _CMP_LT_OQ);
-  rounded = _mm512_castps_si512(_mm512_mask_roundscale_ps(_mm512_castsi512_ps(rounded), subnormal, v, 9 << 4));
-  if constexpr (!finite) {
-    const __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(INT32_MIN));
-    const __mmask16 large = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(kE4M3Max), _CMP_GT_OQ);
-    const __m512i top = _mm512_castps_si512(_mm512_set1_ps(kE4M3Max));
-    rounded = _mm512_mask_or_epi32(rounded, large, sign, top);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  }
-  return rounded;
-}
-
 template <bool finite, class Row>
 void round_row(const Row& row, std::int64_t k, float multiplier, char* out) {
   const __m512 m = _mm512_set1_ps(multiplier);
   const auto step = [&](std::int64_t i, __mmask16 mask) {  // at most four significant bits: BF16 is the upper half
-    const __m512i bits = _mm512_srli_epi32(round_to_e4m3<finite>(_mm512_mul_ps(row.load(i, mask), m)), 16);
+    const __m512i bits = _mm512_srli_epi32(round_to_grid<E4m3Grid, finite>(_mm512_mul_ps(row.load(i, mask), m)), 16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 2), _mm512_cvtepi32_epi16(bits));
   };
   std::int64_t i = 0;
