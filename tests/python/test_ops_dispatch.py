@@ -136,7 +136,7 @@ def test_measure_replaces_priors_with_the_route_taken() -> None:
     medians = ops.dispatch.measure(problem, budget_ms=1)
     assert len(medians) >= 2
     decision = choose(problem)
-    assert decision.kernel == min(medians, key=medians.__getitem__)
+    assert medians[decision.kernel] == min(medians.values())  # two kernels may tie to the nanosecond
     assert decision.predicted_us == pytest.approx(min(medians.values()))
 
 
