@@ -41,8 +41,10 @@ template <std::int64_t bytes>
 // The aims of one thread's lookups, one after the other.
 class BagPrefetch {
  public:
-  // The lookups of this thread are values[first .. last), the first of them in table `table`.
-  BagPrefetch(const TableView* tables, const BagIndices& in, std::int64_t table, std::int64_t first, std::int64_t last)
+  // The lookups of this thread are values[first .. last), the first of them in table `table`. `outputs`: rows of output
+  // of all tables together, which take time as well.
+  BagPrefetch(const TableView* tables, const BagIndices& in, std::int64_t outputs, std::int64_t table,
+              std::int64_t first, std::int64_t last)
       : tables_(tables), in_(in), table_(table), last_(last) {
     std::int64_t widest = 0, total = 0;
     for (std::int64_t t = 0; t < in.num_tables; ++t) {
@@ -50,11 +52,12 @@ class BagPrefetch {
       widest = bytes > widest ? bytes : widest;
       total += bytes * tables[t].num_rows;
     }
-    ahead_ = total <= kResidentBytes ? 0 : total <= kNearBytes ? kAheadNear : widest <= 140 ? kAheadNarrow : kAheadWide;
-    if (ahead_ == 0) {
+    if (total <= kResidentBytes) {
       stop();
       return;
     }
+    ahead_ = widest <= 140 ? kAheadNarrow : kAheadWide;
+    if (in.first_value(in.num_tables, 0) - in.first_value(0, 0) < 4 * outputs) ahead_ /= 2;
     for (std::int64_t v = first; v < first + ahead_ && v < last; ++v) {
       if (v == first || v == aim_.until) point_at(v, 0);
       fetch(in.values[v]);
@@ -89,9 +92,8 @@ class BagPrefetch {
   }
 
  private:
-  static constexpr std::int64_t kAheadNarrow = 64, kAheadWide = 32, kAheadNear = 8;  // lookups; wide: beyond 140 bytes
-  static constexpr std::int64_t kResidentBytes = 512 << 10;                          // tables this small stay in L2
-  static constexpr std::int64_t kNearBytes = 16 << 20;                               // and these in L3
+  static constexpr std::int64_t kAheadNarrow = 128, kAheadWide = 64;  // lookups; wide: beyond 140 bytes
+  static constexpr std::int64_t kResidentBytes = 512 << 10;           // tables this small stay in L2
 
   // Bytes of a row from its first code to its last byte.
   static std::int64_t extent(const TableView& table) {
@@ -128,7 +130,7 @@ class BagPrefetch {
 
   const TableView* tables_;
   const BagIndices& in_;
-  std::int64_t table_, last_, ahead_;
+  std::int64_t table_, last_, ahead_ = 0;
   BagAim aim_{};
 };
 

@@ -88,7 +88,7 @@ Status pool_all(const BagForwardArgs& args) {
   std::int64_t outside = 0;
   parallel_region(bag_threads(args.tables, in), [&](int thread, int count) {
     const BagSpan span = bag_span(args.tables, in, thread, count);
-    BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
+    BagPrefetch prefetch(args.tables, in, in.num_tables * in.batch, span.table, span.first_value, span.last_value);
     std::int64_t found = 0;
     for_each_bag_range(args.tables, in, thread, count, [&](std::int64_t t, std::int64_t column, Range bags) {
       const Work work{args, t, column, bags, prefetch};

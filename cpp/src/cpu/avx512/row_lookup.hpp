@@ -62,7 +62,7 @@ Status look_up_all(const RowLookupArgs& args) {
   std::int64_t outside = 0;
   parallel_region(lookup_threads(args.tables, in), [&](int thread, int count) {
     const BagSpan span = lookup_span(args.tables, in, thread, count);
-    BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
+    BagPrefetch prefetch(args.tables, in, in.num_values, span.table, span.first_value, span.last_value);
     std::int64_t found = 0;
     for_each_lookup_range(args.tables, in, thread, count, [&](std::int64_t t, Range mine) {
       found += with_format<E4m3>(args.tables[t].dtype,

@@ -16,7 +16,7 @@ Status row_lookup(const RowLookupArgs& args) {
   parallel_region(lookup_threads(args.tables, in), [&](int thread, int count) {
     auto* acc = static_cast<float*>(scratch(0, scratch_bytes));
     const BagSpan span = lookup_span(args.tables, in, thread, count);
-    BagPrefetch prefetch(args.tables, in, span.table, span.first_value, span.last_value);
+    BagPrefetch prefetch(args.tables, in, in.num_values, span.table, span.first_value, span.last_value);
     std::int64_t found = 0;
     for_each_lookup_range(args.tables, in, thread, count, [&](std::int64_t t, Range mine) {
       const TableView& table = args.tables[t];
