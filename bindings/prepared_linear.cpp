@@ -321,12 +321,13 @@ PreparedLinear& checked(const py::object& object) {
   return self_of(object.ptr());
 }
 
-// Kernels are chosen anew, on `weight`.
+// From now on `weight`; kernels are chosen anew in a new generation of them.
 void refresh(const py::object& object, const py::object& weight) {
   PreparedLinear& self = checked(object);
   self.weight = &weight.cast<const PackedWeight&>();
   Py_SETREF(self.weight_object, py::object(weight).release().ptr());
   self.version = Torch::instance().version(self.codes);
+  if (self.generation == g_generation) return;
   self.generation = g_generation;
   for (auto& row : self.kernels) row.fill(nullptr);
 }

@@ -55,13 +55,47 @@ def test_classes_run_ops_linear_and_follow_the_weight(numerics) -> None:
         packed = layer.packed()
         assert layer.packed() is packed
         layer.weight.mul_(3)
-        assert layer.packed() is not packed
-        assert not torch.equal(layer(X), expected)
+        expected = ops.linear(X, pack_as(layer.weight, numerics), layer.bias, layer.norm_spec, "hardswish")
+        assert torch.equal(layer(X), expected)
+        assert layer.packed() is packed  # in the memory of the old codes
     twin = copy.deepcopy(layer)
     assert twin.numerics == numerics
     assert torch.equal(twin(X), layer(X))
     twin.weight.data.zero_()
     assert twin.weight.data_ptr() != layer.weight.data_ptr()
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "int8_dynamic"])
+def test_a_graph_whose_weight_changed_says_so(numerics) -> None:
+    layer = nn.LinearNorm(12, 9)
+    layer.numerics = numerics
+    y = layer(X)
+    with torch.no_grad():
+        layer(X)  # the same weight: the graph stays whole
+    y.sum().backward(retain_graph=True)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    layer(X)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "int8_dynamic"])
+def test_a_weight_packed_in_inference_mode_trains_afterwards(numerics) -> None:
+    layer = nn.LinearNorm(12, 9)
+    layer.numerics = numerics
+    with torch.inference_mode():
+        before = layer(X).clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(X).square().sum().backward()
+        optimizer.step()
+        fresh = copy.deepcopy(layer)
+        with torch.inference_mode():
+            assert torch.equal(layer(X), fresh(X))
+    with torch.inference_mode():
+        assert not torch.equal(layer(X), before)
 
 
 def test_parameters_that_get_other_data_are_read_anew() -> None:

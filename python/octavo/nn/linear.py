@@ -73,12 +73,18 @@ class _Numerics(torch.nn.Module):
             if self._packed is not None:
                 return self._packed
         version = 0 if weight.is_inference() else weight._version
-        recorded = weight.requires_grad and torch.is_grad_enabled()
-        state = (weight.data_ptr(), version, _optimizer_steps if weight.requires_grad else 0, recorded)
-        if self._packed is None or state != self._packed_from:
-            self._packed, self._packed_from = pack_as(weight if recorded else weight.detach(), self._numerics), state
-            self._packed.preferred = self.preferred_kernels
-        return self._packed
+        trains = weight.requires_grad
+        state = (weight.data_ptr(), version, _optimizer_steps if trains else 0, trains)
+        packed = self._packed
+        if packed is None or state != self._packed_from:
+            if packed is not None and packed.can_hold(weight):
+                packed.renew(weight)
+            else:
+                with torch.inference_mode(False):  # a later call may train
+                    packed = self._packed = pack_as(weight, self._numerics)
+                packed.preferred = self.preferred_kernels
+            self._packed_from = state
+        return packed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = self.__class__.__new__(self.__class__)

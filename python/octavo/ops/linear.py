@@ -99,7 +99,8 @@ def linear(
         if out is not None:
             raise ValueError("out: cannot be combined with gradients; leave it out or use torch.no_grad()")
         x = cast(torch.Tensor, x)
-        check(x, w, bias, norm, activation, residual, out_dtype, out)
+        if torch.compiler.is_compiling():
+            check(x, w, bias, norm, activation, residual, out_dtype, out)
         check_backward(backward, w.codes.dtype)
         return linear_with_gradients(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, backward)
     if torch.compiler.is_compiling():

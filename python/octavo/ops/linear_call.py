@@ -229,6 +229,8 @@ def layer_for(
             if layer.x_dtype in _FLOATS and layer.y_dtype in _FLOATS:
                 layer.prepare()
             w.remember(key, layer)
+    else:
+        layer.follow(w, layer.prepared)
     return layer
 
 
@@ -287,18 +289,24 @@ class Layer:
             self._chosen[m, with_residual] = kernel
         return kernel
 
+    def follow(self, w: PackedWeight, prepared: _core.PreparedLinear | None) -> None:
+        """Take up that the weight has other codes, or that other kernels may be chosen."""
+        core = w.core()
+        if core is self.core and self.generation == kernels.generation:
+            return
+        if self.generation != kernels.generation:
+            self._chosen.clear()
+        self.core, self.generation = core, kernels.generation
+        if prepared is not None:
+            _core.refresh_prepared(prepared, core)
+
     def resolve(
         self, w: PackedWeight, prepared: _core.PreparedLinear | None, m: int, with_residual: bool
     ) -> _core.Kernel:
         """The kernel for m rows, and from now on ``prepared``'s for their bucket."""
         kernel = None
         while kernel is None:
-            core = w.core()
-            if core is not self.core or self.generation != kernels.generation:
-                self.core, self.generation = core, kernels.generation
-                self._chosen.clear()
-                if prepared is not None:
-                    _core.refresh_prepared(prepared, core)
+            self.follow(w, prepared)
             kernel = self.kernel_for(w, m, with_residual)
             if self.generation != kernels.generation:  # the first choice of all qualified kernels
                 kernel = None

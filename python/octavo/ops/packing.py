@@ -66,9 +66,25 @@ class PackedWeight:
                 self.codes.data_ptr(), scale, self.n, self.k, DTYPES[self.codes.dtype]
             )
             self._version = version
-            self._routes.clear()
             self.served = None
         return self._core_weight
+
+    def can_hold(self, weight: torch.Tensor) -> bool:
+        """Whether :meth:`renew` can take ``weight``."""
+        return weight.shape == self.codes.shape and weight.device == self.codes.device
+
+    def renew(self, weight: torch.Tensor) -> None:
+        """Codes and scales of another weight [N, K], in the memory of these: what was prepared serves on, and a graph
+        that saved the old codes fails in its backward, as torch's own layers do.
+        """
+        if self.scale is None:
+            with torch.no_grad():
+                self.codes.copy_(weight)
+        else:
+            format = RECIPES[self.numerics][0]
+            quantize(weight.detach(), format, "row", out=QuantizedTensor(self.codes, self.scale, format, "row"))
+            torch.autograd.graph.increment_version(self.codes)
+        self.master = weight if weight.requires_grad else None
 
     def route(self, key: tuple[Any, ...]) -> Any:
         """What was remembered for ``key`` in this generation of kernels, or None."""
