@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/avx512/linear_bf16_class.hpp"
+#include "cpu/avx512/panel_packing.hpp"
 #include "octavo/float8.hpp"
 
 namespace octavo::avx512_kernels {
@@ -74,17 +75,28 @@ struct E4m3Class {
   static std::int64_t panel_bytes(std::int64_t k) { return (k + 1) / 2 * kE4m3GroupBytes; }
 
   static void pack(const PackedWeight& w, void* out) {
-    const auto* codes = static_cast<const std::uint8_t*>(w.codes());
-    auto* to = static_cast<std::uint8_t*>(out);
-    const std::int64_t n = w.n(), k = w.k();
-    for (std::int64_t panel = 0; panel < n; panel += kPanel)
-      for (std::int64_t i = 0; i < k; i += 2)
-        for (std::int64_t byte = 0; byte < kE4m3GroupBytes; ++byte) {
-          // byte = half * 64 + lane * 16 + side * 8 + pair * 2 + element: lanes and sides as unpacklo and unpackhi
-          const std::int64_t half = byte / 64, lane = byte / 16 % 4, side = byte / 8 % 2, pair = byte / 2 % 4;
-          const std::int64_t column = panel + half * 32 + side * 16 + lane * 4 + pair, j = i + byte % 2;
-          *to++ = column < n && j < k ? codes[column * k + j] : std::uint8_t{0};
-        }
+    for_each_panel(w, [&](std::int64_t p, const char* rows, std::int64_t count) {
+      pack_panel(rows, count, w.k(), static_cast<char*>(out) + p * panel_bytes(w.k()));
+    });
+  }
+
+  // Four bytes of a column are its pairs of two groups. Byte half * 64 + lane * 16 + side * 8 + pair * 2 + e of a group
+  // is column half * 32 + side * 16 + lane * 4 + pair's: lanes and sides as unpacklo and unpackhi have them.
+  [[gnu::noinline]] static void pack_panel(const char* rows, std::int64_t count, std::int64_t k, char* panel) {
+    alignas(64) std::uint16_t words[32];
+    for (int word = 0; word < 32; ++word)
+      words[word] = static_cast<std::uint16_t>(word / 4 % 2 * 32 + (word / 8 * 4 + word % 4) * 2);
+    const __m512i first = _mm512_load_si512(words), second = _mm512_add_epi16(first, _mm512_set1_epi16(1));
+    const std::int64_t groups = (k + 1) / 2;
+    transpose_panel(rows, count, k, [&](std::int64_t i, const Piece& codes) {
+      const auto store = [&](std::int64_t group, __m512i order) {
+        for (int half = 0; half < 2; ++half)
+          _mm512_storeu_si512(panel + group * kE4m3GroupBytes + half * 64,
+                              _mm512_permutex2var_epi16(codes.columns[2 * half], order, codes.columns[2 * half + 1]));
+      };
+      store(2 * i, first);
+      if (2 * i + 1 < groups) store(2 * i + 1, second);
+    });
   }
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {

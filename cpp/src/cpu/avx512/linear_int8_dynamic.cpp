@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/avx512/linear_activations.hpp"
+#include "cpu/avx512/panel_packing.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
@@ -104,19 +105,27 @@ struct Int8Class {
   static std::int64_t panel_bytes(std::int64_t k) { return (k + 3) / 4 * kGroupBytes; }
 
   static void pack(const PackedWeight& w, void* out) {
-    const auto* codes = static_cast<const std::int8_t*>(w.codes());
-    auto* to = static_cast<std::int8_t*>(out);
-    const std::int64_t n = w.n(), k = w.k();
-    for (std::int64_t panel = 0; panel < n; panel += kPanel)
-      for (std::int64_t i = 0; i < k; i += 4)
-        for (std::int64_t column = panel; column < panel + kPanel; ++column)
-          for (std::int64_t j = i; j < i + 4; ++j) *to++ = column < n && j < k ? codes[column * k + j] : std::int8_t{0};
-    auto* start = reinterpret_cast<std::int32_t*>(to);
-    for (std::int64_t column = 0; column < round_up(n, kPanel); ++column) {
-      std::uint32_t sum = 0;  // modulo 2^32, as the dot products
-      for (std::int64_t j = 0; column < n && j < k; ++j) sum += static_cast<std::uint32_t>(codes[column * k + j]);
-      *start++ = static_cast<std::int32_t>(0u - 128u * sum);
+    const std::int64_t k = w.k(), all = (w.n() + kPanel - 1) / kPanel;
+    auto* starts = reinterpret_cast<std::int32_t*>(static_cast<char*>(out) + all * panel_bytes(k));
+    for_each_panel(w, [&](std::int64_t p, const char* rows, std::int64_t count) {
+      pack_panel(rows, count, k, static_cast<char*>(out) + p * panel_bytes(k));
+      for (std::int64_t r = 0; r < kPanel; ++r) starts[p * kPanel + r] = r < count ? start_of(rows + r * k, k) : 0;
+    });
+  }
+
+  [[gnu::noinline]] static void pack_panel(const char* rows, std::int64_t count, std::int64_t k, char* panel) {
+    transpose_panel(rows, count, k, [&](std::int64_t i, const Piece& codes) { store_group(panel, i, codes); });
+  }
+
+  // -128 times the sum of a row's codes, modulo 2^32 as the dot products.
+  [[gnu::noinline]] static std::int32_t start_of(const char* codes, std::int64_t k) {
+    __m512i sum = _mm512_setzero_si512();
+    const __m512i factor = _mm512_set1_epi8(static_cast<char>(0x80));
+    for (std::int64_t i = 0; i < k; i += 64) {
+      const __mmask64 mask = k - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (k - i)) - 1;
+      Int8Dot::add(sum, factor, _mm512_maskz_loadu_epi8(mask, codes + i));
     }
+    return static_cast<std::int32_t>(0u - static_cast<std::uint32_t>(_mm512_reduce_add_epi32(sum)));
   }
 
   RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
