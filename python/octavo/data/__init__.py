@@ -8,6 +8,7 @@ from octavo.data.encoding import encode_events, encode_table
 from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
 from octavo.data.movielens import movielens
+from octavo.data.prefetch import prefetched
 from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.transforms import Clip, Log1p, Standardise
@@ -27,5 +28,6 @@ __all__ = [
     "encode_events",
     "encode_table",
     "movielens",
+    "prefetched",
     "write_demo_log",
 ]

@@ -13,7 +13,7 @@ from torch.nn import functional
 import octavo
 from octavo import models
 from octavo.config import RunConfig, config_hash
-from octavo.data import Batch, EventLog
+from octavo.data import Batch, EventLog, prefetched
 from octavo.evaluation import Progressive
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
 from octavo.training.state import copy_dense, dense_state, optimizer_tensors, restore_optimizer, table_states
@@ -78,7 +78,7 @@ class Trainer:
         size, every = self.config.training.batch_size, self.config.training.checkpoint_every
         start = time.perf_counter()
         before = self.seconds
-        for batch in self.log.batches(size, self.position, self.train_end):
+        for batch in prefetched(self.log.batches(size, self.position, self.train_end)):
             self._train(batch)
             self.position += len(batch)
             self.step += 1
