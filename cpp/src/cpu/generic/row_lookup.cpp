@@ -1,6 +1,6 @@
 // Rows without pooling on any CPU.
-#include "cpu/generic/bag_formats.hpp"
 #include "cpu/row_lookup.hpp"
+#include "cpu/generic/bag_formats.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 
