@@ -332,3 +332,34 @@ def test_operator_is_well_formed_and_compiles() -> None:
 
 
 TABLES = TableSet([torch.randn(6, 4), torch.randn(5, 8)])
+
+
+@pytest.mark.parametrize("dim", [1, 3, 7, 8, 9, 16, 20, 33, 64, 130])
+def test_every_code_of_a_row_is_decoded_exactly(isa, dim) -> None:
+    eights = torch.arange(256, dtype=torch.uint8)
+    halves = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    for codes, dtype in ((eights, torch.float8_e4m3fn), (halves, torch.float16), (halves, torch.bfloat16)):
+        rows = torch.cat([codes, codes[: -len(codes) % dim]]).view(-1, dim).view(dtype)
+        scales = [torch.ones(len(rows))] if dtype == torch.float8_e4m3fn else None
+        values, offsets = torch.arange(len(rows)), torch.arange(len(rows) + 1)
+        expected = rows.float()
+        for kernel in _kernels(_core.Op.bag_forward):
+            y = bag_forward(TableSet([rows], scales), values, offsets, None, kernel=kernel)
+            assert torch.equal(y.isnan(), expected.isnan()), (kernel.name, dtype)
+            normal = expected.abs().nan_to_num() >= 2.0**-126
+            assert torch.equal(y[normal], expected[normal]), (kernel.name, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "e4m3", "int8", "int4"])
+@pytest.mark.parametrize("dim", [1, 5, 8, 11, 16, 41, 67])
+def test_neighbours_of_an_output_stay_as_they_are(isa, dtype, dim) -> None:
+    made = [table(20, dim, dtype, seed=dim, place="separate")]
+    values, offsets, _ = bags(1, 6, 20, seed=dim)
+    for kernel in _kernels(_core.Op.bag_forward):
+        for out_dtype in (torch.float32, torch.bfloat16):
+            wide = torch.full((6, dim + 64), 7.0, dtype=out_dtype)
+            tables = table_set(made, [dim], dtype)
+            y = bag_forward(tables, values, offsets, None, "error", out_dtype, kernel, wide[:, 32 : 32 + dim])
+            assert torch.equal(y, bag_forward(tables, values, offsets, out_dtype=out_dtype, kernel=kernel))
+            assert bool((wide[:, :32] == 7).all()), kernel.name
+            assert bool((wide[:, 32 + dim :] == 7).all()), kernel.name

@@ -331,9 +331,9 @@ class Layer:
             x_scale, x = x.scale.contiguous(), x.data
         n = w.n
         shape = (*x.shape[:-1], n)
-        y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
         if self.y_dtype not in CODE_FORMATS:
-            return self._launch(w, prepared, x, x_scale, y, None, residual, saved)
+            return self._launch(w, prepared, x, x_scale, out, None, residual, saved)
+        y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
         y_scale = torch.ones(shape[:-1], device=x.device) if n == 0 else torch.empty(shape[:-1], device=x.device)
         self._launch(w, prepared, x, x_scale, y, y_scale, residual)
         return QuantizedTensor(y, y_scale, CODE_FORMATS[self.y_dtype], "row")
@@ -344,14 +344,15 @@ class Layer:
         prepared: _core.PreparedLinear | None,
         x: torch.Tensor,
         x_scale: torch.Tensor | None,
-        y: torch.Tensor,
+        y: torch.Tensor | None,
         y_scale: torch.Tensor | None,
         residual: torch.Tensor | None,
         saved: torch.Tensor | None = None,
     ) -> torch.Tensor:
         m, n = x.shape[:-1].numel(), w.n
+        shape = (*x.shape[:-1], n)
         if m == 0 or n == 0:
-            return y
+            return torch.empty(shape, dtype=self.y_dtype, device=x.device) if y is None else y
         kernel = self.resolve(w, prepared, m, residual is not None)
         rows, r = as_rows(x), None if residual is None else as_rows(residual)
         if kernel.library != "octavo":
@@ -363,8 +364,11 @@ class Layer:
                 z = apply_epilogue(z, bias, None, None, r if self.before else None, True)
                 bias, r = None, None if self.before else r
             if saved is not None:
-                saved.copy_(z.view(y.shape))
-            return y.copy_(apply_epilogue(z, bias, spec, self.activation, r).view(y.shape))
+                saved.copy_(z.view(shape))
+            z = apply_epilogue(z, bias, spec, self.activation, r).view(shape)
+            return z.to(self.y_dtype).contiguous() if y is None else y.copy_(z)
+        if y is None:
+            y = torch.empty(shape, dtype=self.y_dtype, device=x.device)
         _core.linear(
             kernel,
             rows.data_ptr(),

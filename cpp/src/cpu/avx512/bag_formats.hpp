@@ -1,24 +1,49 @@
-// Row formats of embedding tables as the AVX-512 bag kernels read them.
-//
-// A format adds weight * row to sums of 16 columns each: `scale` folds the row's scale into the weight, `bias` is what
-// every column gets on top, `add` does the columns. Loads stay inside the row: a wider one would touch the next cache
-// line, which nobody prefetched. `tail` masks the last vector. Column c starts at element `at(c)`; 16 columns are
-// `vector_bytes`.
+// Row formats of embedding tables as the AVX-512 bag kernels read them (cpu/bag_columns.hpp has the terms): 16 columns
+// a vector, masked where the last is not full.
 #pragma once
 
 #include <immintrin.h>
 
-#include "octavo/embedding.hpp"
-#include "octavo/float8.hpp"
+#include "cpu/bag_columns.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
 
+[[gnu::always_inline]] inline __m256i to_bf16(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+
 template <class Element>
 struct Elements {
   using Storage = Element;
+  using Vector = __m512;
+  using Tail = __mmask16;  // the lanes of the last vector that are columns
+  static constexpr int lanes = 16;
   static constexpr std::int64_t vector_bytes = 16 * sizeof(Element);
   static std::int64_t at(std::int64_t column) { return column; }
+  static __mmask16 tail(std::int64_t dim, std::int64_t) {
+    return static_cast<__mmask16>((1u << ((dim - 1) % 16 + 1)) - 1);
+  }
+
+  template <int vectors>
+  [[gnu::always_inline]] static inline void store(const MatrixView& out, std::int64_t at, const __m512* sum,
+                                                  __mmask16 tail) {
+    if (out.dtype == DType::f32) {
+      float* y = static_cast<float*>(out.data) + at;
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i) _mm512_mask_storeu_ps(y + 16 * i, i + 1 < vectors ? 0xffff : tail, sum[i]);
+    } else {
+      auto* y = static_cast<std::uint16_t*>(out.data) + at;
+#pragma GCC unroll 8
+      for (int i = 0; i < vectors; ++i)
+        _mm256_mask_storeu_epi16(y + 16 * i, i + 1 < vectors ? 0xffff : tail, to_bf16(sum[i]));
+    }
+  }
 };
 
 template <class Element>
@@ -27,26 +52,8 @@ struct Unscaled : Elements<Element> {
   float bias(std::int64_t, float) const { return 0; }
 };
 
-// E4M3's scale of each row, in FP32 or as a power of two.
-struct RowScales {
-  const float* scale;
-  std::int64_t stride;
-  const std::uint8_t* exponents;
-
-  explicit RowScales(const TableView& table)
-      : scale(table.scale), stride(table.scale_stride), exponents(table.scale_exponents) {}
-  [[gnu::always_inline]] float operator()(std::int64_t row) const {
-    if (exponents == nullptr) return scale[row * stride];
-    return decode_e8m0(exponents[row]);
-  }
-};
-
-struct Affine : Elements<std::uint8_t> {
-  const float* scale_bias;
-  std::int64_t stride;
-  explicit Affine(const TableView& table) : scale_bias(table.scale), stride(table.scale_stride) {}
-  float scale(std::int64_t row, float weight) const { return scale_bias[row * stride] * weight; }
-  float bias(std::int64_t row, float weight) const { return scale_bias[row * stride + 1] * weight; }
+struct Affine : Elements<std::uint8_t>, RowAffine {
+  using RowAffine::RowAffine;
 };
 
 struct F32 : Unscaled<float> {
@@ -143,6 +150,17 @@ struct Int4 : Affine {
       sum[i] = _mm512_fmadd_ps(_mm512_permutexvar_ps(nibbles, numbers), scale, sum[i]);
     }
   }
+};
+
+// `E4m3Format`: how a kernel decodes E4M3.
+template <class E4m3Format>
+struct Formats {
+  using F32 = avx512_kernels::F32;
+  using F16 = SixteenBit<avx512_kernels::F16>;
+  using Bf16 = SixteenBit<avx512_kernels::Bf16>;
+  using E4m3 = E4m3Format;
+  using Int8 = avx512_kernels::Int8;
+  using Int4 = avx512_kernels::Int4;
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // One SIMD register of FP32 in GNU vector extensions, as wide as the instruction set this copy is compiled for.
 #pragma once
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -26,13 +26,38 @@ typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
 typedef std::uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef float UnalignedVec __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 typedef std::uint16_t UnalignedHalves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef std::uint8_t UnalignedBytes __attribute__((vector_size(kVectorBytes / 4), aligned(1), may_alias));
 
 [[gnu::always_inline]] inline Vec splat(float x) { return x - Vec{}; }
 
+// kLanes codes, each in a lane of its own. g++ 12 widens in halves, bytes one by one, unless told the instruction.
+[[gnu::always_inline]] inline Words widen(const std::uint16_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(p), Words);
+#endif
+}
+[[gnu::always_inline]] inline Words widen(const std::uint8_t* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Words>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Words>(_mm256_cvtepu8_epi32(_mm_loadu_si64(p)));
+#elif defined(__SSE2__)
+  std::int32_t codes;
+  std::memcpy(&codes, p, sizeof codes);
+  const __m128i halves = _mm_unpacklo_epi8(_mm_cvtsi32_si128(codes), _mm_setzero_si128());
+  return reinterpret_cast<Words>(_mm_unpacklo_epi16(halves, _mm_setzero_si128()));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const UnalignedBytes*>(p), Words);
+#endif
+}
+
 [[gnu::always_inline]] inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 [[gnu::always_inline]] inline Vec load(const std::uint16_t* p) {  // BF16
-  const Halves halves = *reinterpret_cast<const UnalignedHalves*>(p);
-  return reinterpret_cast<Vec>(__builtin_convertvector(halves, Words) << 16);
+  return reinterpret_cast<Vec>(widen(p) << 16);
 }
 
 [[gnu::always_inline]] inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }

@@ -1,11 +1,13 @@
-// Pooled rows of many tables: the sums of up to 128 columns stay in registers while a bag's rows pass by.
+// Pooled rows of many tables: the sums of up to kMaxVectors vectors stay in registers while a bag's rows pass by.
+//
+// In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.
 #pragma once
 
-#include "cpu/avx512/bag_columns.hpp"
+#include "cpu/bag_columns.hpp"
 #include "cpu/bag_partition.hpp"
 #include "octavo/threading.hpp"
 
-namespace octavo::avx512_kernels {
+namespace octavo {
 namespace {
 
 // One thread's bags of one table.
@@ -20,7 +22,8 @@ struct Work {
 // Those columns of all the bags. Returns how many lookups lie outside the table.
 template <class Format, int vectors, bool weighted>
 std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& prefetch, std::int64_t first,
-                          __mmask16 tail) {
+                          typename Format::Tail tail) {
+  using Vector = typename Format::Vector;
   const TableView& table = work.args.tables[work.table];
   const BagIndices& in = work.args.indices;
   const Columns<Format, vectors, weighted> columns(format, table, in, first, tail);
@@ -34,9 +37,9 @@ std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& p
   for (std::int64_t b = work.bags.begin; b < work.bags.end; ++b, at += out.row_stride) {
     const std::int64_t end = offsets[b + 1];
     const std::int64_t lookups = end - v;
-    __m512 sum[vectors];
+    Vector sum[vectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) sum[i] = _mm512_setzero_ps();
+    for (int i = 0; i < vectors; ++i) sum[i] = Vector{};
     float bias = 0;
     std::int64_t outside = 0;
     while (true) {
@@ -48,40 +51,41 @@ std::int64_t pool_columns(const Format& format, const Work& work, BagPrefetch& p
       prefetch.get(aim);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) sum[i] = _mm512_add_ps(sum[i], _mm512_set1_ps(bias));
+    for (int i = 0; i < vectors; ++i) sum[i] += bias;
     if (const std::int64_t kept = lookups - outside; mean && kept > 1) {
-      const __m512 count = _mm512_set1_ps(static_cast<float>(kept));
+      const Vector count = static_cast<float>(kept) - Vector{};
 #pragma GCC unroll 8
-      for (int i = 0; i < vectors; ++i) sum[i] = _mm512_div_ps(sum[i], count);
+      for (int i = 0; i < vectors; ++i) sum[i] /= count;
     }
     outside_in_all += outside;
-    store<vectors>(out, at, sum, tail);
+    Format::template store<vectors>(out, at, sum, tail);
   }
   return outside_in_all;
 }
 
-// 128 columns from `first` on; the prefetch stays where it is, for the passes to come.
+// kMaxVectors vectors of columns from `first` on; the prefetch stays where it is, for the passes to come.
 template <class Format, bool weighted>
 [[gnu::noinline]] void pool_whole(const Format& format, const Work& work, std::int64_t first) {
   BagPrefetch same_rows = work.prefetch;
-  pool_columns<Format, kMaxVectors, weighted>(format, work, same_rows, first, 0xffff);
+  const auto whole = Format::tail(first + Format::lanes * kMaxVectors, first);
+  pool_columns<Format, kMaxVectors, weighted>(format, work, same_rows, first, whole);
 }
 
-// Columns go in passes of 128 over all of the bags, each of which fetches its own part of the rows.
+// Columns go in passes of kMaxVectors vectors over all of the bags, each of which fetches its own part of the rows.
 template <class Format, bool weighted>
 std::int64_t pool_table(const Work& work) {
   const TableView& table = work.args.tables[work.table];
   if (table.dim == 0) return 0;
   const Format format(table);
-  const LastPass last(table.dim);
-  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors)
+  const std::int64_t last = last_pass<Format>(table.dim);
+  for (std::int64_t first = 0; first < last; first += Format::lanes * kMaxVectors)
     pool_whole<Format, weighted>(format, work, first);
-  return with_vectors(table.dim, [&]<int vectors>() {
-    return pool_columns<Format, vectors, weighted>(format, work, work.prefetch, last.first, last.tail);
+  return with_vectors<Format::lanes>(table.dim, [&]<int vectors>() {
+    return pool_columns<Format, vectors, weighted>(format, work, work.prefetch, last, Format::tail(table.dim, last));
   });
 }
 
-template <class E4m3>
+template <class Formats>
 Status pool_all(const BagForwardArgs& args) {
   if (Status status = validate(args); !status.ok()) return status;
   const BagIndices& in = args.indices;
@@ -92,7 +96,7 @@ Status pool_all(const BagForwardArgs& args) {
     std::int64_t found = 0;
     for_each_bag_range(args.tables, in, thread, count, [&](std::int64_t t, std::int64_t column, Range bags) {
       const Work work{args, t, column, bags, prefetch};
-      found += with_format<E4m3>(args.tables[t].dtype, [&]<class Format>() {
+      found += with_format<Formats>(args.tables[t].dtype, [&]<class Format>() {
         return in.weights != nullptr ? pool_table<Format, true>(work) : pool_table<Format, false>(work);
       });
     });
@@ -102,4 +106,4 @@ Status pool_all(const BagForwardArgs& args) {
 }
 
 }  // namespace
-}  // namespace octavo::avx512_kernels
+}  // namespace octavo

@@ -1,17 +1,20 @@
 // Rows decoded one by one, without pooling.
+//
+// In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.
 #pragma once
 
-#include "cpu/avx512/bag_columns.hpp"
+#include "cpu/bag_columns.hpp"
 #include "cpu/bag_partition.hpp"
 #include "octavo/threading.hpp"
 
-namespace octavo::avx512_kernels {
+namespace octavo {
 namespace {
 
 // Columns from `first` on of lookups [mine.begin, mine.end) of table t. Returns how many lie outside the table.
 template <class Format, int vectors>
 std::int64_t copy_columns(const Format& format, const RowLookupArgs& args, std::int64_t t, Range mine,
-                          BagPrefetch& prefetch, std::int64_t first, __mmask16 tail) {
+                          BagPrefetch& prefetch, std::int64_t first, typename Format::Tail tail) {
+  using Vector = typename Format::Vector;
   const Columns<Format, vectors, false> columns(format, args.tables[t], args.indices, first, tail);
   const MatrixView out = args.outs[t];
   std::int64_t outside = 0, at = (mine.begin - args.indices.first_value(t, 0)) * out.row_stride + first;
@@ -22,24 +25,25 @@ std::int64_t copy_columns(const Format& format, const RowLookupArgs& args, std::
       prefetch.advance(v);
       prefetch.get(aim);
     }
-    __m512 sum[vectors];
+    Vector sum[vectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) sum[i] = _mm512_setzero_ps();
+    for (int i = 0; i < vectors; ++i) sum[i] = Vector{};
     float bias = 0;
     outside += columns.add(aim, v, v + 1, sum, bias);
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) sum[i] = _mm512_add_ps(sum[i], _mm512_set1_ps(bias));
-    store<vectors>(out, at, sum, tail);
+    for (int i = 0; i < vectors; ++i) sum[i] += bias;
+    Format::template store<vectors>(out, at, sum, tail);
   }
   return outside;
 }
 
-// 128 columns from `first` on; the prefetch stays where it is, for the passes to come.
+// kMaxVectors vectors of columns from `first` on; the prefetch stays where it is, for the passes to come.
 template <class Format>
 [[gnu::noinline]] void copy_whole(const Format& format, const RowLookupArgs& args, std::int64_t t, Range mine,
                                   const BagPrefetch& prefetch, std::int64_t first) {
   BagPrefetch same_rows = prefetch;
-  copy_columns<Format, kMaxVectors>(format, args, t, mine, same_rows, first, 0xffff);
+  const auto whole = Format::tail(first + Format::lanes * kMaxVectors, first);
+  copy_columns<Format, kMaxVectors>(format, args, t, mine, same_rows, first, whole);
 }
 
 template <class Format>
@@ -47,15 +51,15 @@ std::int64_t copy_table(const RowLookupArgs& args, std::int64_t t, Range mine, B
   const TableView& table = args.tables[t];
   if (table.dim == 0) return 0;
   const Format format(table);
-  const LastPass last(table.dim);
-  for (std::int64_t first = 0; first < last.first; first += 16 * kMaxVectors)
+  const std::int64_t last = last_pass<Format>(table.dim);
+  for (std::int64_t first = 0; first < last; first += Format::lanes * kMaxVectors)
     copy_whole(format, args, t, mine, prefetch, first);
-  return with_vectors(table.dim, [&]<int vectors>() {
-    return copy_columns<Format, vectors>(format, args, t, mine, prefetch, last.first, last.tail);
+  return with_vectors<Format::lanes>(table.dim, [&]<int vectors>() {
+    return copy_columns<Format, vectors>(format, args, t, mine, prefetch, last, Format::tail(table.dim, last));
   });
 }
 
-template <class E4m3>
+template <class Formats>
 Status look_up_all(const RowLookupArgs& args) {
   if (Status status = validate(args); !status.ok()) return status;
   const BagIndices& in = args.indices;
@@ -65,8 +69,8 @@ Status look_up_all(const RowLookupArgs& args) {
     BagPrefetch prefetch(args.tables, in, in.num_values, span.table, span.first_value, span.last_value);
     std::int64_t found = 0;
     for_each_lookup_range(args.tables, in, thread, count, [&](std::int64_t t, Range mine) {
-      found += with_format<E4m3>(args.tables[t].dtype,
-                                 [&]<class Format>() { return copy_table<Format>(args, t, mine, prefetch); });
+      found += with_format<Formats>(args.tables[t].dtype,
+                                    [&]<class Format>() { return copy_table<Format>(args, t, mine, prefetch); });
     });
     if (found != 0) __atomic_fetch_add(&outside, found, __ATOMIC_RELAXED);
   });
@@ -74,4 +78,4 @@ Status look_up_all(const RowLookupArgs& args) {
 }
 
 }  // namespace
-}  // namespace octavo::avx512_kernels
+}  // namespace octavo
