@@ -39,7 +39,7 @@ def test_logits_are_those_of_the_network_written_out(log, embeddings_to_top, nor
     for t, feature in enumerate(log.schema.sparse):
         own = bags.offsets[t * size : (t + 1) * size + 1]
         values = bags.values[int(own[0]) : int(own[-1])]
-        rows = state[f"embeddings.rows.{feature.name}"]
+        rows = state[f"embeddings.bags.rows.{feature.name}"]
         pooled.append(functional.embedding_bag(values, rows, own - own[0], mode="sum", include_last_offset=True))
     dense = mlp(batch.dense, "bottom", 2)
     vectors = [*pooled, dense]
@@ -73,10 +73,10 @@ def test_schemas_without_dense_features_and_schemas_it_refuses(log) -> None:
     for change, message in (
         ({"labels": ()}, "has no labels"),
         ({"sparse": ()}, "has no sparse features"),
-        ({"sequences": tuple(s for s in schema.sparse if s.multi), "sparse": schema.sparse[:1]}, "takes no sequences"),
+        ({"dense": (), "sparse": schema.sparse[:1]}, "one feature and no dense ones"),
     ):
         with pytest.raises(ValueError, match=message):
-            models.build(dataclasses.replace(schema, **change), DLRMConfig(embedding_dim=8))
+            models.build(dataclasses.replace(schema, **change), DLRMConfig(embedding_dim=8, embeddings_to_top=False))
 
 
 def test_empty_batch(log) -> None:
