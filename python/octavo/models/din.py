@@ -28,8 +28,9 @@ class DIN(Ranker):
         self.targets = {sequence.name: sequence.table for sequence in schema.sequences if sequence.table is not None}
         if not self.targets:
             raise ValueError(
-                "schema: no sequence shares a sparse feature's table, so DIN has nothing to attend to; declare one such "
-                "as Sparse('history', ..., multi=True, table='item') among the sequences, or choose another model.kind"
+                "schema: no sequence shares a sparse feature's table, so DIN has nothing to attend to; declare one "
+                "such as Sparse('history', ..., multi=True, table='item') among the sequences, or choose another "
+                "model.kind"
             )
         dim = config.embedding_dim
         self.embeddings = Tables(schema, config, dim, attended=list(self.targets))

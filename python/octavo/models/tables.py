@@ -36,7 +36,7 @@ class Tables(torch.nn.Module):
 
     * ``bags``: the tables of one pooled feature each
     * ``shared.<i>``: a table of k pooled features, whose bags are those of all k, [k * B]
-    * ``rows``: the tables of attended sequences, looked up row by row; their pooled readers are pooled afterwards
+    * ``unpooled``: the tables of attended sequences, looked up row by row; their pooled readers are pooled afterwards
 
     ``stream`` tells apart the initial values of several Tables of one model. Raises ValueError for two tables of one
     name.
@@ -51,9 +51,9 @@ class Tables(torch.nn.Module):
         by_table: dict[str, list[Reader]] = {}
         for reader in readers:
             by_table.setdefault(reader.table, []).append(reader)
-        unpooled = {r.table for r in readers if r.attended}
-        alone = [found[0] for table, found in by_table.items() if len(found) == 1 and table not in unpooled]
-        several = [found for table, found in by_table.items() if len(found) > 1 and table not in unpooled]
+        attended_tables = sorted({r.table for r in readers if r.attended})
+        alone = [found[0] for table, found in by_table.items() if len(found) == 1 and table not in attended_tables]
+        several = [found for table, found in by_table.items() if len(found) > 1 and table not in attended_tables]
         rows = {feature.name: feature.rows for feature in (*schema.sequences, *schema.sparse)}
         optimizer = table_optimizer(config.table_optimizer)
 
@@ -62,14 +62,14 @@ class Tables(torch.nn.Module):
 
         self.bags = nn.EmbeddingBags(tables([r.table for r in alone]), optimizer) if alone else None
         self.shared = torch.nn.ModuleList(nn.EmbeddingBags(tables([found[0].table]), optimizer) for found in several)
-        self.rows = nn.EmbeddingCollection(tables(sorted(unpooled)), optimizer) if unpooled else None
+        self.unpooled = nn.EmbeddingCollection(tables(attended_tables), optimizer) if attended_tables else None
         self.pooled = [r for r in readers if not r.attended]
         features = len(schema.sparse)
         self._alone = (Selection([r.place for r in alone], features), alone)
         self._several = [(Selection([r.place for r in found], features), found) for found in several]
-        self._unpooled = [(Selection([r.place for r in by_table[t]], features), by_table[t]) for t in sorted(unpooled)]
+        self._whole = [(Selection([r.place for r in by_table[t]], features), by_table[t]) for t in attended_tables]
         generator = torch.Generator().manual_seed(config.seed + stream)
-        for module in (self.bags, *self.shared, self.rows):
+        for module in (self.bags, *self.shared, self.unpooled):
             if module is not None:
                 module.reset_parameters(config.table_init, generator)
 
@@ -81,23 +81,23 @@ class Tables(torch.nn.Module):
         if self.bags is not None:
             select, readers = self._alone
             alone = self.bags(select(batch)).view(size, len(readers), self.dim)
-            if readers == self.pooled and self.rows is None:
+            if readers == self.pooled and self.unpooled is None:
                 return alone, rows
             pooled |= zip(readers, alone.unbind(1), strict=True)
         for module, (select, readers) in zip(self.shared, self._several, strict=True):
             pooled |= zip(readers, module(select(batch)).view(len(readers), size, self.dim).unbind(0), strict=True)
-        if self.rows is not None:
+        if self.unpooled is not None:
             self._look_up(batch, pooled, rows)
         return torch.stack([pooled[reader] for reader in self.pooled], 1), rows
 
     def _look_up(self, batch: Batch, pooled: dict[Reader, torch.Tensor], rows: dict[str, torch.Tensor]) -> None:
-        """The rows of every table in ``self.rows``: all its readers' lookups are one bag, split again afterwards."""
-        assert self.rows is not None
+        """The rows of the tables in ``unpooled``: all readers of a table are one bag, split again afterwards."""
+        assert self.unpooled is not None
         size = len(batch)
-        found = [select(batch) for select, _ in self._unpooled]
+        found = [select(batch) for select, _ in self._whole]
         ends = torch.tensor([0] + [len(bags.values) for bags in found]).cumsum(0)
-        tables = self.rows(Jagged(torch.cat([bags.values for bags in found]), ends))
-        for (_, readers), bags, table in zip(self._unpooled, found, tables.values(), strict=True):
+        tables = self.unpooled(Jagged(torch.cat([bags.values for bags in found]), ends))
+        for (_, readers), bags, table in zip(self._whole, found, tables.values(), strict=True):
             for i, reader in enumerate(readers):
                 offsets = bags.offsets[i * size : (i + 1) * size + 1]
                 own = slice(int(offsets[0]), int(offsets[-1]))
