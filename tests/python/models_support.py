@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from training_support import demo_log
 
 from octavo.config import ModelConfig, build_config
-from octavo.data import Batch, Dense, Label, Schema, Sparse, encode_events
+from octavo.data import Batch, Dense, EventLog, Label, Schema, Sparse, encode_events
 
 SCHEMA = Schema(
     dense=(Dense("price"), Dense("age"), Dense("hour")),
@@ -88,3 +92,22 @@ def rows_of(model: torch.nn.Module, schema: Schema, batch: Batch, name: str, pre
 def pooled_of(model: torch.nn.Module, schema: Schema, batch: Batch, name: str, prefix: str = "embeddings") -> Any:
     """[B, D] float64: the sum of each event's rows."""
     return np.stack([rows.sum(0) for rows in rows_of(model, schema, batch, name, prefix)])
+
+
+def demo_with_history(path: Path, count: int, longest: int = 10) -> EventLog:
+    """The demo log with one column more: the user's last ``longest`` items before the event, which read the items'
+    table.
+    """
+    demo = demo_log(path / "plain", count)
+    columns = demo.columns(list(dict.fromkeys([*demo.schema.columns(), "_p_true"])))
+    users, items = columns["user"].to_numpy(), columns["item"].to_numpy()
+    seen: dict[int, list[int]] = {}
+    histories = []
+    for user, item in zip(users.tolist(), items.tolist(), strict=True):
+        own = seen.setdefault(user, [])
+        histories.append(own[-longest:])
+        own.append(item)
+    item = next(feature for feature in demo.schema.sparse if feature.name == "item")
+    history = dataclasses.replace(item, name="history", multi=True, table="item")
+    schema = dataclasses.replace(demo.schema, sequences=(history,))
+    return EventLog.write(path / "history", schema, [columns.append_column("history", pa.array(histories))])

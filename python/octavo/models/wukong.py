@@ -60,9 +60,9 @@ class WukongLayer(torch.nn.Module):
         self.norm = Norm(config.embedding_dim, config.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        columns = x.mT  # [B, D, n]: linear layers over embeddings
+        columns = x.mT.contiguous()  # [B, D, n]: three linear layers over embeddings read it
         kept = x if self.residual is None else self.residual(columns).mT
-        y: torch.Tensor = self.norm(torch.cat([self.fmb(x), self.lcb(columns).mT], 1) + kept)
+        y: torch.Tensor = self.norm(torch.cat([self.fmb(x, columns), self.lcb(columns).mT], 1) + kept)
         return y
 
 
@@ -82,8 +82,9 @@ class FactorizationMachineBlock(torch.nn.Module):
         self.hidden = mlp(width, config.fmb, config)
         self.out = nn.Linear(config.fmb[-1] if config.fmb else width, self.tokens * self.dim, config.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        other = None if self.project is None else self.project(x.mT).mT  # (X^T Y)^T [B, k, D]
+    def forward(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """X [B, n, D] and X^T [B, D, n]."""
+        other = None if self.project is None else self.project(columns).mT  # (X^T Y)^T [B, k, D]
         products = ops.pairwise_dots(x, other)
         y: torch.Tensor = self.out(self.hidden(self.norm(products.flatten(1))))
         return y.view(len(x), self.tokens, self.dim)
