@@ -29,8 +29,10 @@ class Selection:
         self.everything = self.runs == [(0, features)]
 
     def __call__(self, batch: Batch) -> Jagged:
-        if self.everything:
-            return batch.sparse
+        return batch.sparse if self.everything else self._gathered(batch)
+
+    @torch.compiler.disable  # lengths decide shapes
+    def _gathered(self, batch: Batch) -> Jagged:
         parts = [
             _sequence(batch, run) if isinstance(run, str) else _features(batch.sparse, *run, len(batch))
             for run in self.runs

@@ -90,6 +90,7 @@ class Tables(torch.nn.Module):
             self._look_up(batch, pooled, rows)
         return torch.stack([pooled[reader] for reader in self.pooled], 1), rows
 
+    @torch.compiler.disable  # lengths decide shapes
     def _look_up(self, batch: Batch, pooled: dict[Reader, torch.Tensor], rows: dict[str, torch.Tensor]) -> None:
         """The rows of the tables in ``unpooled``: all readers of a table are one bag, split again afterwards."""
         assert self.unpooled is not None
