@@ -11,10 +11,16 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
 
+import yaml
+
 from octavo.config import (
     ConfigError,
+    DCNv2Config,
+    DeepFMConfig,
+    DINConfig,
     DLRMConfig,
     MMoEConfig,
+    ModelConfig,
     RunConfig,
     SharedBottomConfig,
     WukongConfig,
@@ -121,6 +127,22 @@ def test_a_model_is_of_the_kind_it_names() -> None:
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_examples_are_valid(path: Path) -> None:
     assert load_config(path).model.kind == "dlrm"
+
+
+def test_the_documents_name_every_key_of_a_model() -> None:
+    root = Path(__file__).parents[2]
+    snippet = (root / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    assert build_config(yaml.safe_load(snippet)).model.kind == "wukong"
+    page = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    for kind in (DLRMConfig, DCNv2Config, DeepFMConfig, DINConfig, WukongConfig):
+        for name, field in kind.model_fields.items():
+            assert f"`{name}`" in page or f"`{name}: " in page, name
+            if name not in ModelConfig.model_fields:
+                default = json.dumps(field.get_default(call_default_factory=True)).strip('"')
+                assert f"`{name}: {default}`" in page, f"{kind.__name__}.{name}"
+    for heads in (SharedBottomConfig, MMoEConfig):
+        line = ", ".join(f"{key}: {value}" for key, value in heads().model_dump().items())
+        assert f"{{{line}}}" in page
 
 
 def test_bad_overrides_are_named(tmp_path: Path) -> None:
