@@ -9,13 +9,13 @@ import pytest
 import torch
 from models_support import KINDS, ONE_TASK, SCHEMA, demo_with_history, events, model_config, scramble
 from torch.nn import functional
-from training_support import assert_same_bits, everything, small_config
+from training_support import assert_same_bits, everything
 
 from octavo import models, nn, ops
 from octavo.config import RunConfig, build_config
 from octavo.data import Batch, EventLog, Label, Schema, Sparse
 from octavo.models.heads import module_names
-from octavo.training import Trainer
+from octavo.training import Trainer, run
 from octavo.training.state import table_states
 from octavo.training.torch_peer import torch_twin
 
@@ -299,5 +299,22 @@ def test_it_learns_and_resumes_bit_for_bit(kind: str, optimizer: str, log: Event
     assert_same_bits(everything(resumed), everything(trainer))
 
 
-def test_small_config_is_a_dlrm_as_before() -> None:
-    assert small_config().model.kind == "dlrm"
+def test_the_whole_job_of_a_model_with_histories(log: EventLog, tmp_path: Any) -> None:
+    """Plan, torch's twin, quality and speed of every class, report."""
+    config = build_config(
+        {
+            "data": {"source": "log", "path": str(log.path)},
+            "model": {"kind": "din", "embedding_dim": 8, **KINDS["din"], "heads": MMOE},
+            "training": {"batch_size": 128, "window": 2000},
+            "plan": {"batch_sizes": [64], "rounds": 3, "bootstrap": 100, "calibration_events": 256},
+        }
+    )
+    results = run(config, tmp_path)
+    rows = sum(feature.rows for feature in log.schema.sparse)
+    assert results.training["tables"] == f"{len(log.schema.sparse)}, {rows:,} rows, {8 * rows:,} parameters"
+    assert {row.site for row in results.plan} == SITES["din"] | {
+        "heads.gates", *(f"heads.experts.{i}.0" for i in range(3)), "heads.towers.click.0", "heads.towers.click.1"
+    }  # fmt: skip
+    assert [row.contestant for row in results.speed][:3] == ["torch FP32", "torch BF16", "FP32"]
+    assert all(abs(row.ne_difference.estimate) < 0.02 for row in results.numerics[1:])
+    assert results.heldout.auc > 0.55

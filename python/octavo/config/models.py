@@ -72,7 +72,7 @@ class ModelConfig(Section):
     norm: NormKind | None = "layer"
     activation: Activation | None = "hardswish"
     bias: bool = Field(
-        default=True, description="biases of the hidden layers (LoKA's No Bias: false); heads always have one"
+        default=True, description="biases of all layers but the heads' last ones (LoKA's No Bias: false)"
     )
     table_init: float = Field(default=0.01, ge=0)
     table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
@@ -112,9 +112,13 @@ class DCNv2Config(ModelConfig):
 
 
 class DeepFMConfig(ModelConfig):
-    """DeepFM [Guo et al. 2017]: a factorization machine and the network ``deep`` on the same embeddings."""
+    """DeepFM [Guo et al. 2017]: a factorization machine and the network ``deep`` on the same embeddings.
+
+    A logit is a sum over all fields, so a step of the tables moves it further than in other models: their lr is lower.
+    """
 
     kind: Literal["deepfm"] = "deepfm"
+    table_optimizer: TableOptimizerConfig = TableOptimizerConfig(lr=0.02)
     deep: Widths = Field(default=[256, 128], min_length=1)
 
 

@@ -58,7 +58,7 @@ class ActivationUnit(torch.nn.Module):
     def __init__(self, dim: int, config: DINConfig) -> None:
         super().__init__()
         self.hidden = mlp(4 * dim, config.attention, config)
-        self.out = nn.Linear(config.attention[-1], 1)
+        self.out = nn.Linear(config.attention[-1], 1, config.bias)
         self.softmax = config.softmax
 
     def forward(self, rows: torch.Tensor, target: torch.Tensor, history: Jagged) -> torch.Tensor:
