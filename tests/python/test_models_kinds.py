@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -147,6 +148,7 @@ def test_a_plan_reaches_every_linear_layer(kind: str, numerics: str) -> None:
         expected, found = model(batch), fast(batch)
         for task, z in found.items():
             assert ops.errors.sqnr_db(z, expected[task]) > (30 if numerics == "bf16" else 15), task
+        assert torch.equal(fast.logits(fast.embed(batch))["like"], found["like"])
         assert fast(batch.rows(0, 0))["click"].shape == (0,)
     chosen = nn.convert(model, ops.dispatch.plan(model, batch, ops.dispatch.Requirement(min_sqnr_db=25)))
     with torch.inference_mode():
@@ -209,6 +211,40 @@ def test_schemas_a_model_cannot_take(kind: str) -> None:
             models.build(schema, model_config(kind))
 
 
+@KIND
+def test_batches_of_another_schema(kind: str) -> None:
+    model = models.build(SCHEMA, model_config(kind)).eval()
+    batch = events(4)
+    fewer = events(4, schema=Schema(SCHEMA.dense, SCHEMA.sparse[:3], SCHEMA.sequences, SCHEMA.labels))
+    narrow = events(4, schema=Schema(SCHEMA.dense[:1], SCHEMA.sparse, SCHEMA.sequences, SCHEMA.labels))
+    with pytest.raises(ValueError, match="holds 12 sparse bags of 4 events and 3 dense .* has 4 sparse and 3 dense"):
+        model(fewer)
+    with pytest.raises(ValueError, match="and 1 dense columns, but the model's schema has 4 sparse and 3 dense"):
+        model(narrow)
+    with pytest.raises(ValueError, match="batch: has no sequence 'history'"):
+        model(dataclasses.replace(batch, sequences={"queries": batch.sequences["queries"]}))
+    beyond = ops.Jagged(torch.tensor([13]), torch.tensor([0, 0, 1, 1, 1]))
+    with pytest.raises(IndexError, match=r"table 'item'.* 13 .*outside \[0, 13\)"):
+        model(dataclasses.replace(batch, sequences={**batch.sequences, "history": beyond}))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_no_history_at_all_is_zeros(softmax: bool) -> None:
+    model = scramble(models.build(SCHEMA, model_config("din", softmax=softmax))).eval()
+    batch = events(5)
+    none = ops.Jagged(torch.empty(0, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))
+    empty = dataclasses.replace(batch, sequences={**batch.sequences, "history": none})
+    unit = model.units[0]
+    assert torch.equal(unit(torch.empty(0, 5), torch.randn(5, 5), none), torch.zeros(5, 5))
+    with torch.no_grad():
+        found = model(empty)
+        for b in range(5):  # what an event without history gets among others is what it gets alone
+            alone = model(empty.rows(b, b + 1))
+            assert torch.allclose(found["click"][b], alone["click"][0], atol=1e-5)
+            if batch.sequences["history"].lengths()[b] == 0:
+                assert torch.allclose(model(batch)["click"][b], found["click"][b], atol=1e-5)
+
+
 def test_din_needs_a_sequence_that_shares_a_table() -> None:
     alone = tuple(sequence for sequence in SCHEMA.sequences if sequence.table is None)
     with pytest.raises(ValueError, match=r"nothing to attend to; declare one such as Sparse\('history'"):
@@ -234,7 +270,7 @@ def test_history_weights_multiply_attention() -> None:
     def logits(bags: ops.Jagged) -> torch.Tensor:
         sequences = {**batch.sequences, "history": bags}
         with torch.no_grad():
-            return model(Batch(**{**vars(batch), "sequences": sequences}))["click"]
+            return model(dataclasses.replace(batch, sequences=sequences))["click"]
 
     assert torch.allclose(logits(weighted), logits(twice), atol=1e-5)
     assert not torch.allclose(logits(weighted), logits(history), atol=1e-2)

@@ -202,5 +202,8 @@ def test_two_tables_of_one_name_and_a_batch_of_another_schema() -> None:
         Tables(both, model_config("wukong"), 5)
     shared = dataclasses.replace(both, sequences=(Sparse("tags", 5, multi=True, table="tags"),))
     assert [reader.table for reader in Tables(shared, model_config("wukong"), 5).pooled] == ["tags", "tags"]
+    batch = sharing_events(3)
     with pytest.raises(ValueError, match="batch: has no sequence 'older'"):
+        make()(dataclasses.replace(batch, sequences={name: batch.sequences[name] for name in ("history", "queries")}))
+    with pytest.raises(ValueError, match="holds 12 sparse bags of 3 events"):
         make()(events(3))

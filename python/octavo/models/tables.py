@@ -65,6 +65,7 @@ class Tables(torch.nn.Module):
         self.unpooled = nn.EmbeddingCollection(tables(attended_tables), optimizer) if attended_tables else None
         self.pooled = [r for r in readers if not r.attended]
         features = len(schema.sparse)
+        self._shape = (features, len(schema.dense))
         self._alone = (Selection([r.place for r in alone], features), alone)
         self._several = [(Selection([r.place for r in found], features), found) for found in several]
         self._whole = [(Selection([r.place for r in by_table[t]], features), by_table[t]) for t in attended_tables]
@@ -74,8 +75,18 @@ class Tables(torch.nn.Module):
                 module.reset_parameters(config.table_init, generator)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Pooled features [B, F, dim] float32 and the attended sequences' rows."""
+        """Pooled features [B, F, dim] float32 and the attended sequences' rows.
+
+        Raises ValueError for a batch of another schema.
+        """
         size = len(batch)
+        features, columns = self._shape
+        if batch.sparse.bags != features * size or batch.dense.shape[1] != columns:
+            found = f"{batch.sparse.bags} sparse bags of {size} events and {batch.dense.shape[1]} dense columns"
+            raise ValueError(
+                f"batch: holds {found}, but the model's schema has {features} sparse and {columns} dense features; "
+                "encode it with that one"
+            )
         pooled: dict[Reader, torch.Tensor] = {}
         rows: dict[str, torch.Tensor] = {}
         if self.bags is not None:
