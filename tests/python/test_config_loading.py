@@ -11,7 +11,25 @@ import pytest
 pytest.importorskip("pydantic")
 pytest.importorskip("yaml")
 
-from octavo.config import ConfigError, RunConfig, build_config, config_hash, load_config, run_id, save_config
+import yaml
+
+from octavo.config import (
+    ConfigError,
+    DCNv2Config,
+    DeepFMConfig,
+    DINConfig,
+    DLRMConfig,
+    MMoEConfig,
+    ModelConfig,
+    RunConfig,
+    SharedBottomConfig,
+    WukongConfig,
+    build_config,
+    config_hash,
+    load_config,
+    run_id,
+    save_config,
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -58,6 +76,28 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("training: {holdout: 1.0}", ["training.holdout", "less than 1", "found 1.0"]),
         ("training: {clip_norm: .nan}", ["training.clip_norm", "found nan"]),
         ("model: {norm: batch}", ["model.norm", "'layer', 'rms', 'block' or 'swish_rms'", "found 'batch'"]),
+        ("model: {kind: wukon}", ["model: unknown kind 'wukon'; expected one of dlrm, dcnv2, deepfm, din, wukong"]),
+        ("model: 3", ["model: ", "found 3"]),
+        (
+            "model: {kind: wukong, cross_layers: 3}",
+            ["unknown key 'model.cross_layers'", "did you mean model.layers?", "known in model: kind, ", "fmb_tokens"],
+        ),
+        ("model: {kind: wukong, bottm: [3]}", ["unknown key 'model.bottm'", "did you mean model.bottom"]),
+        (
+            "model: {kind: dcnv2, heads: {kind: mmoe, exprts: 3}}",
+            ["unknown key 'model.heads.exprts'", "model.heads.experts", "known in model.heads: kind, experts, expert"],
+        ),
+        ("model: {heads: {kind: ple}}", ["model.heads: unknown kind 'ple'; expected one of shared_bottom, mmoe"]),
+        ("model: {heads: {kind: mmoe, expert: []}}", ["model.heads.expert", "at least 1 item", "found []"]),
+        ("model: {heads: {experts: 3}}", ["unknown key 'model.heads.experts'", "known in model.heads: kind, tower)"]),
+        ("model: {kind: dcnv2, rank: 0}", ["model.rank", "greater than 0", "found 0"]),
+        ("model: {kind: dcnv2, structure: deep}", ["model.structure", "'stacked' or 'parallel'", "found 'deep'"]),
+        ("training: {fmb_tokens: 3}", ["unknown key 'training.fmb_tokens' (known in training"]),
+        ("model: {kind: wukong}\ntraining: {fmb_tokens: 3}", ["did you mean model.fmb_tokens?"]),
+        ("model: {norm: swish_rms}", ["model: norm=swish_rms is its own activation; set activation=null"]),
+        ("model: {table_optimizer: {betas: [0.9, 0.99]}}", ["betas means nothing for kind=row_wise_adagrad; remove"]),
+        ("model: {table_optimizer: {kind: adam, betas: [0.9, 1]}}", ["betas: expected two numbers in [0, 1)", "1.0]"]),
+        ("model: {table_optimizer: {kind: sgd, eps: 0.1}}", ["eps means nothing for kind=sgd; remove it"]),
         ("data: {source: log}", ["data", "source=log needs path"]),
         ("data: {source: movielens, events: 5}", ["events means nothing for source=movielens; use limit"]),
         ("training: {seed: 1, seed: 2}", ["key 'seed' appears twice", "line 1"]),
@@ -72,6 +112,37 @@ def test_bad_files_get_one_line_that_names_key_and_file(tmp_path: Path, text: st
     assert found.startswith(f"{path}: ")
     for part in expected:
         assert part in found
+
+
+def test_a_model_is_of_the_kind_it_names() -> None:
+    assert build_config({"model": {"top": [8]}}).model == DLRMConfig(top=[8])
+    found = build_config({}, ["model.kind=wukong", "model.rank=null", "model.heads.kind=mmoe", "model.heads.experts=2"])
+    assert found.model == WukongConfig(rank=None, heads=MMoEConfig(experts=2))
+    assert build_config({"model": {"heads": {"tower": [4]}}}).model.heads == SharedBottomConfig(tower=[4])
+    assert build_config(found.resolved()) == found
+    for kind in ("dlrm", "dcnv2", "deepfm", "din", "wukong"):
+        assert build_config({"model": {"kind": kind}}).resolved()["model"]["kind"] == kind
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    assert load_config(path).model.kind == "dlrm"
+
+
+def test_the_documents_name_every_key_of_a_model() -> None:
+    root = Path(__file__).parents[2]
+    snippet = (root / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    assert build_config(yaml.safe_load(snippet)).model.kind == "wukong"
+    page = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    for kind in (DLRMConfig, DCNv2Config, DeepFMConfig, DINConfig, WukongConfig):
+        for name, field in kind.model_fields.items():
+            assert f"`{name}`" in page or f"`{name}: " in page, name
+            if name not in ModelConfig.model_fields:
+                default = json.dumps(field.get_default(call_default_factory=True)).strip('"')
+                assert f"`{name}: {default}`" in page, f"{kind.__name__}.{name}"
+    for heads in (SharedBottomConfig, MMoEConfig):
+        line = ", ".join(f"{key}: {value}" for key, value in heads().model_dump().items())
+        assert f"{{{line}}}" in page
 
 
 def test_bad_overrides_are_named(tmp_path: Path) -> None:

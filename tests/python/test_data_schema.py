@@ -66,6 +66,16 @@ def test_fingerprint_is_pinned_and_follows_the_meaning() -> None:
     assert other.fingerprint != schema.fingerprint
 
 
+def test_a_shared_table_is_part_of_the_meaning_and_survives_json() -> None:
+    items = (Sparse("item", rows=5, encoding="hash"),)
+    alone = Schema(sparse=items, sequences=(Sparse("seen", 5, "hash", multi=True),))
+    shared = Schema(sparse=items, sequences=(Sparse("seen", 5, "hash", multi=True, table="item"),))
+    assert "table" not in alone.to_json()["sequences"][0]
+    assert shared.to_json()["sequences"][0]["table"] == "item"
+    assert Schema.from_json(shared.to_json()) == shared != alone == Schema.from_json(alone.to_json())
+    assert shared.fingerprint != alone.fingerprint
+
+
 def test_columns_are_what_is_read_without_duplicates() -> None:
     schema = Schema(
         dense=(Dense("price"),),
@@ -98,6 +108,17 @@ def test_columns_are_what_is_read_without_duplicates() -> None:
         (lambda: Schema(dense=(Dense("y"),), labels=(Label("y"),)), "labels: column 'y' is also a feature"),
         (lambda: Schema(dense=(Dense("t"),), labels=(Label("y", delay="t"),)), "labels: column 't' is also a feature"),
         (lambda: Schema(sequences=(Sparse("s", rows=2),)), "sequence 's': expected multi=True"),
+        (
+            lambda: Schema(sparse=(Sparse("a", 2),), sequences=(Sparse("s", 2, multi=True, table="b"),)),
+            "feature 's': table 'b' is not another sparse feature; expected one of: a",
+        ),
+        (lambda: Schema(sparse=(Sparse("a", 2, table="a"),)), "table 'a' is not another sparse .* one of: none"),
+        (
+            lambda: Schema(sparse=(Sparse("a", 2), Sparse("b", 2, table="a"), Sparse("c", 2, table="b"))),
+            "feature 'c': table 'b' is itself shared; name its owner, 'a'",
+        ),
+        (lambda: Schema(sparse=(Sparse("a", 2), Sparse("b", 3, table="a"))), "table 'a' has another rows"),
+        (lambda: Schema(sparse=(Sparse("a", 2), Sparse("b", 2, "hash", table="a"))), "has another encoding"),
     ],
 )
 def test_refuses_declarations(declare: Any, text: str) -> None:

@@ -209,15 +209,15 @@ def test_unknown_labels_and_weights_count_nothing(tmp_path) -> None:
     for _ in range(4):
         next(steps)
     before = everything(trainer)
-    weights = {name: before[name] for name in ("top.0.weight", "heads.buy.weight", "embeddings.user.rows")}
+    weights = {name: before[name] for name in ("top.0.weight", "heads.buy.weight", "embeddings.bags.user.rows")}
     frozen = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
     next(steps)  # every weight is 0: no gradient
     assert all(torch.equal(p, frozen[name]) for name, p in trainer.model.named_parameters())
-    assert torch.equal(everything_rows(trainer), weights["embeddings.user.rows"])
+    assert torch.equal(everything_rows(trainer), weights["embeddings.bags.user.rows"])
     _ = list(steps)
     assert trainer.progressive.cumulative()["buy"].events == n // 2
 
 
 def everything_rows(trainer: Trainer) -> torch.Tensor:
-    return trainer.model.state_dict()["embeddings.rows.user"]
+    return trainer.model.state_dict()["embeddings.bags.rows.user"]

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from octavo.config.loading import ConfigError, build_config, config_hash, load_config, run_id, save_config
-from octavo.config.sections import (
-    DataConfig,
+from octavo.config.models import (
+    AnyModelConfig,
+    DCNv2Config,
+    DeepFMConfig,
+    DINConfig,
     DLRMConfig,
-    OptimizerConfig,
-    PlanConfig,
-    RunConfig,
+    HeadsConfig,
+    MMoEConfig,
+    ModelConfig,
+    SharedBottomConfig,
     TableOptimizerConfig,
-    TrainingConfig,
+    WukongConfig,
 )
+from octavo.config.sections import DataConfig, OptimizerConfig, PlanConfig, RunConfig, TrainingConfig
 
 __all__ = [
+    "AnyModelConfig",
     "ConfigError",
+    "DCNv2Config",
+    "DINConfig",
     "DLRMConfig",
     "DataConfig",
+    "DeepFMConfig",
+    "HeadsConfig",
+    "MMoEConfig",
+    "ModelConfig",
     "OptimizerConfig",
     "PlanConfig",
     "RunConfig",
+    "SharedBottomConfig",
     "TableOptimizerConfig",
     "TrainingConfig",
+    "WukongConfig",
     "build_config",
     "config_hash",
     "load_config",

@@ -74,7 +74,7 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source, origin)) from None
+        raise ConfigError(_explain(error, source, origin, merged)) from None
 
 
 def config_hash(config: BaseModel) -> str:
@@ -116,18 +116,18 @@ def _apply_override(values: dict[str, Any], override: str) -> str:
     return key
 
 
-def _explain(error: ValidationError, source: str, origin: Mapping[str, str]) -> str:
+def _explain(error: ValidationError, source: str, origin: Mapping[str, str], values: Mapping[str, Any]) -> str:
     """The first problem in one line, and how many more there are."""
     problems = error.errors()
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
     problem = (unknown or problems)[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    keys, section = _place(problem["loc"])
+    key = ".".join(keys)
     place = next((text for name, text in origin.items() if key == name or key.startswith(f"{name}.")), source)
     if problem["type"] == "extra_forbidden":
-        parents = [str(part) for part in problem["loc"][:-1]]
-        section = _section(parents)
+        *parents, last = keys
         message = f"unknown key {key!r}"
-        nearest = _nearest(str(problem["loc"][-1]), parents, section)
+        nearest = _nearest(last, parents, section, values)
         if nearest:
             message += f"; did you mean {' or '.join(nearest)}?"
         message += f" (known in {'.'.join(parents) or 'the top level'}: {_known(section)})"
@@ -140,40 +140,54 @@ def _explain(error: ValidationError, source: str, origin: Mapping[str, str]) -> 
     return f"{place}: {message}" + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def _nearest(name: str, parents: Sequence[str], section: type[BaseModel]) -> list[str]:
+def _place(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
+    """A problem's keys as a file has them, and the section of the last one. A union's kind, which pydantic puts after
+    its key, is none.
+    """
+    keys: list[str] = []
+    owner: type[BaseModel] = RunConfig
+    options: list[type[BaseModel]] = [RunConfig]
+    for part in map(str, loc):
+        if len(options) > 1:
+            options = [option for option in options if option.model_fields["kind"].default == part]
+            continue
+        keys.append(part)
+        if options:
+            owner = options[0]
+            field = owner.model_fields.get(part)
+            options = [] if field is None else _sections(field.annotation)
+    return keys, owner
+
+
+def _nearest(name: str, parents: Sequence[str], section: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     """Full names of the closest keys: first in the same section, else anywhere."""
     here = difflib.get_close_matches(name, list(section.model_fields), n=2, cutoff=0.5)
     if here:
         return [".".join([*parents, match]) for match in here]
-    everywhere = _all_keys(RunConfig)
+    everywhere = _all_keys(RunConfig, values)
     last = {full: full.rsplit(".", 1)[-1] for full in everywhere}
     matches = difflib.get_close_matches(name, list(last.values()), n=1, cutoff=0.8)
     return [full for full, short in last.items() if matches and short == matches[0]][:2]
 
 
-def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+def _all_keys(section: type[BaseModel], values: Any, prefix: str = "") -> list[str]:
+    """Every key below ``section``, of the kinds that ``values`` name."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = _as_section(field.annotation)
-        if inner is not None:
-            keys += _all_keys(inner, f"{prefix}{name}.")
+        value = values.get(name) if isinstance(values, dict) else None
+        kind = value.get("kind") if isinstance(value, dict) else None
+        options = _sections(field.annotation)
+        inner = next((o for o in options if len(options) > 1 and o.model_fields["kind"].default == kind), None)
+        if options:
+            keys += _all_keys(inner or options[0], value, f"{prefix}{name}.")
     return keys
 
 
-def _section(parents: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
-    for parent in parents:
-        inner = _as_section(section.model_fields[parent].annotation) if parent in section.model_fields else None
-        if inner is None:
-            break
-        section = inner
-    return section
-
-
-def _as_section(annotation: Any) -> type[BaseModel] | None:
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
 def _known(section: type[BaseModel]) -> str:

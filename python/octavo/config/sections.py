@@ -1,4 +1,4 @@
-"""The sections of a run's configuration: data, model, training, plan.
+"""The sections of a run's configuration: data, training, plan; those of a model are in ``models.py``.
 
 Every field is a YAML key; unknown keys are errors. Defaults are the values used when a key is left out.
 """
@@ -7,16 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-Activation = Literal["relu", "silu", "gelu", "hardswish", "sigmoid"]
-NormKind = Literal["layer", "rms", "block", "swish_rms"]
-
-
-class Section(BaseModel):
-    """A group of keys: frozen, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from octavo.config.models import AnyModelConfig, DLRMConfig
+from octavo.config.section import Section
 
 
 class DataConfig(Section):
@@ -42,44 +36,6 @@ class DataConfig(Section):
             raise ValueError("path means nothing for source=demo; remove it")
         if self.source != "demo" and self.events is not None:
             raise ValueError(f"events means nothing for source={self.source}; use limit")
-        return self
-
-
-class TableOptimizerConfig(Section):
-    """The optimizer fused into the embedding tables' backward."""
-
-    kind: Literal["row_wise_adagrad", "sgd"] = "row_wise_adagrad"
-    lr: PositiveFloat = 0.05
-
-
-class DLRMConfig(Section):
-    """A DLRM [Naumov et al. 2019] with LoKA's Mods: each hidden layer is linear, norm, activation in one layer.
-
-    ``embedding_dim`` is the width of every table and of the bottom MLP's output; ``bottom`` and ``top`` are the hidden
-    widths. ``norm: null`` leaves the norm out; ``norm: swish_rms`` is its own activation and wants
-    ``activation: null``. ``table_init`` is the half-width of the tables' uniform initial values.
-    """
-
-    kind: Literal["dlrm"] = "dlrm"
-    embedding_dim: PositiveInt = 32
-    bottom: list[PositiveInt] = [64]
-    top: list[PositiveInt] = Field(default=[256, 128], min_length=1)
-    norm: NormKind | None = "layer"
-    activation: Activation | None = "hardswish"
-    bias: bool = Field(
-        default=True, description="biases of the hidden layers (LoKA's No Bias: false); heads always have one"
-    )
-    embeddings_to_top: bool = Field(
-        default=True, description="pass the embeddings to the top MLP beside their dot products"
-    )
-    table_init: float = Field(default=0.01, ge=0)
-    table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _activation_fits_the_norm(self) -> DLRMConfig:
-        if self.norm == "swish_rms" and self.activation is not None:
-            raise ValueError("norm=swish_rms is its own activation; set activation=null")
         return self
 
 
@@ -134,7 +90,7 @@ class RunConfig(Section):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataConfig = DataConfig()
-    model: DLRMConfig = DLRMConfig()
+    model: AnyModelConfig = DLRMConfig()
     training: TrainingConfig = TrainingConfig()
     plan: PlanConfig = PlanConfig()
 

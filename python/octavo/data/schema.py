@@ -47,7 +47,8 @@ class Sparse:
     * ``hash_text``: text; id = splitmix64(key) mod rows, key = its UTF-8's 8-byte BLAKE2b digest, little endian
     * ``vocabulary``: text; id = 1 + position in ``vocabulary``, 0 for any other word
 
-    ``multi``: the column holds lists.
+    ``multi``: the column holds lists. ``table``: the sparse feature whose embedding table this one reads too, as a
+    history of items reads the items' (both must turn a value into the same id); None = a table of its own.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Sparse:
     encoding: Literal["index", "hash", "hash_text", "vocabulary"] = "index"
     vocabulary: tuple[str, ...] = ()
     multi: bool = False
+    table: str | None = None
 
     def __post_init__(self) -> None:
         where = f"sparse feature {self.name!r}"
@@ -108,6 +110,8 @@ class Schema:
         for sequence in self.sequences:
             if not sequence.multi:
                 raise DataError(f"sequence {sequence.name!r}: expected multi=True, found a single-valued feature")
+        for feature in (*self.sparse, *self.sequences):
+            _expect_table(feature, self.sparse)
         inputs = self._features()
         for label in self.labels:
             leak = next((name for name in (label.task, label.delay) if name in inputs), None)
@@ -129,6 +133,9 @@ class Schema:
         value: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         for entry, feature in zip(value["dense"], self.dense, strict=True):
             entry["transforms"] = [transform_room.to_json(transform) for transform in feature.transforms]
+        for entry in (*value["sparse"], *value["sequences"]):
+            if entry["table"] is None:  # as schemas were written before tables could be shared: the same fingerprint
+                del entry["table"]
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
         return plain
 
@@ -184,6 +191,22 @@ def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     if unknown:
         raise DataError(f"{where}: {cls.__name__} has no key {unknown[0]!r}; was it written by a newer octavo?")
     return cls(**values)
+
+
+def _expect_table(feature: Sparse, sparse: tuple[Sparse, ...]) -> None:
+    """A shared table belongs to a sparse feature, and equal values are the same row of it."""
+    if feature.table is None:
+        return
+    where = f"feature {feature.name!r}: table {feature.table!r}"
+    owner = next((other for other in sparse if other.name == feature.table and other is not feature), None)
+    if owner is None:
+        others = ", ".join(other.name for other in sparse if other is not feature) or "none"
+        raise DataError(f"{where} is not another sparse feature; expected one of: {others}")
+    if owner.table is not None:
+        raise DataError(f"{where} is itself shared; name its owner, {owner.table!r}")
+    for key in ("encoding", "rows", "vocabulary"):
+        if getattr(feature, key) != getattr(owner, key):
+            raise DataError(f"{where} has another {key}; features that share a table need the same one")
 
 
 def _expect_distinct(group: str, names: list[str]) -> None:

@@ -304,7 +304,7 @@ class EmbeddingBags(torch.nn.Module):
             if trains or (weights is not None and weights.requires_grad):
                 return self._recorded(values, offsets, weights, trains)
         if torch.compiler.is_compiling():
-            return embedding.traced_bags(self._table_set(), values, offsets, weights, self.bounds, torch.float32)
+            return embedding.traced_bags(self._table_lists(), values, offsets, weights, self.bounds, torch.float32)
         return embedding.bag_forward(self._table_set(), values, offsets, weights, self.bounds)
 
     @torch.compiler.disable
@@ -358,22 +358,26 @@ class EmbeddingBags(torch.nn.Module):
         if scales is not None and scale is not None:
             scales[begin : begin + len(codes)] = scale
 
+    def _table_lists(self) -> embedding.TableLists:
+        """The tables for a graph."""
+        names = [table.name for table in self.tables]
+        return embedding.TableLists(
+            [self.rows._buffers[name] for name in names],  # type: ignore[misc]
+            [self.scale.get(name) for name in names],
+            names,
+            [table.pooling for table in self.tables],
+            [table.dim if table.dtype == "int4" else None for table in self.tables],
+        )
+
     def _table_set(self) -> embedding.TableSet:
         """The kernels' handle, made again when a tensor moved (``.to``, ``load_state_dict(assign=True)``)."""
         parts = self._modules  # not self.rows: Module.__getattr__ costs more than the check, which every call makes
         buffers = [parts[name]._buffers.values() for name in ("rows", "scale", "state")]  # type: ignore[union-attr]
         addresses = list(map(torch.Tensor.data_ptr, itertools.chain(*buffers)))  # type: ignore[arg-type]
         if self._set is None or addresses != self._addresses:
-            names = [table.name for table in self.tables]
-            rows = [self.rows._buffers[name] for name in names]
-            self._set = embedding.TableSet(
-                rows,  # type: ignore[arg-type]
-                [self.scale.get(name) for name in names],
-                [table.pooling for table in self.tables],
-                names,
-                [self.state.get(name) for name in names],
-                [table.dim if table.dtype == "int4" else None for table in self.tables],
-            )
+            rows, scales, names, pooling, int4_dims = self._table_lists()
+            states = [self.state.get(name) for name in names]
+            self._set = embedding.TableSet(rows, scales, pooling, names, states, int4_dims)
             self._addresses = addresses
         return self._set
 

@@ -35,21 +35,20 @@ class EmbeddingCollection(EmbeddingBags):
             values, offsets = jagged.values, jagged.offsets
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
-        tables = self._table_set()
         if torch.is_grad_enabled() and self.training and self.optimizer is not None:
-            rows = self._recorded_rows(tables, values, offsets)
+            rows = self._recorded_rows(values, offsets)
         elif torch.compiler.is_compiling():
-            rows = traced_rows(tables, values, offsets, self.bounds, torch.float32)
+            rows = traced_rows(self._table_lists(), values, offsets, self.bounds, torch.float32)
         else:
-            rows = row_lookup(tables, values, offsets, self.bounds)
+            rows = row_lookup(self._table_set(), values, offsets, self.bounds)
         return {table.name: part for table, part in zip(self.tables, rows, strict=True)}
 
     @torch.compiler.disable
-    def _recorded_rows(self, tables: TableSet, values: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
+    def _recorded_rows(self, values: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
         """Each lookup is a bag of one row, each table a call: features have different numbers of lookups."""
-        batch = check_indices(len(tables), values, offsets, None)
+        batch = check_indices(len(self.tables), values, offsets, None)
         Jagged(values, offsets)  # checks the content of offsets
-        ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
+        ends = offsets[::batch].tolist() if batch else [0] * (len(self.tables) + 1)
         rows = []
         update = _Update()
         for t, (begin, end) in enumerate(pairwise(ends)):

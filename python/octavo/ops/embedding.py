@@ -20,6 +20,16 @@ _FORMAT_OF = {f.element: name for name, f in FORMATS.items() if name != "int4"}
 OUT_TYPES = {torch.float32: int(_core.DType.f32), torch.bfloat16: int(_core.DType.bf16)}
 
 
+class TableLists(NamedTuple):
+    """What a node of a graph takes of a :class:`TableSet`: no addresses, which tracing cannot follow."""
+
+    rows: list[torch.Tensor]
+    scales: list[torch.Tensor | None]
+    names: list[str]
+    pooling: list[str]
+    int4_dims: list[int | None]
+
+
 class TableSet:
     """Tables of one call: checked once, handed to the kernels as one object.
 
@@ -125,7 +135,7 @@ def embedding_bags(
 
 
 def traced_bags(
-    tables: TableSet,
+    tables: TableSet | TableLists,
     values: torch.Tensor,
     offsets: torch.Tensor,
     weights: torch.Tensor | None,

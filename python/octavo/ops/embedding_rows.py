@@ -12,7 +12,7 @@ from octavo import _core
 from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice
-from octavo.ops.embedding import BOUNDS, OUT_TYPES, TableSet, check_indices, check_out, table_set
+from octavo.ops.embedding import BOUNDS, OUT_TYPES, TableLists, TableSet, check_indices, check_out, table_set
 
 
 def embedding_rows(
@@ -49,7 +49,7 @@ def embedding_rows(
 
 
 def traced_rows(
-    tables: TableSet, values: torch.Tensor, offsets: torch.Tensor, bounds: str, out_dtype: torch.dtype
+    tables: TableSet | TableLists, values: torch.Tensor, offsets: torch.Tensor, bounds: str, out_dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """The call as one node ``octavo::embedding_rows`` of a graph, and the split of what it gives."""
     empty = values.new_empty(0, dtype=torch.float32)

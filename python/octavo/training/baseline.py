@@ -15,7 +15,7 @@ from octavo.evaluation import Quality, quality
 
 
 def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality:
-    """Held-out quality of one L2 logistic regression on one-hot ids and standardised dense features.
+    """Held-out quality of one L2 logistic regression on one-hot ids (no sequences) and standardised dense features.
 
     Fitted at once on the last ``max_events`` training events, so unlike a streaming model it sees them together.
     """

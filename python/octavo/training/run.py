@@ -18,6 +18,7 @@ from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import precision
 from octavo.training.baseline import logistic_regression
+from octavo.training.state import table_states
 from octavo.training.trainer import Trainer
 
 _DEMO_EVENTS = 200_000
@@ -101,7 +102,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
     span = " to ".join(datetime.fromtimestamp(ms / 1e3, UTC).strftime("%Y-%m-%d") for ms in (first, last))
     info = octavo.info()
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    rows = sum(feature.rows for feature in log.schema.sparse)
+    tables = [table.rows.shape for table in table_states(trainer.model).values()]
     progress = trainer.progressive.cumulative()[task]
     return {
         "run_id": run_id(config),
@@ -128,7 +129,8 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
             "trained on": f"{trainer.train_end:,} events, once, in event time",
             "throughput": f"{trainer.train_end / max(trainer.seconds, 1e-9):,.0f} events/s, evaluation included",
             "dense parameters": f"{parameters:,}",
-            "table rows": f"{rows:,} of dimension {config.model.embedding_dim}",
+            "tables": f"{len(tables)}, {sum(rows for rows, _ in tables):,} rows, "
+            f"{sum(rows * dim for rows, dim in tables):,} parameters",
             "progressive NE": _text(progress.ne),
             "progressive AUC": _text(progress.auc),
         },

@@ -22,6 +22,8 @@ def torch_twin(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def _peer(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module | None:
+    if isinstance(module, nn.EmbeddingCollection):
+        return _Rows(module, dtype)
     if isinstance(module, nn.EmbeddingBags):
         return _Bags(module, dtype)
     if isinstance(module, nn.LinearNorm):
@@ -105,3 +107,20 @@ class _Bags(torch.nn.Module):
                 parts.append((bags.values[int(own[0]) : int(own[-1])], own - own[0]))
             self._split = (bags, parts)
         return torch.cat([bag(*part) for bag, part in zip(self.bags, self._split[1], strict=True)], 1)
+
+
+class _Rows(torch.nn.Module):
+    """One ``torch.nn.Embedding`` a table."""
+
+    def __init__(self, module: nn.EmbeddingCollection, dtype: torch.dtype) -> None:
+        super().__init__()
+        rows = module.state_dict()
+        self.names = [table.name for table in module.tables]
+        self.tables = torch.nn.ModuleList(
+            torch.nn.Embedding.from_pretrained(rows[f"rows.{name}"].to(dtype)) for name in self.names
+        )
+
+    def forward(self, bags: Jagged) -> dict[str, torch.Tensor]:
+        size = (bags.offsets.shape[0] - 1) // len(self.names)
+        parts = bags.values.tensor_split(bags.offsets[size:-1:size])
+        return {name: table(part) for name, table, part in zip(self.names, self.tables, parts, strict=True)}

@@ -1,0 +1,90 @@
+"""Wukong [Zhang et al., ICML 2024, arXiv:2403.02545] over a Schema: stacked factorization machines."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo import nn, ops
+from octavo.config import WukongConfig
+from octavo.data import Batch, Schema
+from octavo.models.heads import build_heads
+from octavo.models.layers import Norm, mlp
+from octavo.models.ranker import Ranker
+from octavo.models.tables import Tables
+
+
+class Wukong(Ranker):
+    """X_0 [n, D]: the pooled embeddings and, through a bottom MLP, the dense features as one more. Layers
+    X_{i+1} = norm([FMB(X_i); LCB(X_i)] + X_i); the last one's embeddings, side by side, feed the top MLP (section 3).
+
+    Layer i reaches interactions of order 2^i. ``norm`` is the configuration's (the paper's: layer). ``embed``: the top
+    MLP's output.
+    """
+
+    def __init__(self, schema: Schema, config: WukongConfig) -> None:
+        super().__init__(schema)
+        dim, dense = config.embedding_dim, len(schema.dense)
+        self.embeddings = Tables(schema, config, dim)
+        self.bottom = mlp(dense, [*config.bottom, dim], config) if dense else None
+        tokens = len(self.embeddings.pooled) + bool(dense)
+        layers = []
+        for _ in range(config.layers):
+            layers.append(WukongLayer(tokens, config))
+            tokens = config.fmb_tokens + config.lcb_tokens
+        self.layers = torch.nn.Sequential(*layers)
+        self.top = mlp(tokens * dim, config.top, config)
+        self.embed_dim = config.top[-1]
+        self.heads = build_heads(self.embed_dim, self.tasks, config)
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        x, _ = self.embeddings(batch)
+        if self.bottom is not None:
+            x = torch.cat([x, self.bottom(batch.dense).unsqueeze(1)], 1)
+        hidden: torch.Tensor = self.top(self.layers(x).flatten(1))
+        return hidden
+
+
+class WukongLayer(torch.nn.Module):
+    """[B, n, D] -> [B, fmb_tokens + lcb_tokens, D].
+
+    LCB(X) = W_L X, a matrix over embeddings [lcb_tokens, n]. Where the number of embeddings changes, the residual is a
+    linear map of X as well.
+    """
+
+    def __init__(self, tokens: int, config: WukongConfig) -> None:
+        super().__init__()
+        after = config.fmb_tokens + config.lcb_tokens
+        self.fmb = FactorizationMachineBlock(tokens, config)
+        self.lcb = nn.Linear(tokens, config.lcb_tokens, bias=False)
+        self.residual = nn.Linear(tokens, after, bias=False) if tokens != after else None
+        self.norm = Norm(config.embedding_dim, config.norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = x.mT.contiguous()  # [B, D, n]: three linear layers over embeddings read it
+        kept = x if self.residual is None else self.residual(columns).mT
+        y: torch.Tensor = self.norm(torch.cat([self.fmb(x, columns), self.lcb(columns).mT], 1) + kept)
+        return y
+
+
+class FactorizationMachineBlock(torch.nn.Module):
+    """FMB(X) = reshape(MLP(norm(flatten(FM(X))))), [B, n, D] -> [B, fmb_tokens, D].
+
+    FM(X) = X X^T [n, n], or X X^T Y = X (X^T Y) [n, k] with Y [n, k] learned (the paper's optimised FM; ``rank`` = k),
+    which is linear in n. The MLP's last layer has neither norm nor activation.
+    """
+
+    def __init__(self, tokens: int, config: WukongConfig) -> None:
+        super().__init__()
+        self.tokens, self.dim = config.fmb_tokens, config.embedding_dim
+        self.project = None if config.rank is None else nn.Linear(tokens, config.rank, bias=False)  # Y^T [k, n]
+        width = tokens * (tokens if config.rank is None else config.rank)
+        self.norm = Norm(width, config.norm)
+        self.hidden = mlp(width, config.fmb, config)
+        self.out = nn.Linear(config.fmb[-1] if config.fmb else width, self.tokens * self.dim, config.bias)
+
+    def forward(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """X [B, n, D] and X^T [B, D, n]."""
+        other = None if self.project is None else self.project(columns).mT  # (X^T Y)^T [B, k, D]
+        products = ops.pairwise_dots(x, other)
+        y: torch.Tensor = self.out(self.hidden(self.norm(products.flatten(1))))
+        return y.view(len(x), self.tokens, self.dim)
