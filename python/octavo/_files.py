@@ -1,9 +1,13 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and how a reader knows that they are what was written."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: str | Path, text: str) -> None:
@@ -15,3 +19,24 @@ def write_atomically(path: str | Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to the disk: a rename in it then survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over everything in a JSON object but its own key ``sha256``."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()

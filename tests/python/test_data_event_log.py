@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo._files import content_hash
 from octavo.data import Batch, DataError, Dense, EventLog, Label, Schema, Sparse, encode_table
-from octavo.data.log_index import index_hash
 
 SCHEMA = Schema(
     dense=(Dense("x"),),
@@ -244,7 +244,7 @@ def test_changed_schema(copy: Path) -> None:
 def test_index_whose_files_lack_a_column(copy: Path) -> None:
     index = json.loads((copy / "log.json").read_text())
     index["schema"]["dense"][0]["name"] = "y"
-    (copy / "log.json").write_text(json.dumps({**index, "sha256": index_hash(index)}))
+    (copy / "log.json").write_text(json.dumps({**index, "sha256": content_hash(index)}))
     assert failing(copy).startswith(f"{copy}/events-00000.parquet: column 'y' is missing; it has id, time, x")
 
 

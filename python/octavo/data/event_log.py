@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from octavo._files import file_hash
 from octavo.data.batch import Batch
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
-from octavo.data.log_index import LogFile, file_hash, read_index
+from octavo.data.log_index import LogFile, read_index
 from octavo.data.log_writer import write_log
 from octavo.data.schema import Schema
 

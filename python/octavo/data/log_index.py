@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo._files import content_hash
 from octavo.data.errors import DataError, one_line
 
 FORMAT = 1
@@ -37,18 +37,6 @@ def read_index(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise DataError(f"{index}: log format {found!r}; this octavo reads format {FORMAT}")
-    if content.get("sha256") != index_hash(content):
+    if content.get("sha256") != content_hash(content):
         raise DataError(f"{index}: damaged or edited (its own sha256 does not match); write the log again")
     return content
-
-
-def index_hash(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) over everything in ``log.json`` but itself."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

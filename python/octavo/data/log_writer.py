@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from octavo._files import content_hash, file_hash, sync_directory
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
-from octavo.data.log_index import FORMAT, LogFile, file_hash, index_hash
+from octavo.data.log_index import FORMAT, LogFile
 from octavo.data.schema import Schema
 
 
@@ -45,17 +46,17 @@ def write_log(
             "files": [asdict(file) for file in files],
         }
         with (temporary / "log.json").open("w", encoding="utf-8") as index:
-            json.dump({**content, "sha256": index_hash(content)}, index, indent=1)
+            json.dump({**content, "sha256": content_hash(content)}, index, indent=1)
             index.flush()
             os.fsync(index.fileno())
-        _sync(temporary)
+        sync_directory(temporary)
         try:
             temporary.rename(path)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be put in place ({error.strerror}); did another process write it?"
             ) from None
-        _sync(path.parent)
+        sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -124,11 +125,3 @@ def _write_file(path: Path, schema: Schema, table: pa.Table, rows_per_group: int
     time = table.column(schema.time)
     first, last = int(time[0].as_py()), int(time[-1].as_py())
     return LogFile(path.name, len(table), path.stat().st_size, file_hash(path), first, last)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

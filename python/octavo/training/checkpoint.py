@@ -11,7 +11,6 @@ A table's files are row ranges, so a reader of any world size opens only the row
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from octavo._files import content_hash, file_hash, sync_directory
 
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{8,})")
@@ -87,16 +88,16 @@ def write_checkpoint(
         "groups": sorted(groups),
     }
     manifest |= {"tables": table_entries, "files": files}
-    manifest["sha256"] = _manifest_hash(manifest)
+    manifest["sha256"] = content_hash(manifest)
     with (temporary / "manifest.json").open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(temporary)
+    sync_directory(temporary)
     if final.exists():
         _discard(final)
     temporary.rename(final)
-    _sync_directory(root)
+    sync_directory(root)
     for old in list_checkpoints(root)[:-keep]:
         _discard(old)
     return final
@@ -175,7 +176,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path}: format {found!r}, this octavo reads format {FORMAT}; use the one it is from"
             )
-        if manifest.get("sha256") != _manifest_hash(manifest):
+        if manifest.get("sha256") != content_hash(manifest):
             raise CheckpointError(f"{path}: damaged (its content does not match its own sha256); {self._remedy()}")
         return manifest
 
@@ -186,7 +187,7 @@ class Checkpoint:
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(f"{path}: damaged: {size} bytes, {entry['bytes']} were written; {self._remedy()}")
-        digest = _file_hash(path)
+        digest = file_hash(path)
         if digest != entry["sha256"]:
             found, wanted = digest[:12], str(entry["sha256"])[:12]
             raise CheckpointError(f"{path}: damaged: sha256 {found}..., {wanted}... was written; {self._remedy()}")
@@ -208,25 +209,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _file_hash(path)}
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _manifest_hash(manifest: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def _discard(path: Path) -> None:
