@@ -177,3 +177,16 @@ def test_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert again == config
     assert config_hash(again) == config_hash(config)
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_an_override_of_the_kind_leaves_out_what_the_new_kind_has_not() -> None:
+    values = {"model": {"embedding_dim": 8, "top": [4], "heads": {"kind": "mmoe", "experts": 3, "tower": [2]}}}
+    found = build_config(values, ["model.kind=dcnv2", "model.heads.kind=shared_bottom"]).model
+    assert (found.kind, found.embedding_dim, found.heads.kind, found.heads.tower) == ("dcnv2", 8, "shared_bottom", [2])
+    assert "top" in values["model"]  # what was given stays as it was
+    with pytest.raises(ConfigError, match=r"override 'model.top=\[3\]': unknown key 'model.top'"):
+        build_config(values, ["model.top=[3]", "model.kind=dcnv2"])
+    with pytest.raises(ConfigError, match="data.kind"):
+        build_config(values, ["data.kind=3"])
+    with pytest.raises(ConfigError, match="unknown kind 'nope'"):
+        build_config(values, ["model.kind=nope"])

@@ -65,10 +65,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "configuration") -> RunConfig:
-    """Validate plain values plus overrides. ``source`` is what errors call the place the values came from."""
+    """Validate plain values plus overrides. ``source`` is what errors call the place the values came from.
+
+    An override of a ``kind`` leaves out what ``values`` have in that section and the new kind has not.
+    """
     merged = json.loads(json.dumps(values, default=str))
     origin: dict[str, str] = {}
-    for override in overrides:
+    for override in sorted(overrides, key=_names_no_kind):
         key = _apply_override(merged, override)
         origin[key] = f"override {override!r}"
     try:
@@ -112,8 +115,27 @@ def _apply_override(values: dict[str, Any], override: str) -> str:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not keys")
         target = child
+    if last == "kind":
+        _keep_what_fits(target, parents, value)
     target[last] = value
     return key
+
+
+def _names_no_kind(override: str) -> bool:
+    return not override.partition("=")[0].strip().endswith(".kind")
+
+
+def _keep_what_fits(values: dict[str, Any], parents: Sequence[str], kind: Any) -> None:
+    """Drop the keys of a section that it would not have as ``kind``; all stay where there is no such kind."""
+    options: list[type[BaseModel]] = [RunConfig]
+    for parent in parents:
+        found = [option.model_fields[parent] for option in options if parent in option.model_fields]
+        options = [section for field in found for section in _sections(field.annotation)]
+    kinds = {o.model_fields["kind"].default: o for o in options if "kind" in o.model_fields}
+    section = kinds.get(kind) if isinstance(kind, str) else None
+    if section is not None:
+        for key in values.keys() - section.model_fields.keys():
+            del values[key]
 
 
 def _explain(error: ValidationError, source: str, origin: Mapping[str, str], values: Mapping[str, Any]) -> str:
