@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.config.loading import ConfigError, build_config, config_hash, load_config, run_id, save_config
+from octavo.config.loading import ConfigError, build_config, build_section, config_hash, load_config, run_id, save_config
 from octavo.config.sections import (
     DataConfig,
     DLRMConfig,
@@ -23,6 +23,7 @@ __all__ = [
     "TableOptimizerConfig",
     "TrainingConfig",
     "build_config",
+    "build_section",
     "config_hash",
     "load_config",
     "run_id",

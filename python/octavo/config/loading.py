@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from octavo._files import write_atomically
 from octavo.config.sections import RunConfig
+
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -74,7 +76,15 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source, origin)) from None
+        raise ConfigError(_explain(error, source, origin, RunConfig)) from None
+
+
+def build_section(section: type[AnySection], values: Mapping[str, Any], source: str = "configuration") -> AnySection:
+    """Validate plain values as any section. Raises :class:`ConfigError` as :func:`build_config` does."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source, {}, section)) from None
 
 
 def config_hash(config: BaseModel) -> str:
@@ -116,7 +126,7 @@ def _apply_override(values: dict[str, Any], override: str) -> str:
     return key
 
 
-def _explain(error: ValidationError, source: str, origin: Mapping[str, str]) -> str:
+def _explain(error: ValidationError, source: str, origin: Mapping[str, str], root: type[BaseModel]) -> str:
     """The first problem in one line, and how many more there are."""
     problems = error.errors()
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
@@ -125,9 +135,9 @@ def _explain(error: ValidationError, source: str, origin: Mapping[str, str]) -> 
     place = next((text for name, text in origin.items() if key == name or key.startswith(f"{name}.")), source)
     if problem["type"] == "extra_forbidden":
         parents = [str(part) for part in problem["loc"][:-1]]
-        section = _section(parents)
+        section = _section(parents, root)
         message = f"unknown key {key!r}"
-        nearest = _nearest(str(problem["loc"][-1]), parents, section)
+        nearest = _nearest(str(problem["loc"][-1]), parents, section, root)
         if nearest:
             message += f"; did you mean {' or '.join(nearest)}?"
         message += f" (known in {'.'.join(parents) or 'the top level'}: {_known(section)})"
@@ -140,12 +150,12 @@ def _explain(error: ValidationError, source: str, origin: Mapping[str, str]) -> 
     return f"{place}: {message}" + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def _nearest(name: str, parents: Sequence[str], section: type[BaseModel]) -> list[str]:
+def _nearest(name: str, parents: Sequence[str], section: type[BaseModel], root: type[BaseModel]) -> list[str]:
     """Full names of the closest keys: first in the same section, else anywhere."""
     here = difflib.get_close_matches(name, list(section.model_fields), n=2, cutoff=0.5)
     if here:
         return [".".join([*parents, match]) for match in here]
-    everywhere = _all_keys(RunConfig)
+    everywhere = _all_keys(root)
     last = {full: full.rsplit(".", 1)[-1] for full in everywhere}
     matches = difflib.get_close_matches(name, list(last.values()), n=1, cutoff=0.8)
     return [full for full, short in last.items() if matches and short == matches[0]][:2]
@@ -155,25 +165,30 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = _as_section(field.annotation)
-        if inner is not None:
-            keys += _all_keys(inner, f"{prefix}{name}.")
+        inner = _sections(field.annotation)
+        if inner:
+            keys += _all_keys(inner[0], f"{prefix}{name}.")
     return keys
 
 
-def _section(parents: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
+def _section(parents: Sequence[str], root: type[BaseModel]) -> type[BaseModel]:
+    """The section at a path of keys, positions in lists and ``kind``s of unions."""
+    section, options = root, [root]
     for parent in parents:
-        inner = _as_section(section.model_fields[parent].annotation) if parent in section.model_fields else None
-        if inner is None:
-            break
-        section = inner
+        if parent in section.model_fields:
+            options = _sections(section.model_fields[parent].annotation) or options
+            section = options[0]
+        else:
+            kinds = {option.model_fields["kind"].default: option for option in options if "kind" in option.model_fields}
+            section = kinds.get(parent, section)
     return section
 
 
-def _as_section(annotation: Any) -> type[BaseModel] | None:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Every section a field may hold, in lists and unions too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for option in typing.get_args(annotation) for section in _sections(option)]
 
 
 def _known(section: type[BaseModel]) -> str:
