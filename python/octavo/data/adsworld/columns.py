@@ -193,6 +193,8 @@ def _seconds(delay: Floats) -> pa.Array:
 
 
 def _grown(counts: npt.NDArray, size: int) -> npt.NDArray:
+    if size == len(counts):
+        return counts
     return np.concatenate([counts, np.zeros((size - len(counts), *counts.shape[1:]), counts.dtype)])
 
 

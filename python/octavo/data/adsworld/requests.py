@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -65,10 +64,9 @@ class Sessions:
         """All requests of the sessions that start in this tick."""
         config, traffic = self._config, self._config.traffic
         rng = generator(self._seed, Stream.SESSIONS, number)
-        hour = ((config.start_ms + begin + self._tick_ms / 2) % DAY_MS) / 3_600_000
         rate = traffic.impressions_per_day / traffic.shown / traffic.requests_per_session
-        rate *= 1 + traffic.daily_swing * math.cos(2 * math.pi * (hour - 20) / 24)
-        count = int(rng.poisson(rate * self._tick_ms / DAY_MS))
+        swing = float(self._swing(np.array(begin + self._tick_ms // 2)))
+        count = int(rng.poisson(rate * (1 + swing) * self._tick_ms / DAY_MS))
         day = begin / DAY_MS
         user = self._users.picker(day, 1).draw(rng.random(count))
         start = begin + rng.integers(0, self._tick_ms, count)
@@ -91,12 +89,18 @@ class Sessions:
         self._started += count
         return found
 
+    def _swing(self, time: Ints) -> Floats:
+        """What the hour adds to the rate 1 of sessions at ``time`` (ms since day 0)."""
+        hour = ((self._config.start_ms + time) % DAY_MS) / 3_600_000
+        return self._config.traffic.daily_swing * np.cos(2 * np.pi * (hour - 20) / 24)
+
     def sample(self, count: int) -> Requests:
-        """``count`` first requests of the first domain, evenly over day 0: no part of the stream."""
+        """``count`` first requests of the first domain, at day 0's traffic: no part of the stream."""
         rng = generator(self._seed, Stream.CALIBRATION)
         user = self._users.picker(0.0, 1).draw(rng.random(count))
         none = np.zeros(count, np.int64)
-        time = np.sort(rng.integers(0, DAY_MS, count))
+        minute = Picker(1 + self._swing(np.arange(1440) * 60_000)).draw(rng.random(count))
+        time = np.sort(minute * 60_000 + rng.integers(0, 60_000, count))
         return Requests(time, none, user, none, self._candidates(rng, 0.0, user, none))
 
     def _candidates(self, rng: np.random.Generator, day: float, user: Ints, place: Ints) -> Ints:
