@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from octavo.config.loading import ConfigError, build_config, build_section, config_hash, load_config, run_id, save_config
+from octavo.config.loading import (
+    ConfigError,
+    build_config,
+    build_section,
+    config_hash,
+    load_config,
+    run_id,
+    save_config,
+)
 from octavo.config.sections import (
     DataConfig,
     DLRMConfig,

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from octavo._files import write_atomically
 from octavo.config.sections import RunConfig
 
-
 AnySection = TypeVar("AnySection", bound=BaseModel)
 
 

@@ -10,7 +10,7 @@ from octavo.data.adsworld.config import DAY_MS, AdsWorldConfig
 from octavo.data.adsworld.model import Model
 from octavo.data.adsworld.outcomes import Impressions, Outcomes
 from octavo.data.adsworld.population import Ids, Items
-from octavo.data.adsworld.requests import Requests
+from octavo.data.adsworld.requests import Requests, tick_ms
 from octavo.data.adsworld.streams import Stream, generator
 from octavo.data.history import before
 from octavo.data.schema import Dense, Label, Schema, Sparse
@@ -62,10 +62,13 @@ class Logger:
         self._user_events, self._item_events = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._clicks = np.zeros(0, np.int64)  # of each user so far
         self._clicked = np.zeros((0, config.history), np.int32)  # ring of each user's latest clicked items
+        self._open = (np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))  # clicks by time, user, item
 
     def table(self, number: int, requests: Requests, shown: Impressions, outcomes: Outcomes) -> pa.Table:
         config, items, count = self._config, self._items, len(shown.item)
         self._make_room()
+        if config.history:
+            self._settle(number * tick_ms(config))
         time, advertiser = config.start_ms + shown.time, items["advertiser"][shown.item]
         inputs, poisoned = self._inputs(number, shown)
         user_events = self._user_events[shown.user] + before(shown.user, time, np.zeros(count))[0]
@@ -107,7 +110,8 @@ class Logger:
         self._requests += len(requests)
         np.add.at(self._user_events, shown.user, 1)
         np.add.at(self._item_events, shown.item, 1)
-        self._remember(shown, outcomes)
+        if config.history:
+            self._note(shown, outcomes)
         return pa.table(columns)
 
     def _inputs(self, number: int, shown: Impressions) -> tuple[dict[str, pa.Array], npt.NDArray[np.int8]]:
@@ -123,7 +127,10 @@ class Logger:
             struck &= day < (np.inf if poison.until_day is None else poison.until_day)
             codes = np.array([1 + POISONS.index(kind) for kind in poison.kinds], np.int8)
             poisoned = np.where(struck, codes[rng.integers(0, len(codes), count)], 0).astype(np.int8)
-            other, random = rng.integers(0, max(1, count), count), rng.integers(0, self._config.tastes.categories, count)
+            other, random = (
+                rng.integers(0, max(1, count), count),
+                rng.integers(0, self._config.tastes.categories, count),
+            )
             scale, swap, _, wrong = (poisoned == code for code in range(1, 5))
             price, signals = np.where(swap, price[other], price), np.where(swap[:, None], signals[other], signals)
             price[scale] *= 1000
@@ -135,7 +142,7 @@ class Logger:
         return inputs, poisoned
 
     def _history(self, user: Ints) -> pa.Array:
-        """Each event's list: its user's latest clicked items, oldest first, of earlier ticks."""
+        """Each event's list: its user's latest clicked items, oldest first, of the clicks before this tick."""
         width, clicks = self._config.history, self._clicks[user]
         lengths = np.minimum(clicks, width)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -143,14 +150,20 @@ class Logger:
         values = self._clicked[np.repeat(user, lengths), place % width]
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
-    def _remember(self, shown: Impressions, outcomes: Outcomes) -> None:
-        width = self._config.history
-        if width == 0:
-            return
+    def _note(self, shown: Impressions, outcomes: Outcomes) -> None:
+        """Clicks go to the histories when a tick begins after they have happened."""
         rows = np.flatnonzero(outcomes.click)
         at = shown.time[rows] + outcomes.click_delay[rows] * 1000
-        rows = rows[np.lexsort((at, shown.user[rows]))]
-        user, item = shown.user[rows], shown.item[rows]
+        new = (at, shown.user[rows], shown.item[rows])
+        self._open = tuple(np.concatenate(pair) for pair in zip(self._open, new))
+
+    def _settle(self, begin: int) -> None:
+        """Histories as of ``begin`` (ms since day 0)."""
+        width, (at, user, item) = self._config.history, self._open
+        due = at < begin
+        self._open = (at[~due], user[~due], item[~due])
+        order = np.lexsort((at[due], user[due]))
+        user, item = user[due][order], item[due][order]
         first = np.flatnonzero(np.diff(user, prepend=-1))
         sizes = np.diff(first, append=len(user))
         place = np.arange(len(user)) - np.repeat(first, sizes)
@@ -165,27 +178,50 @@ class Logger:
             self._clicks, self._clicked = _grown(self._clicks, users), _grown(self._clicked, users)
 
 
+def candidate_schema(config: AdsWorldConfig) -> pa.Schema:
+    """One row per (request, candidate). ``position``: where it was shown, null where it was not. ``_affinity`` (where
+    there is a choice): the tastes' logit at that moment."""
+    names: dict[str, pa.DataType] = {"time": pa.int64(), "request": pa.int64(), "session": pa.int64()}
+    names |= {"user": pa.int64(), "item": pa.int64(), "domain": pa.int16(), "position": pa.int16()}
+    names |= {"advertiser": pa.int32(), "segment": pa.int16(), "category": pa.int16(), "price": pa.float32()}
+    if config.traffic.has_choice:
+        names["_affinity"] = pa.float64()
+    return pa.schema(list(names.items()))
+
+
 def candidate_table(
-    config: AdsWorldConfig, requests: Requests, shown: Impressions, affinity: Floats, first: int
+    config: AdsWorldConfig,
+    users: Ids,
+    items: Items,
+    requests: Requests,
+    shown: Impressions,
+    affinity: Floats,
+    first: int,
 ) -> pa.Table:
-    """One row per (request, candidate): what was considered, and ``position`` where it was shown (null: it was not).
-    ``first``: number of the first request."""
+    """The candidate sets of these requests as :func:`candidate_schema` has it. ``first``: number of the first one."""
     rows, width = requests.candidates.shape
     position = np.full((rows, width), -1, np.int16)
     position[shown.request, shown.slot] = shown.position
-    request = np.repeat(np.arange(rows), width)
-    columns = {
-        "time": pa.array(config.start_ms + requests.time[request]),
-        "request": pa.array(first + request),
-        "session": pa.array(requests.session[request]),
-        "user": pa.array(requests.user[request]),
-        "domain": pa.array(requests.domain[request].astype(np.int16)),
-        "item": pa.array(requests.candidates.ravel()),
-        "position": pa.array(position.ravel(), mask=position.ravel() < 0),
-    }
-    if affinity.shape[1]:
-        columns["_affinity"] = pa.array(affinity.ravel())
-    return pa.table(columns)
+    request, item = np.repeat(np.arange(rows), width), requests.candidates.ravel()
+    user = requests.user[request]
+    columns: list[npt.NDArray] = [
+        config.start_ms + requests.time[request],
+        first + request,
+        requests.session[request],
+        user,
+        item,
+        requests.domain[request],
+        position.ravel(),
+        items["advertiser"][item],
+        users["segment"][user],
+        items["category"][item],
+        items["price"][item],
+        affinity.ravel(),
+    ]
+    schema = candidate_schema(config)
+    arrays = [pa.array(column.astype(field.type.to_pandas_dtype())) for column, field in zip(columns, schema)]
+    arrays[6] = pa.array(position.ravel(), mask=position.ravel() < 0)
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _seconds(delay: Floats) -> pa.Array:

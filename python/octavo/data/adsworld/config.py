@@ -75,6 +75,11 @@ class Traffic(Section):
     ranking: NonNegativeFloat = 0.0
     loyalty: float = Field(default=0.0, ge=0, le=1)
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether affinities decide which candidates are shown, or in which order."""
+        return self.candidates > self.shown or self.ranking > 0
+
     @model_validator(mode="after")
     def _shown_are_candidates(self) -> Traffic:
         if self.shown > self.candidates:

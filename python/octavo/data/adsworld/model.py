@@ -44,7 +44,8 @@ class Model:
 
     def _liked_categories(self) -> Ints:
         tastes = self.config.tastes
-        appeal = tastes.focus * (self.segments @ self.categories.T).astype(np.float64) / tastes.dim**0.5
+        appeal = self.segments.astype(np.float64) @ self.categories.T.astype(np.float64)
+        appeal *= tastes.focus / tastes.dim**0.5
         shares = np.exp(appeal - appeal.max(1, keepdims=True)) * zipf(tastes.categories, tastes.category_zipf)
         at = (np.arange(_SLOTS) + 0.5) / _SLOTS
         return np.stack([np.searchsorted(_ends(row), at, side="right") for row in shares])

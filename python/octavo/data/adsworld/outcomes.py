@@ -62,7 +62,7 @@ class Answers:
         """
         traffic, effects = self._config.traffic, self._config.effects
         rows, shown = len(requests), traffic.shown
-        if traffic.ranking > 0 or traffic.candidates > shown:
+        if traffic.has_choice:
             rng = generator(self._seed, stream, number)
             affinity = self._affinity(requests.user, requests.domain, requests.candidates, factors)
             score = rng.gumbel(size=affinity.shape) + traffic.ranking * affinity
@@ -83,10 +83,13 @@ class Answers:
         return Impressions(request, slot, position, requests.time[request], user, item, domain, mine, signals), affinity
 
     def _affinity(self, user: Ints, domain: Ints, items: Ints, factors: Singles) -> Floats:
-        """[r, C] logits of taste for ``items`` [r, C]."""
-        mine = self._users["factors"][user, domain]
-        product = np.matmul(factors[items], mine[:, :, None])[:, :, 0]
-        return self._config.tastes.strength / self._config.tastes.dim**0.5 * product.astype(np.float64)
+        """[r, C] logits of taste for ``items`` [r, C]. Summed dimension by dimension: a matrix product's order of sums,
+        and so a close choice between two candidates, would depend on the machine."""
+        tastes, mine = self._config.tastes, self._users["factors"][user, domain]
+        total = np.zeros(items.shape, np.float32)
+        for column in range(tastes.dim):
+            total += factors[:, column][items] * mine[:, column, None]
+        return tastes.strength / tastes.dim**0.5 * total.astype(np.float64)
 
     def logits(self, shown: Impressions) -> tuple[Floats, Floats]:
         """Click and conversion logits [n] without the domains' intercepts, drift and shifts."""

@@ -168,8 +168,8 @@ class Items(Ids):
         still = self.columns["factors"]
         if not self._rotates:
             return still
-        angle = self.columns["speed"] * np.float32(day)
-        cosine, sine = np.cos(angle), np.sin(angle)
+        angle = self.columns["speed"].astype(np.float64) * day
+        cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         turned = np.empty_like(still)
         turned[:, 0::2] = cosine * still[:, 0::2] - sine * still[:, 1::2]
         turned[:, 1::2] = sine * still[:, 0::2] + cosine * still[:, 1::2]

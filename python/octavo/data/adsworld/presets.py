@@ -33,14 +33,12 @@ import difflib
 
 from octavo.config import ConfigError, config_hash
 from octavo.data.adsworld.config import (
-    Advertisers,
     AdsWorldConfig,
-    Clicks,
+    Advertisers,
     Conversions,
     Domain,
     Drift,
     Effects,
-    Poison,
     Population,
     Shift,
     Tastes,
@@ -105,15 +103,17 @@ _DELAY = _REFERENCE.model_copy(
         "traffic": _REFERENCE.traffic.model_copy(update={"impressions_per_day": 2e5, "tick_minutes": 240.0}),
         "conversions": Conversions(
             laws=(
-                WeightedLaw(law=Exponential(mean=2.5 * _DAY)),
-                WeightedLaw(law=Weibull(shape=0.5, scale=6.0 * _DAY), weight=2.0),
+                WeightedLaw(law=Exponential(mean=2.0 * _DAY)),
+                WeightedLaw(law=Weibull(shape=0.4, scale=5.0 * _DAY), weight=3.0),
                 WeightedLaw(law=Weibull(shape=1.5, scale=2.0 * _DAY)),
-                WeightedLaw(law=LogNormal(median=1.6 * _DAY, sigma=1.5)),
+                WeightedLaw(law=LogNormal(median=1.5 * _DAY, sigma=1.5)),
                 WeightedLaw(
-                    law=Mixture(weights=(0.5, 0.5), parts=(Exponential(mean=0.5 * _HOUR), LogNormal(median=6.0 * _DAY, sigma=0.7)))
+                    law=Mixture(
+                        weights=(0.4, 0.6), parts=(Exponential(mean=_HOUR), LogNormal(median=6.0 * _DAY, sigma=0.7))
+                    )
                 ),
             ),
-            spread=1.0,
+            spread=1.2,
         ),
     }
 )
@@ -127,8 +127,8 @@ _REREQUEST = _REFERENCE.model_copy(
             gap=_GAPS,
             shown=4,
             candidates=20,
-            carry=0.65,
-            carry_sessions=0.45,
+            carry=0.63,
+            carry_sessions=0.42,
             retrieval=0.3,
             ranking=0.5,
             loyalty=0.8,

@@ -16,6 +16,7 @@ from octavo.data.adsworld.streams import Stream, generator
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_LONGEST_GAP = 3650 * DAY_MS  # keeps the times of a heavy-tailed law in 64 bits
 _POPULAR_ROUNDS = 4  # redraws of a repeated candidate by popularity before it is drawn evenly
 
 
@@ -62,7 +63,7 @@ class Sessions:
 
     def _start(self, number: int, begin: int) -> Requests:
         """All requests of the sessions that start in this tick."""
-        config, traffic = self._config, self._config.traffic
+        traffic = self._config.traffic
         rng = generator(self._seed, Stream.SESSIONS, number)
         rate = traffic.impressions_per_day / traffic.shown / traffic.requests_per_session
         swing = float(self._swing(np.array(begin + self._tick_ms // 2)))
@@ -77,8 +78,8 @@ class Sessions:
 
         session = np.repeat(np.arange(count), requests)
         place = np.arange(len(session)) - np.repeat(np.cumsum(requests) - requests, requests)
-        gap = np.where(place > 0, draw(traffic.gap, rng, np.full(len(session), np.inf)) * 1000, 0.0)
-        since = np.cumsum(gap)
+        gap = draw(traffic.gap, rng, np.full(len(session), np.inf)) * 1000
+        since = np.cumsum(np.where(place > 0, np.minimum(gap, _LONGEST_GAP), 0.0))
         since -= np.repeat(since[place == 0], requests)
         time = start[session] + since.astype(np.int64)
         chance = generator(self._seed, Stream.CANDIDATES, number)
@@ -138,7 +139,7 @@ class Sessions:
         if self._config.traffic.carry_sessions == 0:
             return np.full((len(user), self._config.traffic.candidates), -1)
         self._make_room()
-        return self._latest[user]
+        return self._latest[user].astype(np.int64)
 
     def _remember(self, user: Ints, candidates: Ints) -> None:
         self._make_room()
@@ -173,7 +174,9 @@ def _distinct(
             break
         slot = keys[row, at + 1] & ((1 << bits) - 1)
         uniform = rng.random(len(row))
-        part[row, slot] = picker.draw(uniform) if rounds < _POPULAR_ROUNDS else alive[(uniform * len(alive)).astype(np.int64)]
+        part[row, slot] = (
+            picker.draw(uniform) if rounds < _POPULAR_ROUNDS else alive[(uniform * len(alive)).astype(np.int64)]
+        )
         chosen[open_rows] = part
         open_rows, rounds = open_rows[again.any(1)], rounds + 1
     return chosen

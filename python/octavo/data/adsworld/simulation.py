@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -32,24 +32,16 @@ class Tick:
     affinity: Floats
     first_request: int
 
-    def candidates(self, config: AdsWorldConfig) -> pa.Table:
-        """The candidate sets of the requests whose impressions ``table`` holds."""
-        count = -(-len(self.table) // config.traffic.shown)
-        rows = count * config.traffic.shown
-        shown = Impressions(*(getattr(self.shown, name)[:rows] for name in self.shown.__dataclass_fields__))
-        requests = self.requests.take(np.arange(count))
-        return candidate_table(config, requests, shown, self.affinity[:count], self.first_request)
-
 
 class Simulation:
     """One run of a world from day 0."""
 
     def __init__(self, config: AdsWorldConfig, seed: int, model: Model) -> None:
         self._config = config
-        people, self._items = users(config, seed, model), Items(config, seed, model)
-        self._sessions = Sessions(config, seed, model, people, self._items)
-        self._answers = Answers(config, seed, model, people, self._items)
-        self._logger = Logger(config, seed, model, people, self._items)
+        self._users, self._items = users(config, seed, model), Items(config, seed, model)
+        self._sessions = Sessions(config, seed, model, self._users, self._items)
+        self._answers = Answers(config, seed, model, self._users, self._items)
+        self._logger = Logger(config, seed, model, self._users, self._items)
 
     def intercepts(self) -> Floats:
         """[2, domains]: the click and conversion intercepts that give the domains' base rates on day 0."""
@@ -90,3 +82,18 @@ class Simulation:
             yield Tick(table, requests, shown, affinity, first_request)
             first_request += len(requests)
             number += 1
+
+    def candidates(self, tick: Tick) -> pa.Table:
+        """The candidate sets of the requests whose impressions the tick's table holds."""
+        count = -(-len(tick.table) // self._config.traffic.shown)
+        rows = count * self._config.traffic.shown
+        shown = Impressions(*(getattr(tick.shown, field.name)[:rows] for field in fields(Impressions)))
+        return candidate_table(
+            self._config,
+            self._users,
+            self._items,
+            tick.requests.take(np.arange(count)),
+            shown,
+            tick.affinity[:count],
+            tick.first_request,
+        )

@@ -36,7 +36,7 @@ def bayes_optimum(p: Any) -> BayesOptimum:
     rate = float(p.mean())
     whole = float(_entropy(np.array([rate]))[0])
     ne = float(_entropy(p).mean()) / whole if whole > 0 else np.nan
-    values, group = np.unique(p, return_inverse=True)
+    group = np.unique(p, return_inverse=True)[1]
     positive = np.bincount(group, p)
     negative = np.bincount(group, 1 - p)
     itself = float((p * (1 - p)).sum())  # an event is no pair with itself, and would be a tie

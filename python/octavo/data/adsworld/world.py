@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octavo.config import build_section
-from octavo.data.adsworld.columns import schema_of
+from octavo.data.adsworld.columns import candidate_schema, schema_of
 from octavo.data.adsworld.config import DAY_MS, AdsWorldConfig
 from octavo.data.adsworld.model import Model
 from octavo.data.adsworld.observed import observed
@@ -43,7 +44,7 @@ class AdsWorld:
         self.seed = seed
         self.schema: Schema = schema_of(self.config)
         self._model = Model(self.config, seed)
-        self._intercepts = Simulation(self.config, seed, self._model).intercepts()
+        self._intercepts = self._simulation().intercepts()
         self.truth = Truth(self._model.advertisers, self._intercepts)
 
     def tables(
@@ -59,18 +60,16 @@ class AdsWorld:
         They hold every outcome with its delay, as a collector that listened until the last window closed has it.
         ``observed_until`` (ms since 1970) hides what was not known then: outcomes still open are null.
         """
-        ticks = self._ticks(events, days)
+        ticks = self._ticks(self._simulation(), events, days)
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, found {rows}")
-        tables = (tick.table for tick in ticks)
-        if observed_until is not None:
-            tables = (observed(table, self.config, observed_until) for table in tables)
-        return _regroup(tables, rows)
+        return _regroup(self._observed(ticks, observed_until), rows)
 
     def candidates(self, events: int | None = None, days: float | None = None) -> Iterator[pa.Table]:
-        """The candidate sets of the requests of :meth:`tables`, one row each: those shown have a ``position``, the others
+        """The candidate sets of the requests of :meth:`tables`, one row each: the shown have a ``position``, the others
         null. A request's set is whole, even where ``events`` ends between its impressions."""
-        return (tick.candidates(self.config) for tick in self._ticks(events, days) if len(tick.table))
+        simulation = self._simulation()
+        return (simulation.candidates(tick) for tick in self._ticks(simulation, events, days) if len(tick.table))
 
     def write(
         self,
@@ -89,27 +88,19 @@ class AdsWorld:
             if days is None:
                 raise ValueError('observed_until="end" needs days; with events, give a time in ms')
             observed_until = self.time(days)
-        ticks = self._ticks(events, days)
-        until = observed_until
-
-        def impressions(each: Callable[[Tick], None] = lambda _: None) -> Iterator[pa.Table]:
-            for tick in ticks:
-                each(tick)
-                yield tick.table if until is None else observed(tick.table, self.config, until)
-
         if candidates is None:
-            return EventLog.write(path, self.schema, impressions())
+            tables = self.tables(events, days, observed_until=observed_until)
+            return EventLog.write(path, self.schema, tables)
         target = Path(candidates)
         if target.exists():
             raise DataError(f"{target}: exists; remove it or choose another path")
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        first = next(Simulation(self.config, self.seed, self._model).ticks(self._intercepts, None, None))
+        partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        simulation = self._simulation()
         try:
-            with pq.ParquetWriter(partial, first.candidates(self.config).schema) as writer:
-                log = EventLog.write(
-                    path, self.schema, impressions(lambda tick: writer.write_table(tick.candidates(self.config)))
-                )
+            with pq.ParquetWriter(partial, candidate_schema(self.config)) as writer:
+                ticks = _noted(self._ticks(simulation, events, days), simulation, writer)
+                log = EventLog.write(path, self.schema, self._observed(ticks, observed_until))
             partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
@@ -119,14 +110,27 @@ class AdsWorld:
         """``day`` of this world in ms since 1970."""
         return self.config.start_ms + round(day * DAY_MS)
 
-    def _ticks(self, events: int | None, days: float | None) -> Iterator[Tick]:
+    def _simulation(self) -> Simulation:
+        return Simulation(self.config, self.seed, self._model)
+
+    def _ticks(self, simulation: Simulation, events: int | None, days: float | None) -> Iterator[Tick]:
         if (events is None) == (days is None):
             raise ValueError("events, days: give one of them, how long the log is to be")
         if events is not None and events < 1:
             raise ValueError(f"events: expected at least 1, found {events}")
         if days is not None and not 0 < days < float("inf"):
             raise ValueError(f"days: expected a number above 0, found {days}")
-        return Simulation(self.config, self.seed, self._model).ticks(self._intercepts, events, days)
+        return simulation.ticks(self._intercepts, events, days)
+
+    def _observed(self, ticks: Iterator[Tick], until: int | None) -> Iterator[pa.Table]:
+        return (tick.table if until is None else observed(tick.table, self.config, until) for tick in ticks)
+
+
+def _noted(ticks: Iterator[Tick], simulation: Simulation, writer: pq.ParquetWriter) -> Iterator[Tick]:
+    """The ticks again, their candidate sets written on the way."""
+    for tick in ticks:
+        writer.write_table(simulation.candidates(tick))
+        yield tick
 
 
 def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
