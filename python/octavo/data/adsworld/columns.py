@@ -62,7 +62,8 @@ class Logger:
         self._user_events, self._item_events = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._clicks = np.zeros(0, np.int64)  # of each user so far
         self._clicked = np.zeros((0, config.history), np.int32)  # ring of each user's latest clicked items
-        self._open = (np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))  # clicks by time, user, item
+        # Clicks that have not happened when the tick begins: their time, user, item.
+        self._open: tuple[npt.NDArray, ...] = (np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     def table(self, number: int, requests: Requests, shown: Impressions, outcomes: Outcomes) -> pa.Table:
         config, items, count = self._config, self._items, len(shown.item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from octavo.config.sections import Section
@@ -142,6 +143,14 @@ class Clicks(Section):
 
     delay: Law = LogNormal(median=8.0, sigma=1.0)
     window_hours: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _clicks_come_in_time(self) -> Clicks:
+        if not self.delay.cdf(np.array([self.window_hours * 3600.0]))[0] > 0:
+            raise ValueError(
+                f"window_hours: no click comes within {self.window_hours} hours; raise it or shorten delay"
+            )
+        return self
 
 
 class WeightedLaw(Section):

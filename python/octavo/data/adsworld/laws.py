@@ -25,7 +25,7 @@ class Exponential(Section):
         return -np.expm1(-seconds / self.mean)
 
     def quantile(self, q: Floats) -> Floats:
-        return -self.mean * np.log1p(-q)
+        return self.mean * _hazard(q)
 
 
 class Weibull(Section):
@@ -39,7 +39,7 @@ class Weibull(Section):
         return -np.expm1(-((seconds / self.scale) ** self.shape))
 
     def quantile(self, q: Floats) -> Floats:
-        return self.scale * (-np.log1p(-q)) ** (1 / self.shape)
+        return self.scale * _hazard(q) ** (1 / self.shape)
 
 
 class LogNormal(Section):
@@ -95,6 +95,12 @@ class Mixture(Section):
             below = self.cdf(np.exp(middle)) < q
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return np.where(q <= 0, 0.0, np.exp(0.5 * (low + high)))
+
+
+def _hazard(q: Floats) -> Floats:
+    """-ln(1 - q), inf at 1."""
+    with np.errstate(divide="ignore"):
+        return -np.log1p(-q)
 
 
 Law = Annotated[Exponential | Weibull | LogNormal | Mixture, Field(discriminator="kind")]

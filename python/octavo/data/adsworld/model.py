@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
+from octavo.config import ConfigError
 from octavo.data.adsworld.config import DAY_MS, AdsWorldConfig
 from octavo.data.adsworld.laws import draw
 from octavo.data.adsworld.streams import Stream, generator
@@ -72,6 +75,15 @@ class Advertising:
             struck = generator(seed, Stream.DELAY_SHIFT, n).random(count) < config.shifts[n].advertisers
             factors.append(factors[-1] * np.where(struck, config.shifts[n].delay_factor, 1.0))
         self._factors = np.stack(factors)  # [epochs, advertisers]: between shifts nothing changes
+        everyone = np.arange(count)
+        for start in (None, *self._starts):
+            when = None if start is None else np.full(count, math.ceil(start))
+            whole = self._reached(everyone, self.factor(everyone, when), np.full(count, self.window))
+            if not (whole > 0).all():
+                raise ConfigError(
+                    f"conversions.window_days: advertiser {int(whole.argmin())} has no conversions within "
+                    f"{chosen.window_days} days; raise it, or shorten conversions.laws or spread"
+                )
 
     def factor(self, advertiser: Ints, time: Ints | None) -> Floats:
         """[n] what multiplies the law's times for an impression at ``time`` (ms; None: before any shift)."""
@@ -83,11 +95,16 @@ class Advertising:
 
     def cdf(self, advertiser: Ints, seconds: Floats, time: Ints | None = None) -> Floats:
         """[n] P(delay <= seconds | conversion)."""
-        law, factor, inside = self.law[advertiser], self.factor(advertiser, time), np.clip(seconds, 0, self.window)
-        reached = np.empty(len(advertiser))
+        factor, window = self.factor(advertiser, time), np.full(len(advertiser), self.window)
+        inside = self._reached(advertiser, factor, np.clip(seconds, 0, self.window))
+        return inside / self._reached(advertiser, factor, window)
+
+    def _reached(self, advertiser: Ints, factor: Floats, seconds: Floats) -> Floats:
+        """[n] the law's own distribution, without the window."""
+        law, reached = self.law[advertiser], np.empty(len(advertiser))
         for number, chosen in enumerate(self.laws):
             mine = law == number
-            reached[mine] = chosen.cdf(inside[mine] / factor[mine]) / chosen.cdf(self.window / factor[mine])
+            reached[mine] = chosen.cdf(seconds[mine] / factor[mine])
         return reached
 
     def quantile(self, advertiser: Ints, q: Floats, time: Ints | None = None) -> Floats:

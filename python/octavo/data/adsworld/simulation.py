@@ -71,11 +71,12 @@ class Simulation:
                 _, which, share = shifts.pop(0)
                 self._items.reshuffle(share, which, day)
             requests = self._sessions.tick(number)
-            if end is not None:
-                requests = requests.take(requests.time < end)
             shown, affinity = self._answers.show(requests, self._items.factors(day), Stream.RANKING, number)
             outcomes = self._answers.answer(shown, intercepts, number)
             table = self._logger.table(number, requests, shown, outcomes)
+            # A tick is always drawn whole, and then cut: what comes before the cut must not depend on it.
+            if end is not None:
+                table = table.slice(0, int(np.searchsorted(shown.time, end)))
             if left is not None:
                 table = table.slice(0, left)
                 left -= len(table)
