@@ -9,10 +9,11 @@ import pytest
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("pydantic")
-stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("scipy")
 
 import pyarrow as pa
 from adsworld_support import columns, skew
+from scipy import stats
 
 from octavo import evaluation
 from octavo.data import AdsWorld, bayes_optimum, encode_table

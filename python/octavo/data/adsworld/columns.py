@@ -128,15 +128,13 @@ class Logger:
             struck &= day < (np.inf if poison.until_day is None else poison.until_day)
             codes = np.array([1 + POISONS.index(kind) for kind in poison.kinds], np.int8)
             poisoned = np.where(struck, codes[rng.integers(0, len(codes), count)], 0).astype(np.int8)
-            other, random = (
-                rng.integers(0, max(1, count), count),
-                rng.integers(0, self._config.tastes.categories, count),
-            )
+            other, kinds = rng.integers(0, max(1, count), count), self._config.tastes.categories
+            away = rng.integers(1, max(2, kinds), count)
             scale, swap, _, wrong = (poisoned == code for code in range(1, 5))
             price, signals = np.where(swap, price[other], price), np.where(swap[:, None], signals[other], signals)
             price[scale] *= 1000
             signals[scale] *= 1000
-            category = np.where(wrong, random, category).astype(np.int16)
+            category = np.where(wrong, (category + away) % kinds, category).astype(np.int16)
         inputs = {"price": pa.array(price, mask=poisoned == 3), "category": pa.array(category)}
         for column in range(signals.shape[1]):
             inputs[f"signal_{column}"] = pa.array(np.ascontiguousarray(signals[:, column]))

@@ -202,7 +202,7 @@ class Shift(Section):
 class Poison(Section):
     """A share of impressions between two days is logged with corrupted inputs; outcomes follow the true ones. Kinds,
     equally likely: ``scale`` (price and signals times 1000), ``swap`` (those of another impression), ``null`` (no
-    price), ``category`` (a random one)."""
+    price), ``category`` (another one)."""
 
     share: float = Field(default=0.0, ge=0, le=1)
     kinds: tuple[PoisonKind, ...] = Field(default=("scale", "swap", "null", "category"), min_length=1)

@@ -89,6 +89,7 @@ _DRIFT = _REFERENCE.model_copy(
             Domain(name="reels", share=0.3, ctr=0.12, cvr=0.08),
             Domain(name="market", share=0.1, ctr=0.05, cvr=0.2),
         ),
+        "traffic": _REFERENCE.traffic.model_copy(update={"impressions_per_day": 5e5, "tick_minutes": 60.0}),
         "drift": Drift(rotation=0.25, click_amplitude=0.3, conversion_amplitude=0.7, period_days=6.0),
         "shifts": (Shift(day=7.0, reshuffle=0.33), Shift(day=7.0, click=-0.5, domain="feed")),
     }
