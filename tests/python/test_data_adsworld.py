@@ -6,7 +6,7 @@ import hashlib
 import time
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octavo.config import ConfigError
-from octavo.data import AdsWorld, AdsWorldConfig, DataError, EventLog, encode_table
+from octavo.config.sections import Section
+from octavo.data import PRESETS, AdsWorld, AdsWorldConfig, DataError, EventLog, bayes_optimum, encode_table
 
 SMALL: dict[str, Any] = {
     "users": {"initial": 500, "per_day": 100.0, "lifetime_days": 5.0},
@@ -299,4 +300,18 @@ def test_memory_is_bounded_by_the_tick() -> None:
 def test_opening_a_written_log_again(tmp_path: Path) -> None:
     AdsWorld(SMALL).write(tmp_path / "log", days=0.2)
     log = EventLog(tmp_path / "log")
+    assert 0.5 < bayes_optimum(log.columns(["_p_click"])["_p_click"]).auc < 1
     assert sum(len(batch) for batch in log.batches(512)) == len(log)
+
+
+def test_the_page_names_every_knob() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adsworld.md").read_text(encoding="utf-8")
+    pending: list[Any] = [AdsWorldConfig]
+    for section in pending:
+        for name, field in section.model_fields.items():
+            assert f"`{name}`" in page, f"{section.__name__}.{name}"
+            inner = [*get_args(field.annotation), field.annotation]
+            pending += [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    assert len(pending) > 12
+    for name in PRESETS:
+        assert f"| `{name}` |" in page
