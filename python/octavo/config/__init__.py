@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from octavo.config.loading import ConfigError, build_config, config_hash, load_config, run_id, save_config
+from octavo.config.loading import (
+    ConfigError,
+    build_config,
+    build_section,
+    config_hash,
+    load_config,
+    run_id,
+    save_config,
+)
 from octavo.config.models import (
     AnyModelConfig,
     DCNv2Config,
@@ -37,6 +45,7 @@ __all__ = [
     "TrainingConfig",
     "WukongConfig",
     "build_config",
+    "build_section",
     "config_hash",
     "load_config",
     "run_id",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from octavo._files import write_atomically
 from octavo.config.sections import RunConfig
+
+AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -77,7 +78,15 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source, origin, merged)) from None
+        raise ConfigError(_explain(error, source, origin, RunConfig, merged)) from None
+
+
+def build_section(section: type[AnySection], values: Mapping[str, Any], source: str = "configuration") -> AnySection:
+    """Validate plain values as any section. Raises :class:`ConfigError` as :func:`build_config` does."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source, {}, section, values)) from None
 
 
 def config_hash(config: BaseModel) -> str:
@@ -138,18 +147,20 @@ def _keep_what_fits(values: dict[str, Any], parents: Sequence[str], kind: Any) -
             del values[key]
 
 
-def _explain(error: ValidationError, source: str, origin: Mapping[str, str], values: Mapping[str, Any]) -> str:
+def _explain(
+    error: ValidationError, source: str, origin: Mapping[str, str], root: type[BaseModel], values: Mapping[str, Any]
+) -> str:
     """The first problem in one line, and how many more there are."""
     problems = error.errors()
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
     problem = (unknown or problems)[0]
-    keys, section = _place(problem["loc"])
+    keys, section = _place(problem["loc"], root)
     key = ".".join(keys)
     place = next((text for name, text in origin.items() if key == name or key.startswith(f"{name}.")), source)
     if problem["type"] == "extra_forbidden":
         *parents, last = keys
         message = f"unknown key {key!r}"
-        nearest = _nearest(last, parents, section, values)
+        nearest = _nearest(last, parents, section, _all_keys(root, values))
         if nearest:
             message += f"; did you mean {' or '.join(nearest)}?"
         message += f" (known in {'.'.join(parents) or 'the top level'}: {_known(section)})"
@@ -162,14 +173,16 @@ def _explain(error: ValidationError, source: str, origin: Mapping[str, str], val
     return f"{place}: {message}" + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
 
 
-def _place(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
+def _place(loc: Sequence[str | int], root: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
     """A problem's keys as a file has them, and the section of the last one. A union's kind, which pydantic puts after
     its key, is none.
     """
     keys: list[str] = []
-    owner: type[BaseModel] = RunConfig
-    options: list[type[BaseModel]] = [RunConfig]
-    for part in map(str, loc):
+    owner, options = root, [root]
+    for part in loc:
+        if isinstance(part, int):  # the place in a list
+            keys.append(str(part))
+            continue
         if len(options) > 1:
             options = [option for option in options if option.model_fields["kind"].default == part]
             continue
@@ -181,12 +194,11 @@ def _place(loc: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:
     return keys, owner
 
 
-def _nearest(name: str, parents: Sequence[str], section: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+def _nearest(name: str, parents: Sequence[str], section: type[BaseModel], everywhere: Sequence[str]) -> list[str]:
     """Full names of the closest keys: first in the same section, else anywhere."""
     here = difflib.get_close_matches(name, list(section.model_fields), n=2, cutoff=0.5)
     if here:
         return [".".join([*parents, match]) for match in here]
-    everywhere = _all_keys(RunConfig, values)
     last = {full: full.rsplit(".", 1)[-1] for full in everywhere}
     matches = difflib.get_close_matches(name, list(last.values()), n=1, cutoff=0.8)
     return [full for full, short in last.items() if matches and short == matches[0]][:2]
@@ -207,9 +219,10 @@ def _all_keys(section: type[BaseModel], values: Any, prefix: str = "") -> list[s
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    """Every section a field may hold, in lists and unions too."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for option in typing.get_args(annotation) for section in _sections(option)]
 
 
 def _known(section: type[BaseModel]) -> str:

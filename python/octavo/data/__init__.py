@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octavo.data.adsworld import PRESETS, AdsWorld, AdsWorldConfig, bayes_optimum, preset, preset_hash
 from octavo.data.batch import Batch
 from octavo.data.demo import write_demo_log
 from octavo.data.encoding import encode_events, encode_table
@@ -14,6 +15,9 @@ from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.transforms import Clip, Log1p, Standardise
 
 __all__ = [
+    "PRESETS",
+    "AdsWorld",
+    "AdsWorldConfig",
     "Batch",
     "Clip",
     "DataError",
@@ -24,10 +28,13 @@ __all__ = [
     "Schema",
     "Sparse",
     "Standardise",
+    "bayes_optimum",
     "data_root",
     "encode_events",
     "encode_table",
     "movielens",
     "prefetched",
+    "preset",
+    "preset_hash",
     "write_demo_log",
 ]
