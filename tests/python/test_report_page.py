@@ -142,3 +142,14 @@ def test_formats() -> None:
     assert (number(None), number(0.25, 2)) == ("–", "0.25")
     assert (signed(1.23e-4), signed(-1.23e-4), signed(-1e-9)) == ("+1.23", "−1.23", "0.00")
     assert [microseconds(v) for v in (1.234, 512.4, 1234.0, 98765.0)] == ["1.23 µs", "512 µs", "1.23 ms", "98.8 ms"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("hours", [1e-3, 0.04, 0.042, 2.4, 2.5, 2.6, 59, 61, 20_900, 22_000, 90_000])
+def test_any_span_of_time_has_ticks(hours) -> None:
+    results = sample()
+    start = results.progressive[0].time_ms
+    points = [
+        replace(point, time_ms=start + int(i * hours * 3_600_000 / 15)) for i, point in enumerate(results.progressive)
+    ]
+    assert "<img" in render(replace(results, progressive=points))

@@ -77,7 +77,7 @@ def progressive(points: Sequence[ProgressPoint], heldout: Quality | None, end_ms
             axis.set_title(title)
             axis.set_ylabel(label)
             axis.set_xlabel("event time (UTC)")
-            locator = AutoDateLocator(minticks=3, maxticks=6)
+            locator = AutoDateLocator(minticks=3, maxticks=7)  # fewer: nothing fits spans just below three hours
             axis.xaxis.set_major_locator(locator)
             axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
             axis.margins(y=0.12)
