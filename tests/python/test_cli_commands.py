@@ -10,7 +10,7 @@ import yaml
 from training_support import small_config
 
 from octavo.config import save_config
-from octavo.data import DataError, data_root
+from octavo.data import DataError, EventLog, data_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +130,40 @@ def test_movielens_example(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "task like" in done.stdout
     assert "logistic regression" in done.stdout
+
+
+def test_a_simulated_log_is_inspected(tmp_path) -> None:
+    made = octavo("data", "simulate", "delay", "log", "--events", "3000", "--seed", "2", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.startswith("EventLog('log': 3000 events")
+    again = octavo("data", "simulate", "delay", "twin", "--events", "3000", "--seed", "2", cwd=tmp_path)
+    assert again.returncode == 0
+    for name in ("log.json", "events-00000.parquet"):
+        assert (tmp_path / "log" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+    seen = octavo("data", "inspect", "log", cwd=tmp_path)
+    assert (seen.returncode, seen.stderr) == (0, "")
+    clicks = EventLog(tmp_path / "log").columns(["click"])["click"].to_numpy()
+    row = next(line.replace(" ", "").split("│") for line in seen.stdout.splitlines() if "│ click " in line)
+    assert row[1:5] == ["click", "3,000", f"{int(clicks.sum()):,}", f"{clicks.mean():.4f}"]
+    assert "history" in seen.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("simulate", "nope", "log", "--events", "3"),
+            "preset 'nope': there is none of this name (there are reference",
+        ),
+        (("simulate", "drift", "log"), "give one of --events and --days"),
+        (("simulate", "drift", "log", "--events", "3", "--days", "1"), "give one of --events and --days"),
+        (("simulate", "drift", "log", "--events", "0"), "'--events': Input should be greater than or equal to 1"),
+        (("inspect", "nowhere"), "nowhere/log.json: not found"),
+    ],
+)
+def test_mistakes_about_logs_are_one_line(tmp_path, arguments, message) -> None:
+    done = octavo("data", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 import octavo
+from octavo.cli import data
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
 _DEMO = {
     "name": "demo",
     "data": {"source": "demo"},
