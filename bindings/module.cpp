@@ -2,6 +2,10 @@
 
 #include <pybind11/native_enum.h>
 
+#include <cstdlib>
+
+#include "octavo/isa.hpp"
+
 namespace octavo::bindings {
 
 void raise_if_failed(const Status& status) {
@@ -20,6 +24,12 @@ void raise_if_failed(const Status& status) {
 PYBIND11_MODULE(_core, m) {
   using namespace octavo::bindings;
   m.doc() = "octavo's compiled engine. Private: use octavo.ops and octavo.nn.";
+  if (const char* forced = std::getenv("OCTAVO_ISA"); forced != nullptr && *forced != '\0') {
+    octavo::Isa isa;
+    if (!octavo::isa_from_string(forced, isa))
+      throw pybind11::import_error("OCTAVO_ISA: found '" + std::string(forced) +
+                                   "'; expected baseline, avx2 or avx512, or leave it unset");
+  }
   pybind11::native_enum<octavo::DType>(m, "DType", "enum.IntEnum")
       .value("f32", octavo::DType::f32)
       .value("bf16", octavo::DType::bf16)

@@ -167,3 +167,9 @@ def test_mistakes_about_logs_are_one_line(tmp_path, arguments, message) -> None:
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_instruction_set_is_refused(tmp_path) -> None:
+    done = octavo("doctor", cwd=tmp_path, OCTAVO_ISA="avx9")
+    assert done.returncode != 0
+    assert "OCTAVO_ISA: found 'avx9'; expected baseline, avx2 or avx512" in done.stderr

@@ -29,6 +29,10 @@ def test_items_come_in_order(ahead, count) -> None:
     assert not _threads()
 
 
+def test_any_item_is_an_item() -> None:
+    assert list(prefetched([1, None, 2])) == [1, None, 2]
+
+
 def test_no_more_than_ahead_are_made() -> None:
     made = []
 

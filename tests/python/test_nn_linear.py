@@ -81,6 +81,56 @@ def test_a_graph_whose_weight_changed_says_so(numerics) -> None:
 
 
 @pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "int8_dynamic"])
+def test_what_does_not_change_the_weight_leaves_its_graph_whole(numerics) -> None:
+    layer, other = nn.Linear(12, 9), torch.nn.Linear(3, 3)
+    layer.numerics = numerics
+    y = layer(X)
+    other(torch.randn(2, 3)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    layer(X)
+    layer.weight.requires_grad_(False)
+    layer(X)
+    layer.weight.requires_grad_(True)
+    y.sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "int8_dynamic"])
+def test_weights_of_one_call_have_codes_of_their_own(numerics) -> None:
+    layer = nn.Linear(12, 9)
+    layer.numerics = numerics
+    weights = [torch.randn(9, 12, requires_grad=True) for _ in range(2)]
+    y = sum(torch.func.functional_call(layer, {"weight": w}, (X,)) * (i + 1) for i, w in enumerate(weights))
+    y.sum().backward()
+    assert torch.equal(weights[1].grad, 2 * weights[0].grad)
+    with torch.no_grad():
+        for seed in range(20):  # freed at once: the next one lies where it lay
+            w = torch.randn(9, 12, generator=torch.Generator().manual_seed(seed))
+            expected = ops.linear(X, pack_as(w.clone(), numerics), layer.bias)
+            assert torch.equal(torch.func.functional_call(layer, {"weight": w}, (X,)), expected)
+            del w
+    twice = torch.nn.utils.parametrizations.weight_norm(nn.Linear(12, 12))
+    twice.numerics = numerics
+    twice(twice(X)).sum().backward()
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_steps_of_optimizers_that_write_past_the_version_are_noticed(fused) -> None:
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure=None) -> None:
+            for p in self.param_groups[0]["params"]:
+                p.data.sub_(p.grad)
+
+    layer = nn.Linear(12, 9)
+    layer.numerics = "int8_dynamic"
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=True) if fused else Plain(layer.parameters(), {})
+    layer(X).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(layer(X), ops.linear(X, pack_as(layer.weight, "int8_dynamic"), layer.bias))
+
+
+@pytest.mark.parametrize("numerics", ["bf16", "e4m3_row", "int8_dynamic"])
 def test_a_weight_packed_in_inference_mode_trains_afterwards(numerics) -> None:
     layer = nn.LinearNorm(12, 9)
     layer.numerics = numerics

@@ -283,3 +283,8 @@ def test_vmap_is_refused_by_torch_not_served_from_no_memory() -> None:
     prepared = ops.prepare_linear(w, rows=(1,))
     with pytest.raises(RuntimeError, match="Cannot access data pointer"):
         torch.vmap(prepared)(_normal(2, 3, K))
+
+
+def test_rows_are_a_sequence() -> None:
+    with pytest.raises(TypeError, match=r"rows: expected a sequence of numbers of rows, found 64; write \(64,\)"):
+        ops.prepare_linear(ops.pack_weight(torch.randn(4, 8)), rows=64)

@@ -1,12 +1,14 @@
 // Columns of a table's rows added to sums in registers: the loop over lookups that every instruction set shares.
 //
-// A format reads rows of one type with the registers of one instruction set (generic/bag_formats.hpp,
-// avx512/bag_formats.hpp):
-//   Vector, lanes               a register of FP32 sums
-//   Storage                     an element of `rows`; column c starts at element at(c), `lanes` columns are
-//   vector_bytes tail(dim, first) -> Tail    the last vector of a pass that starts at column `first` and ends with
-//   column dim - 1 scale(row, weight)          the row's scale folded into the weight bias(row, weight)           what
-//   every column gets on top add<vectors>(sum, x, scale, tail), store<vectors>(out, at, sum, tail)
+// A format reads rows of one type with one instruction set's registers (generic/bag_formats.hpp,
+// avx512/bag_formats.hpp). It has
+//   Vector, lanes              a register of FP32 sums
+//   Storage, vector_bytes      an element of `rows`; what `lanes` columns of it take
+//   at(column)                 the element where a column starts
+//   tail(dim, first) -> Tail   the last vector of a pass from column `first` to column dim - 1
+//   scale(row, weight)         the row's scale folded into the weight
+//   bias(row, weight)          what every column gets on top
+//   add<vectors>(sum, x, scale, tail), store<vectors>(out, at, sum, tail)
 // Loads stay inside the row: a wider one would touch the next cache line, which nobody prefetched.
 //
 // In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.

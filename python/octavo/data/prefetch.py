@@ -17,6 +17,10 @@ class _Failure:
         self.error = error
 
 
+class _End:
+    """No more items."""
+
+
 def prefetched(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
     """``items`` in their order, up to ``ahead`` of them made before they are asked for.
 
@@ -30,10 +34,10 @@ def prefetched(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
 
 
 def _consume(items: Iterable[Item], ahead: int) -> Iterator[Item]:
-    made: Queue[Item | _Failure | None] = Queue(ahead)  # None: the end
+    made: Queue[Item | _Failure | _End] = Queue(ahead)
     left = Event()
 
-    def hand_over(item: Item | _Failure | None) -> None:
+    def hand_over(item: Item | _Failure | _End) -> None:
         while not left.is_set():
             with suppress(Full):
                 made.put(item, timeout=_PATIENCE_S)
@@ -45,14 +49,14 @@ def _consume(items: Iterable[Item], ahead: int) -> Iterator[Item]:
                 hand_over(item)
                 if left.is_set():
                     return
-            hand_over(None)
+            hand_over(_End())
         except BaseException as error:
             hand_over(_Failure(error))
 
     thread = Thread(target=produce, name="octavo-prefetch", daemon=True)
     thread.start()
     try:
-        while (item := made.get()) is not None:
+        while not isinstance(item := made.get(), _End):
             if isinstance(item, _Failure):
                 raise item.error
             yield item

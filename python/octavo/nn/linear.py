@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from copy import deepcopy
 from typing import Any
 
@@ -17,16 +18,15 @@ from octavo.ops.linear_backward import BACKWARDS
 from octavo.ops.packing import PackedWeight, pack_as
 
 _MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
-_optimizer_steps = 0
 
 
-def _count_step(*_: Any) -> None:
-    """torch's fused optimizers change parameters without giving them a new version."""
-    global _optimizer_steps
-    _optimizer_steps += 1
+def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused optimizers, and those that write to ``.data``, change parameters without giving them a new version."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version([p for p in group["params"] if p.grad is not None])
 
 
-register_optimizer_step_post_hook(_count_step)
+register_optimizer_step_post_hook(_count_versions)
 
 
 class _Numerics(torch.nn.Module):
@@ -38,7 +38,7 @@ class _Numerics(torch.nn.Module):
     _backward: str = "bf16"
     preferred_kernels: dict[int, str] = {}  # a plan's kernels by the largest M of their bucket; empty: dispatch chooses
     _packed: PackedWeight | None = None
-    _packed_from: tuple[Any, ...] = ()
+    _packed_from: tuple[Any, int, int] = (lambda: None, 0, 0)  # a reference to the weight, its address and version
 
     @property
     def numerics(self) -> str:
@@ -65,7 +65,9 @@ class _Numerics(torch.nn.Module):
         self._backward = value
 
     def packed(self) -> PackedWeight:
-        """The weight in this layer's class; packed again when the weight changed."""
+        """The weight in this layer's class. When the weight changed in place, what was returned before follows it: the
+        new codes are in the memory of the old ones, and a graph that saved these fails in its backward.
+        """
         weight = self.weight
         if torch.compiler.is_compiling():
             if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
@@ -73,17 +75,21 @@ class _Numerics(torch.nn.Module):
             if self._packed is not None:
                 return self._packed
         version = 0 if weight.is_inference() else weight._version
-        trains = weight.requires_grad
-        state = (weight.data_ptr(), version, _optimizer_steps if trains else 0, trains)
-        packed = self._packed
-        if packed is None or state != self._packed_from:
-            if packed is not None and packed.can_hold(weight):
-                packed.renew(weight)
-            else:
-                with torch.inference_mode(False):  # a later call may train
-                    packed = self._packed = pack_as(weight, self._numerics)
-                packed.preferred = self.preferred_kernels
-            self._packed_from = state
+        packed, (known, address, packed_version) = self._packed, self._packed_from
+        if (
+            packed is None or known() is not weight or packed.preferred is not self.preferred_kernels
+            or (packed.shape, packed.device) != (weight.shape, weight.device)
+        ):  # fmt: skip
+            # Another weight, if only for one call, gets codes of its own: a graph may hold those of the last.
+            with torch.inference_mode(False):  # a later call may train
+                packed = self._packed = pack_as(weight, self._numerics)
+            packed.preferred = self.preferred_kernels
+        elif (address, packed_version) != (weight.data_ptr(), version):
+            packed.renew(weight)
+        else:
+            packed.master = weight if weight.requires_grad else None
+            return packed
+        self._packed_from = (weakref.ref(weight), weight.data_ptr(), version)
         return packed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -91,6 +91,7 @@ class _Linear(torch.autograd.Function):
             return run(x, w, bias, norm, activation, residual, before, out_dtype)
         y, z, ctx.layer = record(x, w, bias, norm, activation, residual, before, out_dtype)
         ctx.w, ctx.backward, ctx.residual = w, backward, None if residual is None else residual.dtype
+        ctx.master = None if master is None else master.dtype
         ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias)  # codes and parameters: changes are noticed
         return y
 
@@ -104,7 +105,7 @@ class _Linear(torch.autograd.Function):
                 grad, x, z, ctx.w, ctx.layer.epilogue, ctx.backward, ctx.residual, ctx.layer.before, needs
             )
             if found[1] is not None:
-                found[1] = found[1].to(ctx.w.master.dtype)
+                found[1] = found[1].to(ctx.master)
             return (*found, *[None] * 6)
         x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
         numerics, kind, eps, block, activation, before = ctx.recipe

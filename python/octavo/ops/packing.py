@@ -69,13 +69,10 @@ class PackedWeight:
             self.served = None
         return self._core_weight
 
-    def can_hold(self, weight: torch.Tensor) -> bool:
-        """Whether :meth:`renew` can take ``weight``."""
-        return weight.shape == self.codes.shape and weight.device == self.codes.device
-
     def renew(self, weight: torch.Tensor) -> None:
-        """Codes and scales of another weight [N, K], in the memory of these: what was prepared serves on, and a graph
-        that saved the old codes fails in its backward, as torch's own layers do.
+        """Codes and scales of ``weight`` [N, K], which is the same tensor as before with other values, in the memory of
+        these: what was prepared serves on, and a graph that saved the old codes fails in its backward, as torch's own
+        layers do whose weight changed in place.
         """
         if self.scale is None:
             with torch.no_grad():
@@ -91,7 +88,7 @@ class PackedWeight:
         return self._routes.get((kernels.generation, *key))
 
     def remember(self, key: tuple[Any, ...], route: Any) -> None:
-        """Remember ``route`` for ``key`` until the codes or the kernels change."""
+        """Remember ``route`` for ``key`` until the kernels change."""
         if len(self._routes) >= 1024:
             self._routes.clear()
         self._routes[(kernels.generation, *key)] = route

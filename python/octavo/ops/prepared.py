@@ -44,6 +44,8 @@ def prepare_linear(
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     if x_dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"x_dtype: expected torch.float32 or torch.bfloat16, found {x_dtype}")
+    if isinstance(rows, int):
+        raise TypeError(f"rows: expected a sequence of numbers of rows, found {rows}; write ({rows},)")
     example = torch.empty((0, w.k), dtype=x_dtype, device=w.device)
     check(example, w, bias, norm, activation, None, out_dtype, None)
     layer = Layer(w, bias, norm, activation, residual_before_norm, x_dtype, out_dtype or x_dtype)
