@@ -25,8 +25,8 @@ _HOPELESS = 10.0  # candidates whose prediction is this many times the best one'
 def measure(problem: Problem, requirement: Requirement | None = None, budget_ms: float = 10.0) -> dict[str, float]:
     """Time every admitted candidate of a linear problem, interleaved, and let dispatch use the results.
 
-    About ``budget_ms`` per candidate. Candidates predicted far behind are skipped. Returns name -> median
-    us.
+    About ``budget_ms`` per candidate. Candidates predicted far behind are skipped. Returns name -> us, the
+    lower quartile: whatever else the machine does only adds to a time.
     """
     if problem.op != "linear":
         raise ValueError(f"op: only linear problems are measured, found {problem.op!r}")
@@ -34,15 +34,15 @@ def measure(problem: Problem, requirement: Requirement | None = None, budget_ms:
     admitted = [c for c in judge(problem, requirement).candidates if c.admitted]
     rows = [c.kernel for c in admitted if c.predicted_us <= _HOPELESS * admitted[0].predicted_us]
     while True:
-        medians = timed(problem, rows, budget_ms)
-        for name, us in medians.items():
+        found = timed(problem, rows, budget_ms)
+        for name, us in found.items():
             _core.record_cost(kernels.by_name(name), core, us)
         first = judge(problem, requirement).candidates[:1]
         if not first or not first[0].admitted or first[0].source == "measured":
             break
         rows.append(first[0].kernel)  # its prediction beats what the others turned out to cost
     kernels.new_generation()
-    return medians
+    return found
 
 
 def is_measured(problem: Problem) -> bool:
@@ -52,7 +52,7 @@ def is_measured(problem: Problem) -> bool:
 
 
 def timed(problem: Problem, rows: list[_core.Kernel], budget_ms: float) -> dict[str, float]:
-    """Median us of each kernel on ``problem``, interleaved, about ``budget_ms`` each."""
+    """Lower-quartile us of each kernel on ``problem``, interleaved, about ``budget_ms`` each."""
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     with torch.no_grad():
         return _interleaved(calls, budget_ms)
@@ -103,7 +103,7 @@ def _norm(kind: str, n: int, device: str) -> Norm:
 
 
 def _interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> dict[str, float]:
-    """Median us of each call, taken in turns."""
+    """Lower-quartile us of each call, taken in turns."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     slowest = 0.0
     for call in calls.values():
@@ -121,4 +121,4 @@ def _interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> di
             call()
             synchronize()
             times[name].append(time.perf_counter() - start)
-    return {name: sorted(values)[len(values) // 2] * 1e6 for name, values in times.items()}
+    return {name: sorted(values)[len(values) // 4] * 1e6 for name, values in times.items()}
