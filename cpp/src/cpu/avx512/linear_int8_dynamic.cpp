@@ -92,7 +92,7 @@ inline void shift_codes(const MatrixView& x, std::int64_t first, std::int64_t co
 }
 
 struct Int8Class {
-  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 48, kCutColumnsBelow = 5;
+  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 24, kCutColumnsBelow = 5;
 
   explicit Int8Class(const PackedWeight& w) {
     static const char tag = 0;
