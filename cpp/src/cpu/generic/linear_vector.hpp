@@ -109,6 +109,26 @@ typedef std::uint8_t UnalignedBytes __attribute__((vector_size(kVectorBytes / 4)
 }
 
 // The first `count` < kLanes elements; the other lanes are zero and are not read.
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline __mmask16 first_lanes(std::int64_t count) {
+  return static_cast<__mmask16>((1u << count) - 1);
+}
+[[gnu::always_inline]] inline Vec load_part(const float* p, std::int64_t count) {
+  return _mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+[[gnu::always_inline]] inline Vec load_part(const std::uint16_t* p, std::int64_t count) {  // BF16
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+[[gnu::always_inline]] inline void store_part(float* p, Vec v, std::int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), v);
+}
+[[gnu::always_inline]] inline void store_part(std::uint16_t* p, Vec v, std::int64_t count) {  // BF16
+  alignas(32) std::uint16_t part[kLanes];
+  store(part, v);
+  _mm256_mask_storeu_epi16(p, first_lanes(count), _mm256_load_si256(reinterpret_cast<const __m256i*>(part)));
+}
+#else
 template <class T>
 [[gnu::always_inline]] inline Vec load_part(const T* p, std::int64_t count) {
   alignas(kVectorBytes) T part[kLanes] = {};
@@ -122,6 +142,7 @@ template <class T>
   store(part, v);
   std::memcpy(p, part, static_cast<std::size_t>(count) * sizeof(T));
 }
+#endif
 
 // Zero in the lanes from `count` on.
 [[gnu::always_inline]] inline Vec keep_first(Vec v, std::int64_t count) {
