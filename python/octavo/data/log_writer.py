@@ -34,7 +34,7 @@ def write_log(
     try:
         files = [
             _write_file(temporary / f"events-{number:05d}.parquet", schema, table, rows_per_group)
-            for number, table in enumerate(_regroup(_proved(schema, tables), rows_per_file))
+            for number, table in enumerate(regroup(_proved(schema, tables), rows_per_file))
         ]
         if not files:
             raise DataError(f"{path}: no events to write; a log holds at least one")
@@ -91,7 +91,7 @@ def _named(tables: Iterable[pa.Table | str | Path]) -> Iterator[tuple[pa.Table, 
             raise DataError(f"{entry}: not a readable parquet file ({one_line(error)}); export it again") from None
 
 
-def _regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+def regroup(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same events in tables of ``rows``, the rest in the last."""
     waiting: list[pa.Table] = []
     held = 0

@@ -20,6 +20,7 @@ from octavo.data.adsworld.simulation import Simulation, Tick
 from octavo.data.adsworld.truth import Truth
 from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
+from octavo.data.log_writer import regroup
 from octavo.data.schema import Schema
 
 
@@ -63,7 +64,7 @@ class AdsWorld:
         ticks = self._ticks(self._simulation(), events, days)
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, found {rows}")
-        return _regroup(self._observed(ticks, observed_until), rows)
+        return (table.combine_chunks() for table in regroup(self._observed(ticks, observed_until), rows))
 
     def candidates(self, events: int | None = None, days: float | None = None) -> Iterator[pa.Table]:
         """The candidate sets of the requests of :meth:`tables`, one row each: the shown have a ``position``, the others
@@ -131,18 +132,3 @@ def _noted(ticks: Iterator[Tick], simulation: Simulation, writer: pq.ParquetWrit
     for tick in ticks:
         writer.write_table(simulation.candidates(tick))
         yield tick
-
-
-def _regroup(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    waiting: list[pa.Table] = []
-    held = 0
-    for table in tables:
-        waiting.append(table)
-        held += len(table)
-        while held >= rows:
-            joined = pa.concat_tables(waiting)
-            yield joined.slice(0, rows).combine_chunks()
-            rest = joined.slice(rows)
-            waiting, held = [rest], len(rest)
-    if held:
-        yield pa.concat_tables(waiting).combine_chunks()
