@@ -16,26 +16,36 @@ from octavo.config.section import Section
 class DataConfig(Section):
     """Where the events come from.
 
-    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates) or ``log``
-    (a directory written by :class:`octavo.data.EventLog`).
+    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates), ``world`` (a log
+    simulated by an :class:`octavo.data.AdsWorld` preset) or ``log`` (a directory written by
+    :class:`octavo.data.EventLog`). Logs that are made lie below the run's directory and are made once.
     """
 
-    source: Literal["movielens", "demo", "log"] = "movielens"
+    source: Literal["movielens", "demo", "world", "log"] = "movielens"
     path: str | None = Field(
         default=None, description="source=log: the log's directory; source=movielens: the data root"
     )
-    events: PositiveInt | None = Field(default=None, description="source=demo: how many events to generate")
-    seed: int = Field(default=0, ge=0, description="source=demo: seed of the generated world")
+    preset: str | None = Field(default=None, description="source=world: the preset's name (docs/adsworld.md)")
+    events: PositiveInt | None = Field(default=None, description="source=demo or world: how many events to make")
+    days: PositiveFloat | None = Field(default=None, description="source=world: how many days, instead of events")
+    seed: int = Field(default=0, ge=0, description="source=demo or world: seed of the world")
     limit: PositiveInt | None = Field(default=None, description="use only the first events of the log")
 
     @model_validator(mode="after")
     def _keys_fit_the_source(self) -> DataConfig:
         if self.source == "log" and self.path is None:
             raise ValueError("source=log needs path: the directory of the event log")
-        if self.source == "demo" and self.path is not None:
-            raise ValueError("path means nothing for source=demo; remove it")
-        if self.source != "demo" and self.events is not None:
+        if self.source in ("demo", "world") and self.path is not None:
+            raise ValueError(f"path means nothing for source={self.source}; remove it")
+        if self.source not in ("demo", "world") and self.events is not None:
             raise ValueError(f"events means nothing for source={self.source}; use limit")
+        if self.source == "world":
+            if self.preset is None:
+                raise ValueError("source=world needs preset: the name of an AdsWorld preset, for example reference")
+            if (self.events is None) == (self.days is None):
+                raise ValueError("source=world needs one of events and days")
+        elif self.preset is not None or self.days is not None:
+            raise ValueError(f"preset and days mean nothing for source={self.source}; they are for source=world")
         return self
 
 

@@ -13,7 +13,7 @@ import torch
 
 import octavo
 from octavo.config import DataConfig, RunConfig, config_hash, run_id, save_config
-from octavo.data import EventLog, movielens, write_demo_log
+from octavo.data import AdsWorld, EventLog, movielens, preset_hash, write_demo_log
 from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import precision
@@ -26,12 +26,19 @@ Listener = Callable[[str, int, int], None]  # stage, done, total
 
 
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
-    """The log that ``config`` names; a demo log is generated below ``run_dir`` once."""
+    """The log that ``config`` names; a log that octavo makes is written below ``run_dir`` once."""
     if config.source == "movielens":
         return movielens(config.path)
     if config.source == "log":
         assert config.path is not None
         return EventLog(config.path)
+    if config.source == "world":
+        assert config.preset is not None
+        size = f"{config.events}" if config.days is None else f"{config.days:g}d"
+        path = run_dir / f"world-{config.preset}-{preset_hash(config.preset)[:8]}-{size}-{config.seed}"
+        if path.exists():
+            return EventLog(path)
+        return AdsWorld(config.preset, config.seed).write(path, events=config.events, days=config.days)
     path = run_dir / f"log-{config.events or _DEMO_EVENTS}-{config.seed}"
     if path.exists():
         return EventLog(path)
