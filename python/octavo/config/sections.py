@@ -59,22 +59,46 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One streaming pass in event time.
+    """One streaming pass in event time, or several epochs over a fixed set.
 
     ``holdout`` is the fraction of the log's last events that is scored after training and never trained on.
+    ``labels``: ``final`` trains on an example at once with the outcome that the log holds in the end; ``known`` trains
+    on it when its outcome is known (``Schema.wait`` after the event), as a live stream would.
+    ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
+    events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
+    epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
+    ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``, made on early batches
+    by ``plan.min_sqnr_db`` and made again every ``plan_every`` updates (0: never).
     ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
-    ``window`` is the number of events per point of the progressive metrics. ``threads: null`` leaves torch's setting.
+    ``window`` is the number of events per point of the progressive metrics, ``window_hours`` instead a span of event
+    time; ``by_domain`` adds each domain's. ``threads: null`` leaves torch's setting.
     """
 
     batch_size: PositiveInt = 256
     holdout: float = Field(default=0.2, ge=0, lt=1)
+    labels: Literal["final", "known"] = "final"
+    epochs: PositiveInt = 1
+    shuffle: bool = False
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    patience: PositiveInt = 1
+    metric: Literal["ne", "auc"] = "ne"
+    precision: Literal["fp32", "bf16", "plan"] = "fp32"
+    plan_every: int = Field(default=1000, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: PositiveFloat | None = None
     window: PositiveInt = 5000
+    window_hours: PositiveFloat | None = None
+    by_domain: bool = True
     checkpoint_every: int = Field(default=100, ge=0, description="batches between checkpoints; 0 = only at the end")
     keep_checkpoints: PositiveInt = 2
     threads: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _a_stream_or_epochs(self) -> TrainingConfig:
+        if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
+            raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
+        return self
 
 
 class PlanConfig(Section):
