@@ -67,7 +67,9 @@ class Progressive:
         """
         times = as_array(time, "time").astype(np.int64)
         loads = np.ones(len(times)) if weight is None else as_array(weight, "weight")
-        ids = np.stack([*(_ids(column, name, len(times)) for column, name in ((user, "user"), (domain, "domain"))), times])
+        ids = np.stack(
+            [*(_ids(column, name, len(times)) for column, name in ((user, "user"), (domain, "domain"))), times]
+        )
         chosen = self.tasks if tasks is None else tuple(tasks)
         rows = {}
         for task in chosen:
@@ -92,6 +94,11 @@ class Progressive:
     def points(self) -> list[ProgressPoint]:
         """Every closed window's points, by position, then task; a window's own before its domains'."""
         return self._in_order([point for head in self._heads.values() for point in head.points])
+
+    def last(self, task: str) -> ProgressPoint | None:
+        """The task's newest point over all events; None where no window has closed."""
+        found = reversed(self._heads[task].points)
+        return next((point for point in found if point.domain is None), None)
 
     def cumulative(self) -> dict[str, Quality]:
         """Quality over everything seen, the open windows included."""

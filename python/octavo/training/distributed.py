@@ -36,6 +36,14 @@ class Group:
             dist.init_process_group("gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave torch's default group."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_first(self) -> bool:
         return self.rank == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from octavo.data import Batch, EventLog, encode_table
 from octavo.evaluation import Quality, quality
 from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints, write_checkpoint
+from octavo.training.slices import predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
 
@@ -50,24 +51,12 @@ class Progress:
         return False
 
 
-def validate(
-    model: torch.nn.Module, log: EventLog, start: int, stop: int, tasks: Sequence[str], batch_size: int = 4096
-) -> dict[str, Quality]:
+def validate(model: torch.nn.Module, log: EventLog, start: int, stop: int) -> dict[str, Quality]:
     """Quality by task on the events from ``start`` to ``stop`` (exclusive), in evaluation mode."""
-    logits: dict[str, list[torch.Tensor]] = {task: [] for task in tasks}
-    labels: dict[str, list[torch.Tensor]] = {task: [] for task in tasks}
-    weights, users = [], []
-    model.eval()
-    with torch.inference_mode():
-        for batch in log.batches(batch_size, start, stop):
-            for task, z in model(batch).items():
-                logits[task].append(z)
-                labels[task].append(batch.labels[task])
-            weights.append(batch.weight)
-            users.append(batch.user)
-    weight, user = torch.cat(weights), torch.cat(users)
+    found = predict(model, log, start, stop)
     return {
-        task: quality(torch.cat(logits[task]), torch.cat(labels[task]), weight, logits=True, group=user) for task in tasks
+        task: quality(z, found.labels[task], found.weight, logits=True, group=found.user)
+        for task, z in found.logits.items()
     }
 
 

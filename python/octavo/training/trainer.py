@@ -71,9 +71,7 @@ class Trainer:
         self.plan: Plan | None = None
         self._losses = (0.0, 0)  # sum and number since the last line of the history
         self._mark = (time.perf_counter(), 0)
-        self._lanes = (
-            lanes_of(log, self.tasks, chosen.batch_size, self.fit_end) if chosen.labels == "known" else []
-        )
+        self._lanes = lanes_of(log, self.tasks, chosen.batch_size, self.fit_end) if chosen.labels == "known" else []
         named = list(self.model.named_parameters())
         self._names = [name for name, _ in named]
         self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
@@ -220,7 +218,11 @@ class Trainer:
         whole = self._joined(logits, len(batch))
         value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
         if not math.isfinite(value):
-            first = self.position if held is None else next(x for x in self._lanes if x.heads == tasks).position - len(batch)
+            first = (
+                self.position
+                if held is None
+                else next(x for x in self._lanes if x.heads == tasks).position - len(batch)
+            )
             raise TrainingError(
                 f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
                 f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
@@ -287,7 +289,7 @@ class Trainer:
         chosen = self.config.training
         improved = True
         if chosen.validation:
-            found = epochs.validate(self.model, self.log, self.fit_end, self.train_end, self.tasks)
+            found = epochs.validate(self.model, self.log, self.fit_end, self.train_end)
             value = epochs.stopping_value(found, chosen.metric)
             improved = self.stopping.take(value, self.step)
             if self.group.is_first:
