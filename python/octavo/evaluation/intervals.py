@@ -73,7 +73,10 @@ def _bootstrap(
             per_world(value, len(a), name)
             for value, name in ((b, "b"), (labels, "labels"), (clusters, "clusters"), (weight, "weight"), (group, "group"))
         ]  # fmt: skip
-        worlds = [_world(metric, *columns, logits) for columns in zip(a, *others, strict=True)]
+        worlds = [
+            _world(metric, a, b, labels, clusters, weight, group, logits)
+            for a, b, labels, clusters, weight, group in zip(a, *others, strict=True)
+        ]
     else:
         worlds = [_world(metric, a, b, labels, clusters, weight, group, logits)]
     estimate = float(np.mean([statistic(np.ones(count)) for count, statistic in worlds]))

@@ -73,7 +73,7 @@ class Results:
     config_sha256: str
     machine: Mapping[str, str]
     data: Mapping[str, str]
-    training: dict[str, str]
+    training: Mapping[str, str]
     requirement: str
     progressive: list[ProgressPoint]
     heldout: Quality | None

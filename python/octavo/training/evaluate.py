@@ -159,8 +159,8 @@ def _row(
         "weight": found.weight[inside], "group": found.user[inside], "logits": True, "resamples": resamples,
     }  # fmt: skip
     names = clusters[inside]
-    metrics = {metric: interval(metric, z, labels, names, **options) for metric in METRICS}
-    differences = None
+    metrics: dict[str, Interval] = {metric: interval(metric, z, labels, names, **options) for metric in METRICS}
+    differences: dict[str, Interval] | None = None
     if other is not None:
         rival = other.logits[head][inside]
         differences = {metric: paired(metric, z, rival, labels, names, **options) for metric in METRICS}
