@@ -16,10 +16,17 @@ from octavo.config import RunConfig, config_hash
 from octavo.data import Batch, EventLog, prefetched
 from octavo.evaluation import Progressive
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
-from octavo.training.state import copy_dense, dense_state, optimizer_tensors, restore_optimizer, table_states
+from octavo.training.state import (
+    TableTracker,
+    copy_dense,
+    dense_state,
+    optimizer_tensors,
+    restore_optimizer,
+    table_states,
+)
 
 # What may change between a run and its resumption: it does not change what is learned.
-_FREE = ("checkpoint_every", "keep_checkpoints")
+_FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
 
 
 class TrainingError(RuntimeError):
@@ -41,6 +48,7 @@ class Trainer:
         if self.train_end == 0:
             raise TrainingError(f"log: {len(log)} events leave none to train on with holdout={config.training.holdout}")
         self.model = models.build(log.schema, config.model)
+        self.tracker = TableTracker(self.model, config.training.full_every)
         self.progressive = Progressive(log.schema.tasks, config.training.window)
         self.position = 0
         self.step = 0
@@ -67,6 +75,7 @@ class Trainer:
         copy_dense(dense_state(self.model), checkpoint.group("dense"), str(checkpoint.path))
         for name, table in table_states(self.model).items():
             checkpoint.read_table(name, table)
+        self.tracker.saved(checkpoint.path)
         restore_optimizer(self.optimizer, self._names, checkpoint.group("optimizer"))
         self.progressive.load_state_dict(checkpoint.group("progressive"))
         torch.set_rng_state(checkpoint.group("rng")["torch"])
@@ -107,9 +116,12 @@ class Trainer:
             "rng": {"torch": torch.get_rng_state()},
         }
         tables = table_states(self.model)
-        return write_checkpoint(
-            self.checkpoints, self.step, meta, groups, tables, keep=self.config.training.keep_checkpoints
+        keep = self.config.training.keep_checkpoints
+        path = write_checkpoint(
+            self.checkpoints, self.step, meta, groups, tables, keep, base=self.tracker.base()
         )
+        self.tracker.saved(path)
+        return path
 
     def _train(self, batch: Batch) -> None:
         training = self.config.training
