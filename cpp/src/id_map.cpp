@@ -1,6 +1,7 @@
 #include "octavo/id_map.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -8,12 +9,12 @@
 #include <tuple>
 
 #include "cpu/bag_random.hpp"
-#include "octavo/threading.hpp"
 
 namespace octavo {
 namespace {
 
 constexpr std::int64_t kBlock = 32;           // ids whose cache misses overlap
+constexpr std::size_t kAhead = 16;            // new ids whose slots are on their way
 constexpr std::int64_t kParallelFrom = 4096;  // ids: fewer cost less than a fork
 constexpr std::int64_t kLine = 64;
 
@@ -98,36 +99,68 @@ std::uint64_t IdMap::find(std::int64_t id, std::uint32_t tag, std::uint64_t slot
   }
 }
 
-void IdMap::lookup(const std::int64_t* ids, std::int64_t n, std::int64_t* rows) const {
-  const int count = n < kParallelFrom ? 1 : threads();
-  parallel_region(count, [&](int thread, int of) {
-    const Slot* slots = slots_.as<Slot>();
-    const Record* records = records_.as<Record>();
-    const Range mine = partition(n, thread, of, kBlock);
-    std::uint32_t tags[kBlock];
-    std::uint64_t at[kBlock];
-    for (std::int64_t begin = mine.begin; begin < mine.end; begin += kBlock) {
-      const std::int64_t size = std::min(kBlock, mine.end - begin);
-      for (std::int64_t i = 0; i < size; ++i) {
-        tags[i] = tag_of(ids[begin + i]);
-        __builtin_prefetch(slots + home(tags[i]));
-      }
-      for (std::int64_t i = 0; i < size; ++i) {
-        std::uint64_t slot = home(tags[i]);
-        while (slots[slot].row >= 0 && slots[slot].tag != tags[i]) slot = (slot + 1) & mask_;
-        at[i] = slot;
-        if (slots[slot].row >= 0) __builtin_prefetch(records + slots[slot].row);
-      }
-      for (std::int64_t i = 0; i < size; ++i) rows[begin + i] = slots[find(ids[begin + i], tags[i], at[i])].row;
+// Calls found(i, slot) for each id, the slot it is in or an empty one. Cache misses overlap: a block's slots are
+// fetched while the block before is looked at, then its records.
+template <class Found>
+void IdMap::each_slot(const std::int64_t* ids, Range mine, Found&& found) const {
+  const Slot* slots = slots_.as<Slot>();
+  const Record* records = records_.as<Record>();
+  std::uint32_t tags[2][kBlock];
+  std::uint64_t at[kBlock];
+  const auto fetch = [&](std::int64_t begin, std::uint32_t* into) {
+    for (std::int64_t i = 0; i < std::min(kBlock, mine.end - begin); ++i) {
+      into[i] = tag_of(ids[begin + i]);
+      __builtin_prefetch(slots + home(into[i]));
     }
+  };
+  fetch(mine.begin, tags[0]);
+  int now = 0;
+  for (std::int64_t begin = mine.begin; begin < mine.end; begin += kBlock, now ^= 1) {
+    const std::int64_t size = std::min(kBlock, mine.end - begin);
+    const std::uint32_t* tag = tags[now];
+    fetch(begin + kBlock, tags[now ^ 1]);
+    for (std::int64_t i = 0; i < size; ++i) {
+      std::uint64_t slot = home(tag[i]);
+      while (slots[slot].row >= 0 && slots[slot].tag != tag[i]) slot = (slot + 1) & mask_;
+      at[i] = slot;
+      if (slots[slot].row >= 0) __builtin_prefetch(records + slots[slot].row, 1);
+    }
+    for (std::int64_t i = 0; i < size; ++i) found(begin + i, find(ids[begin + i], tag[i], at[i]));
+  }
+}
+
+void IdMap::lookup(const std::int64_t* ids, std::int64_t n, std::int64_t* rows) const {
+  parallel_region(n < kParallelFrom ? 1 : threads(), [&](int thread, int of) {
+    const Slot* slots = slots_.as<Slot>();
+    each_slot(ids, partition(n, thread, of, kBlock),
+              [&](std::int64_t i, std::uint64_t slot) { rows[i] = slots[slot].row; });
   });
 }
 
-void IdMap::touch(std::int64_t row, std::int64_t now) {
-  Record& record = records_.as<Record>()[row];
+void IdMap::touch(Record& record, std::int64_t now) const {
   record.last_seen = std::max(record.last_seen, now);
   record.score = std::min(std::max(record.score, floor_) + 1, floor_ + kSpread);
-  record.call = call_;
+}
+
+// The first of a call to see a record touches it: the same whichever thread that is.
+void IdMap::lookup_and_touch(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows) {
+  parallel_region(n < kParallelFrom ? 1 : threads(), [&](int thread, int of) {
+    const Slot* slots = slots_.as<Slot>();
+    Record* records = records_.as<Record>();
+    each_slot(ids, partition(n, thread, of, kBlock), [&](std::int64_t i, std::uint64_t slot) {
+      rows[i] = slots[slot].row;
+      if (rows[i] < 0) return;
+      Record& record = records[rows[i]];
+      const std::atomic_ref<std::uint32_t> call(record.call);
+      if (call.load(std::memory_order_relaxed) == call_) return;
+      if (of == 1) {
+        record.call = call_;
+      } else if (call.exchange(call_, std::memory_order_relaxed) == call_) {
+        return;
+      }
+      touch(record, now);
+    });
+  });
 }
 
 void IdMap::lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows) {
@@ -136,20 +169,19 @@ void IdMap::lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64
     each_bit(live_, [&](std::int64_t row) { records_.as<Record>()[row].call = 0; });
     call_ = 1;
   }
-  lookup(ids, n, rows);
+  lookup_and_touch(ids, n, now, rows);
+  std::vector<std::int64_t> missing;
   for (std::int64_t i = 0; i < n; ++i)
-    if (rows[i] >= 0) touch(rows[i], now);
+    if (rows[i] < 0) missing.push_back(i);
+  const Slot* slots = slots_.as<Slot>();
   bool full = false;
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (rows[i] >= 0) continue;
+  for (std::size_t m = 0; m < missing.size(); ++m) {
+    if (m + kAhead < missing.size()) __builtin_prefetch(slots + home(tag_of(ids[missing[m + kAhead]])), 1);
+    const std::int64_t i = missing[m];
     const std::uint64_t hash = hash_of(ids[i]);
     const auto tag = static_cast<std::uint32_t>(hash >> 32);
-    const std::int32_t row = slots_.as<Slot>()[find(ids[i], tag, home(tag))].row;
-    if (row >= 0) {  // inserted earlier in this call
-      touch(row, now);
-      rows[i] = row;
-      continue;
-    }
+    rows[i] = slots[find(ids[i], tag, home(tag))].row;
+    if (rows[i] >= 0) continue;  // inserted earlier in this call
     if (config_.admit_after > 1 && sightings_.add(hash) < config_.admit_after) continue;
     if (size_ == config_.max_rows && (full || !make_room(now))) {
       full = true;

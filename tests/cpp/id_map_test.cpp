@@ -62,6 +62,7 @@ TEST(IdMap, NeverMoreThanItsRowsAndNoRoomFromTheSameCall) {
 
 TEST(IdMap, RoomComesFromTheLeastScoreThenTheOldestThenTheSmallestId) {
   IdMap map({3});
+  insert(map, {1}, 4);
   insert(map, {1, 1}, 5);
   insert(map, {3, 2}, 6);
   insert(map, {4}, 7);  // 2 and 3 have score 1 and the same age

@@ -66,14 +66,10 @@ class Model:
     def admit(self, ids: list[int], now: int) -> list[int]:
         pinned = {id_ for id_ in ids if id_ in self.held}
         known = [id_ in self.held for id_ in ids]
-        for id_, is_known in zip(ids, known, strict=True):
-            if is_known:
-                self._touch(id_, now)
+        for id_ in pinned:
+            self._touch(id_, now)
         for id_, was_known in zip(ids, known, strict=True):
-            if was_known:
-                continue
-            if id_ in self.held:
-                self._touch(id_, now)
+            if was_known or id_ in self.held:
                 continue
             if len(self.held) == self.max_rows:
                 self._make_room(now, pinned)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "octavo/memory.hpp"
+#include "octavo/threading.hpp"
 #include "octavo/types.hpp"
 
 namespace octavo {
@@ -42,8 +43,8 @@ class Sightings {
 // map is full, an admission makes room: all rows older than max_age go, then those of least (score, last seen, id)
 // until a sixteenth of the map is free; never a row that the same call has asked for. If all are, the id gets none.
 //
-// A sighting raises an id's score by one, from at least the floor to at most kSpread above it; the floor is the highest
-// score that room was ever made from. So what was popular once ages without anyone touching it.
+// A call that asks for an id raises its score by one, from at least the floor to at most kSpread above it; the floor is
+// the highest score that room was ever made from. So what was popular once ages without anyone touching it.
 class IdMap {
  public:
   static constexpr std::uint32_t kSpread = 32;
@@ -62,8 +63,8 @@ class IdMap {
   // rows[i] of ids[i], -1 without one. Changes nothing.
   void lookup(const std::int64_t* ids, std::int64_t n, std::int64_t* rows) const;
 
-  // The same at time `now`, and counts a sighting of each; ids seen often enough get a row. fresh() then tells which
-  // rows are new. Ids in one call are seen in their order, those with rows first.
+  // The same at time `now`, which counts as seeing each; ids without a row that were seen often enough get one, in
+  // their order. fresh() then tells which rows are new.
   void lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows);
   const std::vector<std::int64_t>& fresh() const { return fresh_; }
   std::int64_t id_of(std::int64_t row) const { return records_.as<Record>()[row].id; }  // of a row that holds one
@@ -99,7 +100,10 @@ class IdMap {
 
   std::uint64_t home(std::uint32_t tag) const { return tag >> shift_; }
   std::uint64_t find(std::int64_t id, std::uint32_t tag, std::uint64_t slot) const;
-  void touch(std::int64_t row, std::int64_t now);
+  template <class Found>
+  void each_slot(const std::int64_t* ids, Range mine, Found&& found) const;
+  void touch(Record& record, std::int64_t now) const;
+  void lookup_and_touch(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows);
   std::int64_t insert(std::int64_t id, std::uint32_t tag, std::int64_t now);
   void place(std::int64_t row, const Record& record, std::uint32_t tag);
   void free_slot(std::uint64_t slot);

@@ -19,8 +19,9 @@ class Dynamic:
     may lose its row (in units of ``EmbeddingBags.now``); None = none is too old.
 
     When all rows are taken, a new id makes room: those too old go, then those of least (score, last seen, id)
-    until a sixteenth of the rows is free; ids of the same batch never do. A sighting adds one to a score, from at least
-    the highest score that room was made from to at most 32 above it: an id is worth what it was lately.
+    until a sixteenth of the rows is free; ids of the same batch never do. A batch that holds an id adds one to its
+    score, from at least the highest score that room was made from to at most 32 above it: an id is worth what it was
+    lately.
     """
 
     admit_after: int = 1
