@@ -91,6 +91,9 @@ class TrainingConfig(Section):
     by_domain: bool = True
     checkpoint_every: int = Field(default=100, ge=0, description="batches between checkpoints; 0 = only at the end")
     keep_checkpoints: PositiveInt = 2
+    full_every: PositiveInt = Field(
+        default=1, description="every n-th checkpoint is whole; those between hold the table rows touched since"
+    )
     threads: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
 

@@ -13,7 +13,7 @@ import torch
 
 from octavo.data import Batch, EventLog, encode_table
 from octavo.evaluation import Quality, quality
-from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints, write_checkpoint
+from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
 from octavo.training.slices import predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
@@ -68,10 +68,9 @@ def stopping_value(found: dict[str, Quality], metric: str) -> float:
 
 
 def save_best(root: Path, step: int, model: torch.nn.Module) -> None:
-    """Keep the weights of this moment beside the checkpoints. Two are kept: a run killed here may go on from a
+    """Keep the weights and tables of this moment beside the checkpoints. Two are kept: a run killed here may go on from a
     checkpoint that still knows the one before as its best."""
-    tables = {name: TableState(table.rows) for name, table in table_states(model).items()}
-    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, tables, keep=2)
+    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, table_states(model), keep=2)
 
 
 def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
@@ -82,4 +81,4 @@ def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
     best = Checkpoint(path)
     copy_dense(dense_state(model), best.group("dense"), str(path))
     for name, table in table_states(model).items():
-        best.read_table(name, TableState(table.rows))
+        best.read_table(name, table)

@@ -21,10 +21,17 @@ from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpo
 from octavo.training.distributed import Group
 from octavo.training.history import History, quality_values, window_lines
 from octavo.training.late import lanes_of
-from octavo.training.state import copy_dense, dense_state, optimizer_tensors, restore_optimizer, table_states
+from octavo.training.state import (
+    TableTracker,
+    copy_dense,
+    dense_state,
+    optimizer_tensors,
+    restore_optimizer,
+    table_states,
+)
 
 # What may change between a run and its resumption: it does not change what is learned.
-_FREE = ("checkpoint_every", "keep_checkpoints")
+_FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
 
 
 class TrainingError(RuntimeError):
@@ -54,6 +61,7 @@ class Trainer:
                 + (f" and validation={chosen.validation}" if chosen.validation else "")
             )
         self.model = models.build(log.schema, config.model)
+        self.tracker = TableTracker(self.model, 1 if self.group.world > 1 else chosen.full_every)
         self.group.attach(self.model)
         self.tasks = list(self.model.tasks)
         span = None if chosen.window_hours is None else max(1, round(chosen.window_hours * 3_600_000))
@@ -103,6 +111,7 @@ class Trainer:
         copy_dense(dense_state(self.model), checkpoint.group("dense"), str(checkpoint.path))
         for name, table in table_states(self.model).items():
             checkpoint.read_table(name, table)
+        self.tracker.saved(checkpoint.path)
         restore_optimizer(self.optimizer, self._names, checkpoint.group("optimizer"))
         self.progressive.load_state_dict(checkpoint.group("progressive"))
         for lane in self._lanes:
@@ -178,7 +187,8 @@ class Trainer:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         tables = table_states(self.model)
         keep = self.config.training.keep_checkpoints
-        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep=keep)
+        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep, base=self.tracker.base())
+        self.tracker.saved(path)
         self.group.wait()
         return path
 
@@ -218,11 +228,8 @@ class Trainer:
         whole = self._joined(logits, len(batch))
         value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
         if not math.isfinite(value):
-            first = (
-                self.position
-                if held is None
-                else next(x for x in self._lanes if x.heads == tasks).position - len(batch)
-            )
+            late = next((lane.position for lane in self._lanes if lane.heads == tasks), 0)
+            first = self.position if held is None else late - len(batch)
             raise TrainingError(
                 f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
                 f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
@@ -301,6 +308,7 @@ class Trainer:
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
         if self.is_done and self.stopping.step is not None and not improved:
             epochs.load_best(self.run_dir / "best", self.stopping.step, self.model)
+            self.tracker.forget()
         if not self.is_done:
             self.epoch, self.position = self.epoch + 1, 0
 
