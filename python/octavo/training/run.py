@@ -210,8 +210,10 @@ def _text(value: float | None) -> str:
 
 def _floor(log: EventLog, start: int, task: str) -> float | None:
     """NE of the generator's own probabilities, where the log holds them."""
-    if "_p_true" not in log.column_names:
+    truth = "_p_click" if task == "click" else "_p_true"  # AdsWorld's is of the click; the demo has one task
+    name = next((name for name in ("_p_true", truth) if name in log.column_names), None)
+    if name is None:
         return None
     labels = log.read(start).labels[task]
-    found = ne(log.columns(["_p_true"], start)["_p_true"].to_numpy(), labels)
+    found = ne(log.columns([name], start)[name].to_numpy(), labels)
     return None if math.isnan(found) else found
