@@ -20,7 +20,7 @@ from octavo.training import epochs, learning, numerics
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
 from octavo.training.distributed import Group
 from octavo.training.history import History, quality_values, window_lines
-from octavo.training.late import lanes_of
+from octavo.training.late import Lane, lanes_of
 from octavo.training.state import (
     TableTracker,
     copy_dense,
@@ -79,7 +79,7 @@ class Trainer:
         self.plan: Plan | None = None
         self._losses = (0.0, 0)  # sum and number since the last line of the history
         self._mark = (time.perf_counter(), 0)
-        self._lanes = lanes_of(log, self.tasks, chosen.batch_size, self.fit_end) if chosen.labels == "known" else []
+        self._lanes = self._build_lanes() if chosen.labels == "known" else []
         named = list(self.model.named_parameters())
         self._names = [name for name, _ in named]
         self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
@@ -191,6 +191,13 @@ class Trainer:
         self.tracker.saved(path)
         self.group.wait()
         return path
+
+    def _build_lanes(self) -> list[Lane]:
+        chosen = self.config.training
+        try:
+            return lanes_of(self.log, self.tasks, chosen.batch_size, self.fit_end, chosen.wait_hours)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
 
     def _batches(self, shuffled: epochs.Shuffled | None) -> Iterable[Batch]:
         size = self.config.training.batch_size
