@@ -96,7 +96,9 @@ def body(run: harness.Run) -> None:
     run.figure("bayes_gap", largest, GATE, largest.estimate <= GATE)
     if len(best) > 1:
         shrinking = all(later.estimate < former.estimate for (_, former), (_, later) in itertools.pairwise(best))
-        fall = Interval(best[0][1].estimate - largest.estimate, best[0][1].low - largest.high, best[0][1].high - largest.low)
+        fall = Interval(
+            best[0][1].estimate - largest.estimate, best[0][1].low - largest.high, best[0][1].high - largest.low
+        )
         run.figure("bayes_gap_shrinks", fall, 0.0, shrinking)
 
 
@@ -105,7 +107,9 @@ def tune(run: harness.Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log = AdsWorld("reference", 1).write(Path(folder) / "log", events=1_100_000)
         for name, tables, dense in itertools.product(MODELS, *GRID):
-            facts, gap = train(log, name, 1_000_000, 100_000, (tables, dense), Path(folder) / f"{name}-{tables}-{dense}")
+            facts, gap = train(
+                log, name, 1_000_000, 100_000, (tables, dense), Path(folder) / f"{name}-{tables}-{dense}"
+            )
             run.measured("bayes_gap tune", {"table_lr": tables, "lr": dense}, name, gap, facts)
 
 

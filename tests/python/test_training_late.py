@@ -89,7 +89,7 @@ def test_every_label_that_is_known_is_scored_and_learned_from(log, tmp_path) -> 
     for lane, hours in zip(trainer._lanes, (1, 30), strict=True):
         blocks = [int(time[: begin + 64][-1]) + hours * HOUR <= end for begin in range(0, trainer.fit_end, 64)]
         assert lane.position == min(sum(blocks) * 64, trainer.fit_end)
-        assert 0 < trainer.fit_end - lane.position or hours == 1
+        assert trainer.fit_end - lane.position > 0 or hours == 1
     seen = trainer.progressive.cumulative()
     assert seen["click"].events == trainer._lanes[0].position
     assert seen["conversion"].events == trainer._lanes[1].position < seen["click"].events

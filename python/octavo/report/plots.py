@@ -101,7 +101,12 @@ def by_domain(points: Sequence[ProgressPoint]) -> str:
         axes = figure.subplots(len(tasks), 4, squeeze=False)
         domains = shown_domains(points)
         for task, row in zip(tasks, axes, strict=True):
-            panels = [("ne", "NE", 1.0), ("auc", "AUC", None), ("gauc", "GAUC", None), ("calibration", "Calibration", 1.0)]
+            panels = [
+                ("ne", "NE", 1.0),
+                ("auc", "AUC", None),
+                ("gauc", "GAUC", None),
+                ("calibration", "Calibration", 1.0),
+            ]
             for axis, (name, title, reference) in zip(row, panels, strict=True):
                 if reference is not None:
                     axis.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

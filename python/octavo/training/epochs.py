@@ -68,8 +68,8 @@ def stopping_value(found: dict[str, Quality], metric: str) -> float:
 
 
 def save_best(root: Path, step: int, model: torch.nn.Module) -> None:
-    """Keep the weights and tables of this moment beside the checkpoints. Two are kept: a run killed here may go on from a
-    checkpoint that still knows the one before as its best."""
+    """Keep weights and tables of this moment beside the checkpoints. Two are kept: a run killed here may go on from
+    a checkpoint that still knows the one before as its best."""
     write_checkpoint(root, step, {}, {"dense": dense_state(model)}, table_states(model), keep=2)
 
 

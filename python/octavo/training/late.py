@@ -33,7 +33,10 @@ class Lane:
         while self._held and (block := self._peek()) is not None and int(block.time[-1]) + self.wait_ms <= now_ms:
             self._next = None
             self.position += len(block)
-            yield as_known(block, self.heads, self.wait_ms), dict(zip(self.heads, self._held.popleft().unbind(0), strict=True))
+            yield (
+                as_known(block, self.heads, self.wait_ms),
+                dict(zip(self.heads, self._held.popleft().unbind(0), strict=True)),
+            )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The cursor and the held predictions."""

@@ -98,7 +98,7 @@ def run(
     results = evaluate(trainer, tell)
     held = max(0, peak_bytes() - before)
     cost = {
-        "wall time": f"{time.perf_counter() - start:,.1f} s, of which training {trainer.seconds:,.1f} s",
+        "wall time": f"{time.perf_counter() - start:,.1f} s; training took {trainer.seconds:,.1f} s in all",
         "peak memory": f"{held / 2**20:,.0f} MiB beyond the {before / 2**20:,.0f} MiB at the start",
     }
     results = dataclasses.replace(results, training={**results.training, **cost})
