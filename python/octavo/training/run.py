@@ -23,6 +23,7 @@ from octavo.training import numerics, precision
 from octavo.training.baseline import logistic_regression
 from octavo.training.checkpoint import CheckpointError
 from octavo.training.distributed import Group
+from octavo.training.history import epoch_rows
 from octavo.training.memory import peak_bytes, resident_bytes
 from octavo.training.slices import slices_of
 from octavo.training.state import table_states
@@ -171,9 +172,9 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         "dense parameters": f"{parameters:,}",
         "tables": f"{len(tables)}, {sum(rows for rows, _ in tables):,} rows, "
         f"{sum(rows * dim for rows, dim in tables):,} parameters",
-        "progressive NE": _text(progress.ne),
-        "progressive AUC": _text(progress.auc),
     }
+    if progress.events:
+        facts |= {"progressive NE": _text(progress.ne), "progressive AUC": _text(progress.auc)}
     if trainer.stopping.best is not None:
         facts["best epoch"] = f"{chosen.metric} {trainer.stopping.best:.4f} after step {trainer.stopping.step:,}"
     if trainer.group.world > 1:
@@ -201,6 +202,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         },
         "training": facts,
         "progressive": trainer.progressive.points,
+        "epochs": epoch_rows(trainer.history.path),
     }
 
 

@@ -242,7 +242,7 @@ class Trainer:
                 f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
-        if self.epoch == 0:
+        if self.epoch == 0 and not chosen.shuffle:
             scored = whole if held is None else held
             points = self.progressive.update(
                 scored, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
@@ -285,18 +285,21 @@ class Trainer:
         """A line of the history for every window that has closed."""
         if not points or not self.group.is_first:
             return
+        for line in window_lines(points, self._since_last_line()):
+            self.history.append(line)
+
+    def _since_last_line(self) -> dict[str, Any]:
+        """Where training stands, and its speed and mean loss since the history's last line."""
         now, seen = time.perf_counter(), self.epoch * self.fit_end + self.position
         seconds, rows = now - self._mark[0], seen - self._mark[1]
         total, count = self._losses
-        state = {
+        self._mark, self._losses = (now, seen), (0.0, 0)
+        return {
             "step": self.step,
             "rows_per_s": round(rows / seconds, 1) if rows > 0 and seconds > 0 else None,
             "lr": self._lr(),
             "loss": total / count if count else None,
         }
-        for line in window_lines(points, state):
-            self.history.append(line)
-        self._mark, self._losses = (now, seen), (0.0, 0)
 
     def _end_epoch(self) -> None:
         """Score the validation slice, keep the best weights, and decide whether there is another epoch."""
@@ -309,7 +312,7 @@ class Trainer:
             if self.group.is_first:
                 if improved:
                     epochs.save_best(self.run_dir / "best", self.step, self.model)
-                line = {"epoch": self.epoch + 1, "step": self.step, "best": improved}
+                line = {"epoch": self.epoch + 1, "best": improved, **self._since_last_line()}
                 self.history.append(line | {"validation": {task: quality_values(q) for task, q in found.items()}})
             self.group.wait()
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
