@@ -175,13 +175,13 @@ class EmbeddingBags(torch.nn.Module):
         bounds: what to do with a row index outside its table: ``error | warn | ignore`` (:func:`ops.embedding_bags`).
         rounding: how trained rows narrower than fp32 take their new values. ``stochastic``: one of the two codes around
             a value, so that its expectation is the value and small updates add up; ``nearest`` loses those below half
-            a step. Eight-bit rows get new scales with every update.
+            a step. Rows of eight bits and less get new scales with every update.
         seed: of stochastic rounding, whose random bits are a function of (seed, step, table, row, column).
 
     A backward pass in training mode updates the tables once, the same bits for any number of threads; in eval mode or
     under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (the optimizer's,
-    as it says), ``scale.<table>`` (e4m3 [rows], int8 [rows, 2]), ``step`` (updates so far: with Adam, or where rounding
-    is stochastic), ``ids._extra_state`` (which row an id of a dynamic table has).
+    as it says), ``scale.<table>`` (e4m3 [rows], int8 and int4 [rows, 2]), ``step`` (updates so far: with Adam, or where
+    rounding is stochastic), ``ids._extra_state`` (which row an id of a dynamic table has).
 
     A dynamic table takes any int64 ids (``bounds`` plays no part). A forward in training mode that records gradients
     sees its ids at time ``now`` (None: the number of such forwards) and gives new ones rows; nothing else does. Ids
@@ -214,11 +214,11 @@ class EmbeddingBags(torch.nn.Module):
                 raise TypeError(
                     f"optimizer: expected nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam or None, found {found}"
                 )
-            untrained = next((table for table in tables if table.dtype not in embedding.TRAINED), None)
-            if untrained is not None:
+            served = next((table for table in tables if table.place == "power_of_two"), None)
+            if served is not None:
                 raise ValueError(
-                    f"tables: '{untrained.name}' is {untrained.dtype} and such tables do not train; pass "
-                    f"optimizer=None, or train another dtype and convert with to_dtype({untrained.dtype!r})"
+                    f"tables: '{served.name}' has scales in powers of two and such tables do not train; pass "
+                    f"optimizer=None, or train fp32 and convert with to_dtype({served.dtype!r}, 'power_of_two')"
                 )
         self.tables = list(tables)
         self.optimizer = optimizer
