@@ -367,18 +367,28 @@ class EmbeddingBags(torch.nn.Module):
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         batch = embedding.check_indices(len(self.tables), values, offsets, None)
         Jagged(values, offsets)  # checks the content of offsets: nothing is admitted for a wrong call
-        ends = offsets[::batch].tolist() if batch else [0] * (len(self.tables) + 1)
-        parts = [self._table_rows(t, values[a:b], trains) for t, (a, b) in enumerate(itertools.pairwise(ends))]
+        if trains and self.gather is not None:  # every process sees the ids of all
+            times = torch.full((batch, 1), -1 if self.now is None else self.now)
+            everyones, everyones_offsets, _, times = self.gather(len(self.tables), values, offsets, None, times)
+            self._parts(everyones, everyones_offsets, True, None if self.now is None else int(times.max()))
+            trains = False
+        parts = self._parts(values, offsets, trains, self.now)
         if self.ids is None:
             return None, values
         return values, parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _table_rows(self, index: int, values: torch.Tensor, trains: bool) -> torch.Tensor:
+    def _parts(self, values: torch.Tensor, offsets: torch.Tensor, trains: bool, now: int | None) -> list[torch.Tensor]:
+        tables = len(self.tables)
+        batch = (len(offsets) - 1) // tables
+        ends = offsets[::batch].tolist() if batch else [0] * (tables + 1)
+        return [self._table_rows(t, values[a:b], trains, now) for t, (a, b) in enumerate(itertools.pairwise(ends))]
+
+    def _table_rows(self, index: int, values: torch.Tensor, trains: bool, now: int | None = None) -> torch.Tensor:
         """The rows of table ``index`` that ``values`` mean; with ``trains``, admitting ids and marking rows."""
         table = self.tables[index]
         dynamic = None if table.dynamic is None or self.ids is None else self.ids.by_name[table.name]
         if dynamic is not None and trains:
-            values, fresh, ids = dynamic.admit(values, dynamic.clock + 1 if self.now is None else self.now)
+            values, fresh, ids = dynamic.admit(values, dynamic.clock + 1 if now is None else now)
             if len(fresh):
                 self._start_rows(table, fresh, dynamic.draw(ids))
         elif dynamic is not None:

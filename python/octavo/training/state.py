@@ -64,6 +64,10 @@ class TableTracker:
             return None
         return self._last
 
+    def changed(self) -> None:
+        """The tables were replaced: the next checkpoint is whole."""
+        self._last = None
+
     def saved(self, path: Path) -> None:
         """The model's tables are now as in the checkpoint ``path``, written or read."""
         if self._full_every == 1:

@@ -312,6 +312,7 @@ class Trainer:
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
         if self.is_done and self.stopping.step is not None and not improved:
             epochs.load_best(self.run_dir / "best", self.stopping.step, self.model)
+            self.tracker.changed()
         if not self.is_done:
             self.epoch, self.position = self.epoch + 1, 0
 
