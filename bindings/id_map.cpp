@@ -78,9 +78,9 @@ void bind_id_map(py::module_& m) {
       .def("sightings",
            [](IdMap& map) {
              const auto& counters = map.sightings().counters();
-             return py::make_tuple(py::bytes(reinterpret_cast<const char*>(counters.data()), counters.size()),
-                                   map.sightings().since_halving);
+             return py::bytes(reinterpret_cast<const char*>(counters.data()), counters.size());
            })
+      .def_property_readonly("since_halving", [](IdMap& map) { return map.sightings().since_halving; })
       .def("restore_sightings", [](IdMap& map, const py::buffer& counters, std::int64_t since_halving) {
         const py::buffer_info info = counters.request();
         auto& own = map.sightings().counters();

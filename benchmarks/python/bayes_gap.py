@@ -16,10 +16,11 @@ from typing import Any
 
 import harness
 import numpy as np
+from harness import Interval
 
 from octavo.config import build_config
 from octavo.data import AdsWorld, EventLog, bayes_optimum
-from octavo.evaluation import Interval, auc, paired
+from octavo.evaluation import auc, paired
 from octavo.training import Trainer
 from octavo.training.slices import predict
 
@@ -65,7 +66,8 @@ def train(
     found = predict(trainer.model, trainer.log, begin, end)
     truth = trainer.log.columns(["_p_click"], begin, end)["_p_click"].to_numpy()
     z, labels = found.logits["click"], found.labels["click"]
-    gap = paired("auc", np.log(truth / (1 - truth)), z, labels, found.user, resamples=200)
+    found_gap = paired("auc", np.log(truth / (1 - truth)), z, labels, found.user, resamples=200)
+    gap = Interval(found_gap.estimate, found_gap.low, found_gap.high)
     facts = {
         "events": trainer.train_end,
         "auc": round(auc(z, labels), 5),
@@ -82,24 +84,20 @@ def train(
 def body(run: harness.Run) -> None:
     """Every size's models; the best at each size makes the curve."""
     sizes, held_out = SIZES[run.effort.name], HELD_OUT[run.effort.name]
-    best: list[tuple[int, Interval]] = []
+    best: list[Interval] = []
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         log = AdsWorld("reference", 0).write(Path(folder) / "log", events=max(sizes) + held_out)
         for events, names in sizes.items():
             gaps = []
             for name in names:
                 facts, gap = train(log, name, events, held_out, TUNED[name], Path(folder) / f"{name}-{events}")
-                run.measured("bayes_gap", {"events": events}, name, gap, facts)
+                run.row("bayes_gap", {"events": events}, name, gap, facts)
                 gaps.append(gap)
-            best.append((events, min(gaps, key=lambda gap: gap.estimate)))
-    largest = best[-1][1]
-    run.figure("bayes_gap", largest, GATE, largest.estimate <= GATE)
+            best.append(min(gaps, key=lambda gap: gap.figure))
+    run.measured("bayes_gap", best[-1], GATE, at_most=True, events=max(sizes))
     if len(best) > 1:
-        shrinking = all(later.estimate < former.estimate for (_, former), (_, later) in itertools.pairwise(best))
-        fall = Interval(
-            best[0][1].estimate - largest.estimate, best[0][1].low - largest.high, best[0][1].high - largest.low
-        )
-        run.figure("bayes_gap_shrinks", fall, 0.0, shrinking)
+        falls = [Interval(a.figure - b.figure, a.low - b.high, a.high - b.low) for a, b in itertools.pairwise(best)]
+        run.measured("bayes_gap_shrinks", min(falls, key=lambda fall: fall.figure), 0.0)
 
 
 def tune(run: harness.Run) -> None:
@@ -110,7 +108,7 @@ def tune(run: harness.Run) -> None:
             facts, gap = train(
                 log, name, 1_000_000, 100_000, (tables, dense), Path(folder) / f"{name}-{tables}-{dense}"
             )
-            run.measured("bayes_gap tune", {"table_lr": tables, "lr": dense}, name, gap, facts)
+            run.row("bayes_gap tune", {"table_lr": tables, "lr": dense}, name, gap, facts)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation: huge pages for torch too
 
@@ -25,8 +25,10 @@ import roofs
 from machine import facts
 
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
-         "overhead", "train_step", "isa", "dispatch_regret", "bayes_gap")  # fmt: skip
+         "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
+         "bayes_gap")  # fmt: skip
 RESAMPLES = 2000
+HOPELESS_US, HOPELESS = 1e5, 100  # torch's compiled _int_mm: 0.2 s where the others take 0.2 ms
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,6 @@ def everywhere(shape: Mapping[str, Any]) -> bool:
     return True
 
 
-class HasInterval(Protocol):
-    """As ``octavo.evaluation.Interval``."""
-
-    @property
-    def estimate(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
 def _done(turn: Any) -> None:
     raise RuntimeError("this entry's contest is over")
 
@@ -139,7 +130,9 @@ def interleaved(
     entries: Sequence[Entry], effort: Effort, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
     """us per call of each entry, one sample per round: A B C, B C A, ... Every sample follows one untimed call of the
-    same entry, so that no one pays for what the one before left behind (spinning or sleeping workers, cold code)."""
+    same entry, so that no one pays for what the one before left behind (spinning or sleeping workers, cold code).
+    An entry whose first call takes a tenth of a second and a hundred times the fastest's is not called again: that call
+    stands for all its rounds."""
     turns = {entry.name: itertools.count() for entry in entries}
 
     def sample(entry: Entry, repeats: int) -> float:
@@ -161,9 +154,18 @@ def interleaved(
             total += clock() - start
         return total * 1e6 / repeats
 
+    def first_call(entry: Entry) -> float:
+        turn = next(turns[entry.name])
+        state = turn if entry.prepare is None else entry.prepare(turn)
+        start = clock()
+        entry.call(state)
+        return (clock() - start) * 1e6
+
+    looks = {entry.name: first_call(entry) for entry in entries}
+    hopeless = {name: us for name, us in looks.items() if us > max(HOPELESS_US, HOPELESS * min(looks.values()))}
+    entries = [entry for entry in entries if entry.name not in hopeless]
     repeats, cost_s = {}, 0.0
     for entry in entries:
-        sample(entry, 1)
         us = min(sample(entry, 1), sample(entry, 2))
         repeats[entry.name] = int(np.clip(np.ceil(effort.sample_us / max(us, 1e-3)), 1, 2000))
         cost_s += us * 1e-6 * (repeats[entry.name] + 1)
@@ -173,7 +175,7 @@ def interleaved(
         start_at = turn % len(entries)
         for entry in [*entries[start_at:], *entries[:start_at]]:
             times[entry.name].append(sample(entry, repeats[entry.name]))
-    return {name: np.asarray(values) for name, values in times.items()}
+    return {name: np.asarray(times.get(name, [hopeless.get(name)] * rounds)) for name in looks}
 
 
 def median_interval(ratios: Sequence[np.ndarray], seed: int = 0) -> Interval:
@@ -230,19 +232,10 @@ class Run:
         """Say that a shape did not run, and why."""
         self._emit({**self._identity(), "op": op, "shape": dict(shape), "skipped": reason})
 
-    def measured(
-        self, op: str, shape: Mapping[str, Any], entry: str, found: HasInterval, facts: Mapping[str, Any]
-    ) -> None:
+    def row(self, op: str, shape: Mapping[str, Any], entry: str, found: Interval, facts: Mapping[str, Any]) -> None:
         """A row of something that is no time: an estimate with its interval, and facts."""
-        interval = {"figure": found.estimate, "low": found.low, "high": found.high}
-        rounded = {key: _digits(value) for key, value in interval.items()}
-        self._emit({**self._identity(), "op": op, "shape": dict(shape), "entry": entry, **rounded, **facts})
-
-    def figure(self, name: str, found: HasInterval, bar: float | None, holds: bool | None) -> None:
-        """A bar of something that is no time; the caller says whether it holds (None: a finding)."""
-        interval = {"figure": found.estimate, "low": found.low, "high": found.high}
-        rounded = {key: _digits(value) for key, value in interval.items()}
-        self.bars.append({"name": name, **rounded, "bar": bar, "holds": holds})
+        interval = {key: _digits(getattr(found, key)) for key in ("figure", "low", "high")}
+        self._emit({**self._identity(), "op": op, "shape": dict(shape), "entry": entry, **interval, **facts})
 
     def finding(
         self,
@@ -284,6 +277,25 @@ class Run:
             if mine is not None and among(contest.shape):
                 found.append((contest, _shares(mine, contest.samples[mine.name])))
         self._bar(name, found, bar, worst, set())
+
+    def measured(
+        self,
+        name: str,
+        figure: Interval,
+        bar: float | None = None,
+        at_most: bool = False,
+        lower_end: bool = False,
+        **facts: Any,
+    ) -> None:
+        """A bar on a figure that is no race: it holds when the figure is at least (``at_most``: at most) ``bar``, or
+        when its interval lies above (``lower_end``)."""
+        entry: dict[str, Any] = {"name": name, "figure": figure.figure, "low": figure.low, "high": figure.high}
+        entry |= {"bar": bar, "holds": None, **facts}
+        if bar is not None:
+            entry["holds"] = figure.figure <= bar if at_most else figure.figure >= bar
+            if lower_end:
+                entry["holds"] = figure.low > bar
+        self.bars.append(entry)
 
     def _bar(
         self, name: str, found: Sequence[tuple[Contest, np.ndarray]], bar: float | None, worst: bool, missing: set[str]

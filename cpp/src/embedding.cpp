@@ -172,6 +172,7 @@ Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
   const bool stateful = args.optimizer.kind != Kind::none && args.optimizer.kind != Kind::sgd;
   const BagIndices& in = args.indices;
   if (Status status = validate(args.optimizer); !status.ok()) return status;
+  if (Status status = validate_formats(args.tables, in.num_tables); !status.ok()) return status;
   if (args.grad_out.dtype != DType::f32) return Status::invalid("grad_out: must be float32");
   const auto payload = static_cast<std::uint64_t>(std::max(in.num_values, in.batch));
   if (payload >= std::uint64_t{1} << 31)
@@ -179,12 +180,10 @@ Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
   for (std::int64_t t = 0; t < in.num_tables; ++t) {
     const TableView& table = args.tables[t];
     const DType rows = table.dtype;
-    if (rows != DType::f32 && rows != DType::bf16 && rows != DType::e4m3 && rows != DType::u8)
-      return Status::unsupported(name_of(table, t) + ": only FP32, BF16, E4M3 and unsigned INT8 rows train");
     if (table.scale_exponents != nullptr)
       return Status::unsupported(name_of(table, t) + ": rows with power-of-two scales do not train; use FP32 scales");
-    if (table.num_rows > 0 && table.scale == nullptr && (rows == DType::e4m3 || rows == DType::u8))
-      return Status::invalid(name_of(table, t) + ": E4M3 and INT8 rows need their scales");
+    if (table.num_rows > 0 && table.scale == nullptr && (rows == DType::e4m3 || rows == DType::u8 || rows == DType::u4))
+      return Status::invalid(name_of(table, t) + ": E4M3, INT8 and INT4 rows need their scales");
     if (stateful && table.optimizer_state == nullptr && table.num_rows > 0)
       return Status::invalid(name_of(table, t) + ": this optimizer needs state, and the table has none");
     if (table.num_rows >= std::int64_t{1} << 32)  // a row and a lookup share a 64-bit sort key

@@ -191,6 +191,9 @@ void IdMap::lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64
     rows[i] = insert(ids[i], tag, now);
     fresh_.push_back(rows[i]);
   }
+  if (config_.admit_after == 1 || fresh_.empty()) return;
+  for (const std::int64_t i : missing)
+    if (rows[i] < 0) rows[i] = slots[find(ids[i], tag_of(ids[i]), home(tag_of(ids[i])))].row;
 }
 
 std::int64_t IdMap::insert(std::int64_t id, std::uint32_t tag, std::int64_t now) {

@@ -233,13 +233,24 @@ double decode(const Table& table, std::size_t row, std::size_t at) {
   const TableView& view = table.view;
   if (view.dtype == DType::f32) return reinterpret_cast<const float*>(table.bytes.data())[at];
   if (view.dtype == DType::bf16) return decode_bf16(reinterpret_cast<const std::uint16_t*>(table.bytes.data())[at]);
+  if (view.dtype == DType::f16) return decode_f16(reinterpret_cast<const std::uint16_t*>(table.bytes.data())[at]);
   if (view.dtype == DType::e4m3) return static_cast<double>(decode_e4m3(table.bytes[at])) * table.scale[row];
-  return static_cast<double>(table.bytes[at]) * table.scale[2 * row] + table.scale[2 * row + 1];
+  const std::size_t dim = static_cast<std::size_t>(view.dim), column = at - row * dim;
+  const int code = view.dtype == DType::u8 ? table.bytes[at]
+                                           : table.bytes[row * ((dim + 1) / 2) + column / 2] >> column % 2 * 4 & 15;
+  return static_cast<double>(code) * table.scale[2 * row] + table.scale[2 * row + 1];
 }
 
 // Largest distance of two neighbouring codes over the largest magnitude of a row.
 double code_step(DType dtype) {
-  return dtype == DType::f32 ? 0.0 : dtype == DType::bf16 ? 0x1p-7 : dtype == DType::e4m3 ? 32.0 / 448 : 2.0 / 255;
+  switch (dtype) {
+    case DType::f32: return 0.0;
+    case DType::f16: return 0x1p-10;
+    case DType::bf16: return 0x1p-7;
+    case DType::e4m3: return 32.0 / 448;
+    case DType::u4: return 2.0 / 15;
+    default: return 2.0 / 255;
+  }
 }
 
 void check_backward(const KernelInfo& kernel, DType dtype, Kind kind, std::int64_t dim, bool weighted,
@@ -299,7 +310,7 @@ TEST(Embedding, BackwardIsOneDenseStep) {
       if (kernel->op != Op::bag_backward || !kernel->is_supported()) continue;
       for (const std::int64_t dim : {1, 7, 64, 130})
         for (const auto kind : {Kind::sgd, Kind::row_wise_adagrad, Kind::adagrad, Kind::adam})
-          for (const DType dtype : {DType::f32, DType::bf16, DType::e4m3, DType::u8})
+          for (const DType dtype : kRowTypes)
             for (const bool weighted : {false, true}) check_backward(*kernel, dtype, kind, dim, weighted, random);
     }
   });

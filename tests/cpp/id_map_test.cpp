@@ -106,7 +106,7 @@ TEST(IdMap, AdmissionCountsSightings) {
   EXPECT_EQ(insert(map, {9, 9}), (Ids{-1, -1}));
   EXPECT_EQ(insert(map, {9, 9, 9}), (Ids{0, 0, 0}));
   IdMap once({100, 2});
-  EXPECT_EQ(insert(once, {1, 1, 2, 1}), (Ids{-1, 0, -1, 0}));
+  EXPECT_EQ(insert(once, {1, 1, 2, 1}), (Ids{0, 0, -1, 0}));
 }
 
 TEST(IdMap, ManyIdsAgainstAModelForAnyNumberOfThreads) {

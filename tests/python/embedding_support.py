@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo.ops.embedding import TableSet
-from octavo.ops.table_formats import encode_rows, row_bytes, rows_in
+from octavo.ops.table_formats import decode_rows, encode_rows, row_bytes, rows_in
 
 
 def bags(
@@ -51,3 +51,8 @@ def table_set(made: list, dims: list[int], dtype: str, pooling: str | list[str] 
     """The tables that ``table`` made, of one format."""
     int4_dims = [dim if dtype == "int4" else None for dim in dims]
     return TableSet([m[0] for m in made], [m[1] for m in made], pooling, int4_dims=int4_dims, **more)
+
+
+def decoded(codes: torch.Tensor, scale: torch.Tensor | None, dtype: str, dim: int) -> torch.Tensor:
+    """Values of rows in a format."""
+    return decode_rows(codes, scale, dim if dtype == "int4" else None)

@@ -57,8 +57,19 @@ def test_interleaved_times_are_per_call_and_rounds_rotate(harness: Any) -> None:
 def test_short_calls_are_repeated_within_a_sample(harness: Any) -> None:
     clock = Clock()
     harness.interleaved([harness.Entry("a", clock.taking("a", 2.0))], effort(harness, sample_us=99.0), clock)
-    calibration = 2 + 2 + 3
+    calibration = 1 + 2 + 3
     assert len(clock.log) == calibration + 4 * (1 + 50)
+
+
+def test_a_hopeless_entry_is_called_once(harness: Any) -> None:
+    clock = Clock()
+    times = (("a", 1e3), ("b", 9e4), ("c", 2e5))  # slow, yet under a tenth of a second; hopeless
+    entries = [harness.Entry(name, clock.taking(name, us)) for name, us in times]
+    samples = harness.interleaved(entries, effort(harness), clock)
+    assert samples["c"] == pytest.approx([2e5] * len(samples["a"]))
+    calls = [name for name, _ in clock.log]
+    assert calls.count("c") == 1
+    assert calls.count("b") > 4
 
 
 def test_the_number_of_rounds_follows_the_budget_within_bounds(harness: Any) -> None:

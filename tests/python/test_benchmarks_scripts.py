@@ -22,7 +22,11 @@ OPS = {
     "overhead": "linear",
     "train_step": "bag_backward",
     "dispatch_regret": "linear",
+    "dynamic_table": "bag_forward bag_backward",
+    "simulate": "simulate",
+    "memory": "memory",
 }
+NO_KERNELS = {"simulate", "memory"}  # their rows are of whole systems; memory has figures alone
 # What one call of an op may run, where that is more than kernels of its name.
 PARTS = {
     "linear_backward": {"linear", "linear_epilogue_backward", "linear_grad_input", "linear_grad_weight", "quantize"}
@@ -49,13 +53,13 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     assert head["effort"] == "smoke"
     assert {"commit", "date", "device", "isa", "threads", "libraries", "load"} <= set(head)
     known = {kernel.name: kernel for kernel in _core.kernels()}
-    assert rows
+    assert rows or name in NO_KERNELS
     for row in rows:
         assert set(row) >= ROW, row
         assert 0 < row["p10_us"] <= row["p50_us"] <= row["p90_us"]
         assert row["op"].split()[0] in OPS[name].split()
         parts = PARTS.get(name, set(OPS[name].split()))
-        assert all(known[kernel].op.name in parts for kernel in row["kernel"].split(" + "))
+        assert name in NO_KERNELS or all(known[kernel].op.name in parts for kernel in row["kernel"].split(" + "))
         if "share_of_roof" in row:
             assert row["share_of_roof"] > 0
             assert row["roof"]["value"] > 0

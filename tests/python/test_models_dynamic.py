@@ -50,7 +50,9 @@ def config(kind: str, **changes: Any) -> Any:
 def test_ids_stay_as_they_are() -> None:
     batch = encode_events(HISTORIES, events(0, 2))
     key = int.from_bytes(hashlib.blake2b(b"w0", digest_size=8).digest(), "little", signed=True)
-    assert batch.sparse.values.tolist() == [-(2**62)] * 2 + [2**61, 2**61 + 1] + [2**61, 5, 2**61 + 1, 5] + [key] * 2 + [
+    assert batch.sparse.values.tolist() == [-(2**62)] * 2 + [2**61, 2**61 + 1] + [2**61, 5, 2**61 + 1, 5] + [
+        key
+    ] * 2 + [
         0,
         1,
     ]

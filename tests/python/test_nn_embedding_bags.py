@@ -63,7 +63,7 @@ def test_adam_and_adagrad_are_torchs_sparse_ones(optimizer) -> None:
                 assert torch.allclose(state[f"state.{name}"][:, at].double(), peer.state[twin][part], atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "e4m3", "int8"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "e4m3", "int8", "int4"])
 def test_narrow_tables_learn_and_a_checkpoint_continues_as_if_nothing_happened(dtype) -> None:
     tables = [nn.Table(t.name, t.rows, t.dim, dtype, t.pooling) for t in TABLES]
 
@@ -102,6 +102,9 @@ def test_what_the_state_dict_holds() -> None:
     assert names(nn.Adam(0.1)) == {"rows.t": [5, 3], "state.t": [5, 2, 3], "step": []}
     assert names(nn.SGD(0.1), "bf16") == {"rows.t": [5, 3], "step": []}
     assert names(nn.SGD(0.1), "bf16", "nearest") == {"rows.t": [5, 3]}
+    assert names(nn.Adam(0.1), "int4") == {"rows.t": [5, 2], "scale.t": [5, 2], "state.t": [5, 2, 3], "step": []}
+    with pytest.raises(ValueError, match="'t' has scales in powers of two and such tables do not train"):
+        nn.EmbeddingBags([nn.Table("t", 5, 3, "e4m3", scale="power_of_two")], nn.SGD(0.1))
     assert names(None, "e4m3") == {"rows.t": [5, 3], "scale.t": [5]}
     wrong = nn.EmbeddingBags([nn.Table("t", 5, 3)], nn.RowWiseAdagrad(0.1)).state_dict()
     with pytest.raises(RuntimeError, match=r"size mismatch for state.t|Missing key.*step"):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from octavo.training.checkpoint import (
 )
 from octavo.training.state import TableTracker, dense_state, table_states
 
-DTYPES = ["fp32", "bf16", "e4m3", "int8"]
+DTYPES = ["fp32", "fp16", "bf16", "e4m3", "int8", "int4"]
 
 
 class Net(torch.nn.Module):
     """A fixed and a dynamic table."""
 
-    def __init__(self, rows: int = 12, dtype: str = "fp32", optimizer: Any = None, dim: int = 6, **dynamic: Any) -> None:
+    def __init__(
+        self, rows: int = 12, dtype: str = "fp32", optimizer: Any = None, dim: int = 6, **dynamic: Any
+    ) -> None:
         super().__init__()
         tables = [
             nn.Table("fixed", 30, dim, dtype=dtype),
@@ -163,7 +166,10 @@ def test_only_touched_rows_are_written(tmp_path: Path) -> None:
     assert checkpoint.base.step == 1
     written = [file.name for file in sorted(path.glob("table-*rows*"))]
     place = int(net.bags.dynamic["ids"].find(torch.tensor([-5])))
-    assert written == ["table-000.rows-4-8.safetensors", f"table-001.rows-{place // 4 * 4}-{min(place // 4 * 4 + 4, 13)}.safetensors"]
+    assert written == [
+        "table-000.rows-4-8.safetensors",
+        f"table-001.rows-{place // 4 * 4}-{min(place // 4 * 4 + 4, 13)}.safetensors",
+    ]
     assert checkpoint.erased_ids("bags.ids").tolist() == sorted(gone.tolist())
     assert checkpoint.erased_ids("bags.fixed").tolist() == checkpoint.base.erased_ids("bags.ids").tolist() == []
     assert content(load(path, Net())) == content(net)
@@ -181,7 +187,7 @@ def test_rows_are_read_by_range(tmp_path: Path) -> None:
         for name in ("bags.fixed", "bags.ids"):
             count = state[name].rows.shape[0]
             cuts = [count * i // world for i in range(world + 1)]
-            parts = [checkpoint.read_rows(name, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [checkpoint.read_rows(name, a, b) for a, b in pairwise(cuts)]
             places = torch.cat([part.places for part in parts])
             dynamic = state[name].dynamic
             if dynamic is None:
@@ -252,7 +258,17 @@ def test_bases_stay_while_a_kept_difference_needs_them(tmp_path: Path) -> None:
         net.step(step)
         save(net, tracker, tmp_path, step, keep=2)
         names.append([int(path.name[5:]) for path in list_checkpoints(tmp_path)])
-    assert names == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5], [5, 6], [5, 6, 7], [5, 6, 7, 8], [5, 6, 7, 8, 9]]
+    assert names == [
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4, 5],
+        [5, 6],
+        [5, 6, 7],
+        [5, 6, 7, 8],
+        [5, 6, 7, 8, 9],
+    ]
     assert content(load(tmp_path / "step-00000009", Net())) == content(net)
 
 
@@ -325,9 +341,10 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patched:
         patched.setattr("octavo.training.checkpoint.save_file", full)
-        save(net, tracker, tmp_path, 4)
+        with pytest.raises(OSError, match="No space"):
+            save(net, tracker, tmp_path, 4)
     net.step(5)
     assert content(load(save(net, tracker, tmp_path, 5), Net())) == content(net)
 

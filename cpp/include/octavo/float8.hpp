@@ -91,6 +91,22 @@ template <int mantissa_bits, int bias>
   return std::bit_cast<float>(value | sign);
 }
 
+// Larger than the largest, 65504, by half a step or more: infinity.
+[[gnu::always_inline]] inline std::uint16_t encode_f16(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const std::uint32_t sign = bits >> 16 & 0x8000u;
+  std::uint32_t code;
+  if (magnitude > 0x7f800000u)
+    code = 0x7e00u | (magnitude >> 13 & 0x3ffu);  // quiet the NaN
+  else if (magnitude >= 0x47800000u)              // 2^16
+    code = 0x7c00u;
+  else if (magnitude >= 113u << 23)  // 2^-14
+    code = ((magnitude + 0xfffu + (magnitude >> 13 & 1)) >> 13) - (112u << 10);
+  else
+    code = static_cast<std::uint32_t>(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24f));
+  return static_cast<std::uint16_t>(sign | code);
+}
+
 [[gnu::always_inline]] inline std::uint16_t encode_bf16(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40);  // quiet the NaN

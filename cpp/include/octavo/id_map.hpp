@@ -64,7 +64,7 @@ class IdMap {
   void lookup(const std::int64_t* ids, std::int64_t n, std::int64_t* rows) const;
 
   // The same at time `now`, which counts as seeing each; ids without a row that were seen often enough get one, in
-  // their order. fresh() then tells which rows are new.
+  // their order, for all their places in the call. fresh() then tells which rows are new.
   void lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows);
   const std::vector<std::int64_t>& fresh() const { return fresh_; }
   std::int64_t id_of(std::int64_t row) const { return records_.as<Record>()[row].id; }  // of a row that holds one

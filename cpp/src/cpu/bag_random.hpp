@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "octavo/embedding.hpp"
+#include "octavo/float8.hpp"
 
 namespace octavo {
 namespace {
@@ -55,6 +56,16 @@ inline std::uint16_t encode_bf16_stochastic(float x, std::uint32_t random) {
   return static_cast<std::uint16_t>((bits + (random & 0xffff)) >> 16);
 }
 
+inline std::uint16_t encode_f16_stochastic(float x, std::uint32_t random) {
+  const auto bits = std::bit_cast<std::uint32_t>(x), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
+  if (magnitude >= 0x47800000u) return encode_f16(x);  // 2^16 and above: no two codes around it
+  if (magnitude >= 113u << 23)
+    return static_cast<std::uint16_t>(sign | (((magnitude + (random & 0x1fff)) >> 13) - (112u << 10)));
+  const float steps = std::bit_cast<float>(magnitude) * 0x1p24f;  // of the subnormals, 2^-24
+  const auto below = static_cast<std::uint32_t>(steps);
+  return static_cast<std::uint16_t>(sign | (below + (uniform(random) < steps - static_cast<float>(below))));
+}
+
 // |x| at most 448: larger ones saturate.
 inline std::uint8_t encode_e4m3_stochastic(float x, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
@@ -70,11 +81,11 @@ inline std::uint8_t encode_e4m3_stochastic(float x, std::uint32_t random) {
   return static_cast<std::uint8_t>(sign | (below + (uniform(random) < steps - static_cast<float>(below))));
 }
 
-// x in [0, 256).
-inline std::uint8_t encode_u8_stochastic(float x, std::uint32_t random) {
+// x in [0, largest].
+inline std::uint8_t encode_unsigned_stochastic(float x, std::uint32_t largest, std::uint32_t random) {
   const auto below = static_cast<std::uint32_t>(x);
   const std::uint32_t code = below + (uniform(random) < x - static_cast<float>(below));
-  return static_cast<std::uint8_t>(code < 255 ? code : 255);
+  return static_cast<std::uint8_t>(code < largest ? code : largest);
 }
 
 }  // namespace

@@ -31,15 +31,15 @@ inline std::int64_t state_width(Optimizer kind, std::int64_t dim) {
   }
 }
 
-// INT8: code = (x - bias) * multiplier, x = code * scale + bias, codes from 0 to 255. Of the finite numbers of a row;
-// none: low > high.
+// INT8 and INT4: code = (x - bias) * multiplier, x = code * scale + bias, codes from 0 to `largest`. Of the finite
+// numbers of a row; none: low > high.
 struct AffineScale {
   float scale, bias, multiplier;
 };
 
-inline AffineScale affine_scale(float low, float high) {
+inline AffineScale affine_scale(float low, float high, float largest) {
   if (!(low <= high)) return {0.0f, 0.0f, 0.0f};
-  const float scale = high / 255.0f - low / 255.0f;  // high - low may overflow
+  const float scale = high / largest - low / largest;  // high - low may overflow
   constexpr float kSmallest = 0x1p-126f;
   return {scale, low, scale > 0.0f ? 1.0f / (scale < kSmallest ? kSmallest : scale) : 0.0f};
 }
@@ -55,7 +55,7 @@ inline AffineScale affine_scale(float low, float high) {
 // All that the update of a row reads.
 [[gnu::always_inline]] inline void prefetch_row(const TableView& table, Optimizer kind, std::uint64_t row) {
   const auto element = static_cast<std::int64_t>(size_of(table.dtype)), at = static_cast<std::int64_t>(row);
-  prefetch_bytes(static_cast<const char*>(table.rows) + at * table.row_stride * element, table.dim * element);
+  prefetch_bytes(static_cast<const char*>(table.rows) + at * table.row_stride * element, table.stored_bytes());
   const std::int64_t width = state_width(kind, table.dim);
   if (width > 0) prefetch_bytes(table.optimizer_state + at * width, width * 4);
   if (table.scale != nullptr) __builtin_prefetch(table.scale_of(at), 0, 2);

@@ -99,8 +99,8 @@ class Tables(torch.nn.Module):
             )
         if self._dynamic and self.training and size:
             now = int(batch.time.max())
-            for module in self._dynamic:
-                module.now = now
+            for dynamic in self._dynamic:
+                dynamic.now = now
         pooled: dict[Reader, torch.Tensor] = {}
         rows: dict[str, torch.Tensor] = {}
         if self.bags is not None:

@@ -6,5 +6,5 @@ from octavo.nn.embedding_bags import SGD, Adagrad, Adam, EmbeddingBags, RowWiseA
 from octavo.nn.embedding_collection import EmbeddingCollection
 from octavo.nn.linear import Linear, LinearNorm
 
-__all__ = ["SGD", "Adagrad", "Adam", "Dynamic", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm", "RowWiseAdagrad",
-           "Table", "convert"]  # fmt: skip
+__all__ = ["SGD", "Adagrad", "Adam", "Dynamic", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm",
+           "RowWiseAdagrad", "Table", "convert"]  # fmt: skip

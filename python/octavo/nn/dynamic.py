@@ -118,12 +118,12 @@ class DynamicRows:
             "half_width": self.half_width,
             "clock": self.clock,
             "floor": self.map.floor,
-            "since_halving": self.map.sightings()[1],
+            "since_halving": self.map.since_halving,
         }
 
     def sightings(self) -> torch.Tensor:
         """How often ids without a row were seen: counters [n] uint8 of a count-min sketch; empty for admit_after=1."""
-        counters, _ = self.map.sightings()
+        counters = self.map.sightings()
         return torch.frombuffer(bytearray(counters), dtype=torch.uint8) if counters else torch.empty(0).byte()
 
     def restore(
@@ -136,8 +136,9 @@ class DynamicRows:
         """
         places, ids, last_seen, scores = (entries[key].contiguous() for key in _ENTRIES)
         rows = places - 1
-        addresses = (column.data_ptr() for column in (rows, ids, last_seen, scores))
-        self.map.restore(len(rows), *addresses, settings["floor"])
+        self.map.restore(
+            len(rows), rows.data_ptr(), ids.data_ptr(), last_seen.data_ptr(), scores.data_ptr(), settings["floor"]
+        )
         self.seed, self.half_width = settings["seed"], settings["half_width"]
         self.clock = settings["clock"]
         if sightings is None:

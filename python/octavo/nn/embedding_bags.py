@@ -176,13 +176,13 @@ class EmbeddingBags(torch.nn.Module):
         bounds: what to do with a row index outside its table: ``error | warn | ignore`` (:func:`ops.embedding_bags`).
         rounding: how trained rows narrower than fp32 take their new values. ``stochastic``: one of the two codes around
             a value, so that its expectation is the value and small updates add up; ``nearest`` loses those below half
-            a step. Eight-bit rows get new scales with every update.
+            a step. Rows of eight bits and less get new scales with every update.
         seed: of stochastic rounding, whose random bits are a function of (seed, step, table, row, column).
 
     A backward pass in training mode updates the tables once, the same bits for any number of threads; in eval mode or
     under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (the optimizer's,
-    as it says), ``scale.<table>`` (e4m3 [rows], int8 [rows, 2]), ``step`` (updates so far: with Adam, or where rounding
-    is stochastic), ``ids._extra_state`` (which row an id of a dynamic table has).
+    as it says), ``scale.<table>`` (e4m3 [rows], int8 and int4 [rows, 2]), ``step`` (updates so far: with Adam, or where
+    rounding is stochastic), ``ids._extra_state`` (which row an id of a dynamic table has).
 
     A dynamic table takes any int64 ids (``bounds`` plays no part). A forward in training mode that records gradients
     sees its ids at time ``now`` (None: the number of such forwards) and gives new ones rows; nothing else does. Ids
@@ -190,9 +190,9 @@ class EmbeddingBags(torch.nn.Module):
     """
 
     step: torch.Tensor | None  # int64 []
+    now: int | None = None
     # Set by data parallel training: (tables, values, offsets, weights, grad) of this process -> those of all processes.
     gather: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]] | None = None
-    now: int | None = None
     _first_table = 0
 
     def __init__(
@@ -217,11 +217,11 @@ class EmbeddingBags(torch.nn.Module):
                 raise TypeError(
                     f"optimizer: expected nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam or None, found {found}"
                 )
-            untrained = next((table for table in tables if table.dtype not in embedding.TRAINED), None)
-            if untrained is not None:
+            served = next((table for table in tables if table.place == "power_of_two"), None)
+            if served is not None:
                 raise ValueError(
-                    f"tables: '{untrained.name}' is {untrained.dtype} and such tables do not train; pass "
-                    f"optimizer=None, or train another dtype and convert with to_dtype({untrained.dtype!r})"
+                    f"tables: '{served.name}' has scales in powers of two and such tables do not train; pass "
+                    f"optimizer=None, or train fp32 and convert with to_dtype({served.dtype!r}, 'power_of_two')"
                 )
         self.tables = list(tables)
         self.optimizer = optimizer
@@ -367,18 +367,28 @@ class EmbeddingBags(torch.nn.Module):
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         batch = embedding.check_indices(len(self.tables), values, offsets, None)
         Jagged(values, offsets)  # checks the content of offsets: nothing is admitted for a wrong call
-        ends = offsets[::batch].tolist() if batch else [0] * (len(self.tables) + 1)
-        parts = [self._table_rows(t, values[a:b], trains) for t, (a, b) in enumerate(itertools.pairwise(ends))]
+        if trains and self.gather is not None:  # every process sees the ids of all
+            times = torch.full((batch, 1), -1 if self.now is None else self.now)
+            everyones, everyones_offsets, _, times = self.gather(len(self.tables), values, offsets, None, times)
+            self._parts(everyones, everyones_offsets, True, None if self.now is None else int(times.max()))
+            trains = False
+        parts = self._parts(values, offsets, trains, self.now)
         if self.ids is None:
             return None, values
         return values, parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _table_rows(self, index: int, values: torch.Tensor, trains: bool) -> torch.Tensor:
+    def _parts(self, values: torch.Tensor, offsets: torch.Tensor, trains: bool, now: int | None) -> list[torch.Tensor]:
+        tables = len(self.tables)
+        batch = (len(offsets) - 1) // tables
+        ends = offsets[::batch].tolist() if batch else [0] * (tables + 1)
+        return [self._table_rows(t, values[a:b], trains, now) for t, (a, b) in enumerate(itertools.pairwise(ends))]
+
+    def _table_rows(self, index: int, values: torch.Tensor, trains: bool, now: int | None = None) -> torch.Tensor:
         """The rows of table ``index`` that ``values`` mean; with ``trains``, admitting ids and marking rows."""
         table = self.tables[index]
         dynamic = None if table.dynamic is None or self.ids is None else self.ids.by_name[table.name]
         if dynamic is not None and trains:
-            values, fresh, ids = dynamic.admit(values, dynamic.clock + 1 if self.now is None else self.now)
+            values, fresh, ids = dynamic.admit(values, dynamic.clock + 1 if now is None else now)
             if len(fresh):
                 self._start_rows(table, fresh, dynamic.draw(ids))
         elif dynamic is not None:

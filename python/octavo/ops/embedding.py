@@ -83,7 +83,7 @@ class TableSet:
         self.core = _core.TableSet(core)
         self.dims = sum(self.widths)
         self.fits: set[str] = set()  # optimizers whose states these are
-        self.trainable = all(_trains(*table) for table in zip(self.rows, self.scales, self.int4_dims, strict=True))
+        self.trainable = not any(map(_is_power_of_two, self.scales))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,12 +220,8 @@ def bag_backward(
     choice("rounding", rounding, ROUNDING)
     _check_states(tables, optimizer)
     if not tables.trainable:
-        each = zip(tables.names, tables.rows, tables.scales, tables.int4_dims, strict=True)
-        name = next(name for name, rows, scale, int4_dim in each if not _trains(rows, scale, int4_dim))
-        raise TypeError(
-            f"table '{name}': its rows do not train; expected FP32, BF16, E4M3 with FP32 scales or INT8, found "
-            "FP16, INT4 or scales in powers of two"
-        )
+        name = next(n for n, scale in zip(tables.names, tables.scales, strict=True) if _is_power_of_two(scale))
+        raise TypeError(f"table '{name}': its rows do not train; their scales are powers of two: keep them in FP32")
     if grad_weights is not None:
         _check_vector("grad_weights", grad_weights, torch.float32)
         if grad_weights.shape != values.shape:
@@ -269,11 +265,6 @@ OPTIMIZERS = {
     "adam": Rule(4, lambda rows, dim: (rows, 2, dim)),
 }
 ROUNDING = ("stochastic", "nearest")
-TRAINED = ("fp32", "bf16", "e4m3", "int8")  # formats
-
-
-def _trains(rows: torch.Tensor, scale: torch.Tensor | None, int4_dim: int | None) -> bool:
-    return int4_dim is None and _FORMAT_OF[rows.dtype] in TRAINED and not _is_power_of_two(scale)
 
 
 def _check_states(tables: TableSet, optimizer: str) -> None:
@@ -281,8 +272,8 @@ def _check_states(tables: TableSet, optimizer: str) -> None:
         return
     shape = OPTIMIZERS[optimizer].state
     if shape is not None:
-        for name, rows, state in zip(tables.names, tables.rows, tables.states, strict=True):
-            wanted = shape(*rows.shape)
+        for name, rows, int4_dim, state in zip(tables.names, tables.rows, tables.int4_dims, tables.states, strict=True):
+            wanted = shape(len(rows), rows.shape[1] if int4_dim is None else int4_dim)
             if state is None or tuple(state.shape) != wanted:
                 found = "none" if state is None else f"shape {list(state.shape)}"
                 raise ValueError(f"state of table '{name}': {optimizer} needs float32 {list(wanted)}, found {found}")

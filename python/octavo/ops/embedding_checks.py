@@ -74,7 +74,7 @@ def check_bag_backward(kernel: _core.Kernel) -> str:
 
 
 # Largest error of rounding to nearest over the largest magnitude of a row; stochastic rounding has up to twice that.
-ROUNDED = {"bf16": 2**-8, "e4m3": 16 / 448, "int8": 1 / 255}
+ROUNDED = {"fp16": 2**-11, "bf16": 2**-8, "e4m3": 16 / 448, "int8": 1 / 255, "int4": 1 / 15}
 
 
 def _check_step(
@@ -95,7 +95,8 @@ def _check_step(
     bag_backward(
         tables, values, offsets, w, grad, optimizer, 0.1, 1e-6, kernel=kernel, step=3, rounding=rounding, seed=5
     )
-    found_rows = [decode_rows(r, s) for r, s in zip(tables.rows, tables.scales, strict=True)]
+    coded = zip(tables.rows, tables.scales, tables.int4_dims, strict=True)
+    found_rows = [decode_rows(rows, scale, int4_dim) for rows, scale, int4_dim in coded]
     bound = FP32_TOLERANCE + ROUNDED.get(format, 0.0) * (2 if rounding == "stochastic" else 1)
     error = max(_relative_to_row(y, ref) for y, ref in zip(found_rows, expected_rows, strict=True))
     if states is not None and new_states is not None:

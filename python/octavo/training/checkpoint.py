@@ -12,7 +12,8 @@ are 64-bit ids, beside ``places`` (row numbers), ``last_seen`` and ``scores``: a
 stand under one key, and come and go together. There is no pickle.
 
 A checkpoint may be a difference: it holds the rows touched since its ``base``, which the manifest names with its
-sha256, and for dynamic tables the places (``freed``) and ids (``erased``) that are gone. The rest is read from the base.
+sha256, and for dynamic tables the places (``freed``) and ids (``erased``) that are gone. The rest is read from the
+base.
 """
 
 from __future__ import annotations

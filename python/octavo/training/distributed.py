@@ -98,16 +98,11 @@ class Group:
             dist.barrier()
 
     def attach(self, model: torch.nn.Module) -> None:
-        """Let every table below ``model`` update itself from the parts of all processes. Raises ValueError for dynamic
-        tables, which give new ids rows as one process sees them."""
+        """Let every table below ``model`` update itself from the parts of all processes."""
         if self.world == 1:
             return
         for module in model.modules():
             if isinstance(module, nn.EmbeddingBags):
-                if module.dynamic:
-                    raise ValueError(
-                        f"tables: {', '.join(module.dynamic)} are dynamic, which train in one process; hash these ids"
-                    )
                 module.gather = self.join_bags
 
     def join_bags(

@@ -13,7 +13,7 @@ import torch
 
 from octavo.data import Batch, EventLog, encode_table
 from octavo.evaluation import Quality, quality
-from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
+from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints, write_checkpoint
 from octavo.training.slices import predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
@@ -68,9 +68,9 @@ def stopping_value(found: dict[str, Quality], metric: str) -> float:
 
 
 def save_best(root: Path, step: int, model: torch.nn.Module) -> None:
-    """Keep weights and tables of this moment beside the checkpoints. Two are kept: a run killed here may go on from
-    a checkpoint that still knows the one before as its best."""
-    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, table_states(model), keep=2)
+    """Keep the weights of this moment beside the checkpoints. Two are kept: a run killed here may go on from a
+    checkpoint that still knows the one before as its best."""
+    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, _kept(model), keep=2)
 
 
 def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
@@ -80,5 +80,15 @@ def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
         raise CheckpointError(f"{root}: has no step-{step:08d}, the best epoch's weights; start afresh")
     best = Checkpoint(path)
     copy_dense(dense_state(model), best.group("dense"), str(path))
-    for name, table in table_states(model).items():
+    for name, table in _kept(model).items():
         best.read_table(name, table)
+
+
+def _kept(model: torch.nn.Module) -> dict[str, TableState]:
+    """Fixed tables without the optimizer's state; in dynamic ones it belongs to the ids."""
+
+    def kept(table: TableState) -> TableState:
+        slots = {slot: value for slot, value in table.slots.items() if slot == "scale" or table.dynamic is not None}
+        return TableState(table.rows, slots, table.dynamic)
+
+    return {name: kept(table) for name, table in table_states(model).items()}

@@ -64,8 +64,8 @@ class TableTracker:
             return None
         return self._last
 
-    def forget(self) -> None:
-        """The tables changed in a way that was not tracked: the next checkpoint is whole."""
+    def changed(self) -> None:
+        """The tables were replaced: the next checkpoint is whole."""
         self._last = None
 
     def saved(self, path: Path) -> None:

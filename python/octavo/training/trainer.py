@@ -61,7 +61,7 @@ class Trainer:
                 + (f" and validation={chosen.validation}" if chosen.validation else "")
             )
         self.model = models.build(log.schema, config.model)
-        self.tracker = TableTracker(self.model, 1 if self.group.world > 1 else chosen.full_every)
+        self.tracker = TableTracker(self.model, chosen.full_every)
         self.group.attach(self.model)
         self.tasks = list(self.model.tasks)
         span = None if chosen.window_hours is None else max(1, round(chosen.window_hours * 3_600_000))
@@ -187,7 +187,8 @@ class Trainer:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         tables = table_states(self.model)
         keep = self.config.training.keep_checkpoints
-        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep, base=self.tracker.base())
+        base = self.tracker.base()
+        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep=keep, base=base)
         self.tracker.saved(path)
         self.group.wait()
         return path
@@ -318,7 +319,7 @@ class Trainer:
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
         if self.is_done and self.stopping.step is not None and not improved:
             epochs.load_best(self.run_dir / "best", self.stopping.step, self.model)
-            self.tracker.forget()
+            self.tracker.changed()
         if not self.is_done:
             self.epoch, self.position = self.epoch + 1, 0
 

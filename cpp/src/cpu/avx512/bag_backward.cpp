@@ -263,8 +263,10 @@ Runner runner_for(const Work& work) {
   const auto vectors = static_cast<int>((table.dim - 1) % (16 * kMaxVectors) / 16 + 1);
   switch (table.dtype) {
     case DType::bf16: return in_scratch<Bf16Row>(vectors);
+    case DType::f16: return in_scratch<F16Row>(vectors);
     case DType::e4m3: return in_scratch<E4m3Row>(vectors);
     case DType::u8: return in_scratch<U8Row>(vectors);
+    case DType::u4: return in_scratch<U4Row>(vectors);
     default: break;
   }
   const bool simple = kind == Optimizer::sgd || kind == Optimizer::row_wise_adagrad;

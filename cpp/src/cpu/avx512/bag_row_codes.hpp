@@ -96,6 +96,37 @@ struct Bf16Row {
   }
 };
 
+struct F16Row {
+  static void decode(const TableView&, std::uint64_t, const void* row, std::int64_t dim, float* x) {
+    const auto* codes = static_cast<const std::uint16_t*>(row);
+    for_columns(dim, [&](std::int64_t c, __mmask16 mask) {
+      _mm512_storeu_ps(x + c, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, codes + c)));
+    });
+  }
+
+  template <bool stochastic>
+  static void encode(const TableView&, std::uint64_t, void* row, std::int64_t dim, const float* x, RandomRow random) {
+    auto* codes = static_cast<std::uint16_t*>(row);
+    for_columns(dim, [&](std::int64_t c, __mmask16 mask) {
+      const __m512 v = _mm512_loadu_ps(x + c);
+      __m256i out = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      if constexpr (stochastic) {
+        const __m512i bits = _mm512_castps_si512(v);
+        const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)), drawn = random_bits(random, c);
+        const __mmask16 between = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x47800000));   // below 2^16
+        const __mmask16 subnormal = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(113 << 23));  // below 2^-14
+        const __m512i rounded = _mm512_add_epi32(magnitude, rounding_term<true, 13>(magnitude, drawn));
+        __m512i code = _mm512_sub_epi32(_mm512_srli_epi32(rounded, 13), _mm512_set1_epi32(112 << 10));
+        const __m512 steps = _mm512_mul_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p24f));
+        code = _mm512_mask_mov_epi32(code, subnormal, to_whole<true>(steps, drawn));
+        const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x8000));
+        out = _mm256_mask_mov_epi16(out, between, _mm512_cvtepi32_epi16(_mm512_or_si512(code, sign)));
+      }
+      _mm256_mask_storeu_epi16(codes + c, mask, out);
+    });
+  }
+};
+
 struct E4m3Row {
   // Through FP16: its exponent field takes E4M3's, 8 too small.
   static void decode(const TableView& table, std::uint64_t row_number, const void* row, std::int64_t dim, float* x) {
@@ -148,13 +179,44 @@ struct E4m3Row {
   }
 };
 
-struct U8Row {
+// How 16 unsigned codes lie in memory.
+struct CodeBytes {
+  static constexpr float kLargest = 255.0f;
+  static std::int64_t at(std::int64_t column) { return column; }
+  [[gnu::always_inline]] static inline __m512i read(const std::uint8_t* x, __mmask16 mask) {
+    return _mm512_cvtepu8_epi32(load(x, mask));
+  }
+  [[gnu::always_inline]] static inline void write(std::uint8_t* x, __mmask16 mask, __m512i codes) {
+    store(x, mask, codes);
+  }
+};
+
+struct CodeNibbles {
+  static constexpr float kLargest = 15.0f;
+  static std::int64_t at(std::int64_t column) { return column / 2; }
+  [[gnu::always_inline]] static inline __mmask8 bytes(__mmask16 mask) {
+    return whole(mask) ? 0xff : static_cast<__mmask8>((1u << (__builtin_popcount(mask) + 1) / 2) - 1);
+  }
+  [[gnu::always_inline]] static inline __m512i read(const std::uint8_t* x, __mmask16 mask) {
+    const __m128i pairs = _mm_cvtepu8_epi16(_mm_maskz_loadu_epi8(bytes(mask), x));  // 0 0 odd even
+    const __m128i apart = _mm_or_si128(pairs, _mm_slli_epi16(pairs, 4));
+    return _mm512_cvtepu8_epi32(_mm_and_si128(apart, _mm_set1_epi8(15)));
+  }
+  [[gnu::always_inline]] static inline void write(std::uint8_t* x, __mmask16 mask, __m512i codes) {
+    const __m128i apart = _mm512_maskz_cvtepi32_epi8(mask, codes);  // a row's last half byte is 0
+    const __m128i pairs = _mm_maddubs_epi16(apart, _mm_set1_epi16(0x1001));
+    _mm_mask_storeu_epi8(x, bytes(mask), _mm_cvtepi16_epi8(pairs));
+  }
+};
+
+template <class Codes>
+struct AffineRow {
   static void decode(const TableView& table, std::uint64_t row_number, const void* row, std::int64_t dim, float* x) {
     const auto* codes = static_cast<const std::uint8_t*>(row);
     const __m512 scale = _mm512_set1_ps(*table.scale_of(row_number));
     const __m512 bias = _mm512_set1_ps(table.scale_of(row_number)[1]);
     for_columns(dim, [&](std::int64_t c, __mmask16 mask) {
-      const __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load(codes + c, mask)));
+      const __m512 v = _mm512_cvtepi32_ps(Codes::read(codes + Codes::at(c), mask));
       _mm512_storeu_ps(x + c, _mm512_add_ps(_mm512_mul_ps(v, scale), bias));
     });
   }
@@ -174,7 +236,7 @@ struct U8Row {
       high = _mm512_mask_max_ps(high, finite, high, v);
     });
     const float lowest = _mm512_reduce_min_ps(low), highest = _mm512_reduce_max_ps(high);
-    const AffineScale affine = affine_scale(lowest, highest);
+    const AffineScale affine = affine_scale(lowest, highest, Codes::kLargest);
     *table.scale_of(row_number) = nan != 0 ? std::numeric_limits<float>::quiet_NaN() : affine.scale;  // no NaN code
     table.scale_of(row_number)[1] = affine.bias;
     const __m512 bias = _mm512_set1_ps(affine.bias), multiplier = _mm512_set1_ps(affine.multiplier);
@@ -184,11 +246,13 @@ struct U8Row {
       // Of two operands, max and min return the second where one is NaN: NaN becomes code 0.
       const __m512 clamped = _mm512_min_ps(_mm512_max_ps(load(x + c, mask), low), high);
       const __m512 y = _mm512_mul_ps(_mm512_sub_ps(clamped, bias), multiplier);
-      const __m512 inside = _mm512_min_ps(_mm512_max_ps(y, _mm512_setzero_ps()), _mm512_set1_ps(255.0f));
-      store(codes + c, mask, to_whole<stochastic>(inside, random_bits(random, c)));
+      const __m512 inside = _mm512_min_ps(_mm512_max_ps(y, _mm512_setzero_ps()), _mm512_set1_ps(Codes::kLargest));
+      Codes::write(codes + Codes::at(c), mask, to_whole<stochastic>(inside, random_bits(random, c)));
     });
   }
 };
+using U8Row = AffineRow<CodeBytes>;
+using U4Row = AffineRow<CodeNibbles>;
 
 }  // namespace
 }  // namespace octavo::avx512_kernels

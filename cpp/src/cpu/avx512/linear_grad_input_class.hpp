@@ -1,9 +1,9 @@
-// grad_x = grad W is the linear layer of W^T: panels of 64 columns of W, pairs of its rows, through the same driver.
+// W^T for BF16 dot products: panels of 64 columns of W, pairs of its rows.
 #pragma once
 
 #include "cpu/avx512/bf16_pairs.hpp"
 #include "cpu/avx512/linear_bf16_class.hpp"
-#include "octavo/linear_backward.hpp"
+#include "cpu/avx512/linear_grad_input.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
@@ -83,17 +83,6 @@ struct TransposedClass {
 
   const char* panels;
 };
-
-template <class Class>
-void run_grad_input(const GradInputArgs& args, Class& kernel) {
-  if (args.grad_x.rows == 0 || args.grad_x.cols == 0) return;
-  const PackedWeight unscaled(nullptr, nullptr, args.weight->k(), args.weight->n(), DType::bf16);
-  LinearArgs product;
-  product.x = args.grad;
-  product.weight = &unscaled;
-  product.y = args.grad_x;
-  Linear<Class>(product, kernel).run();
-}
 
 }  // namespace
 }  // namespace octavo::avx512_kernels

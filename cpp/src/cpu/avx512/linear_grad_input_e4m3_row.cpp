@@ -6,19 +6,6 @@
 namespace octavo::avx512_kernels {
 namespace {
 
-// A row of grad times W's scales.
-template <class Plain>
-struct ScaledRow {
-  Plain plain;
-  const float* scale;
-  __m512 load(std::int64_t i, __mmask16 mask) const {
-    return _mm512_mul_ps(plain.load(i, mask), _mm512_maskz_loadu_ps(mask, scale + i));
-  }
-  __m512i magnitude(std::int64_t i, __mmask16 mask) const {
-    return _mm512_and_si512(_mm512_castps_si512(load(i, mask)), _mm512_set1_epi32(0x7fffffff));
-  }
-};
-
 template <bool finite, class Row>
 void round_row(const Row& row, std::int64_t n, float multiplier, char* out) {
   const __m512 m = _mm512_set1_ps(multiplier);

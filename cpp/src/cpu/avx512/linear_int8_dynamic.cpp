@@ -1,83 +1,11 @@
-// x and W in symmetric INT8, INT32 sums: vpdpbusd takes unsigned activations, so x is kept as code + 128 and
-// -128 * (sum of the column's weights) is where each sum starts.
+// x and W in symmetric INT8.
 #include <algorithm>
 
-#include "cpu/avx512/linear_activations.hpp"
+#include "cpu/avx512/linear_int8_class.hpp"
 #include "cpu/avx512/panel_packing.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
-
-// 64 codes; `left` elements of them exist, the others become 0 and meet weights that are 0. Finite rows need no clamp:
-// scaling maps their largest magnitude to 127.
-template <bool full, bool finite, class Row>
-[[gnu::always_inline]] inline void quantize64(const Row& row, std::int64_t i, std::int64_t left, __m512 m, char* out) {
-  const auto codes = [&](std::int64_t offset) {
-    const __m512 v = _mm512_mul_ps(row.load(i + offset, full ? 0xffff : first_lanes(left - offset)), m);
-    if constexpr (finite) return _mm512_cvtps_epi32(v);
-    return _mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(v, _mm512_set1_ps(127.0f)), _mm512_set1_ps(-127.0f)));
-  };
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i low = _mm512_packs_epi32(codes(0), codes(16)), high = _mm512_packs_epi32(codes(32), codes(48));
-  const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
-  _mm512_storeu_si512(out + i, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80))));
-}
-
-// Finite BF16 rows, even and odd columns apart: as FP32, + 128 and rounded by the adder, so that the low 16 bits of a
-// sum are the byte; the two halves then lie side by side in order. No conversion, one pack.
-template <bool full>
-[[gnu::always_inline]] inline void quantize64_bf16(const std::uint16_t* x, std::int64_t left, __m512 m, char* out) {
-  const __m512 magic = _mm512_set1_ps(12582912.0f + 128.0f);  // 1.5 * 2^23
-  const auto words = [&](std::int64_t offset) {
-    const std::int64_t there = left - offset;
-    const __mmask32 mask = there >= 32 ? ~__mmask32{0} : there <= 0 ? 0 : (__mmask32{1} << there) - 1;
-    const __m512i pairs = full ? _mm512_loadu_si512(x + offset) : _mm512_maskz_loadu_epi16(mask, x + offset);
-    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-    const __m512i low = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(even, m), magic));
-    const __m512i high = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(odd, m), magic));
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16));
-  };
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  const __m512i first = words(0), second = words(32);
-  _mm512_storeu_si512(out, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(first, second)));
-}
-
-// Functions of their own: inlined, their constants would spill.
-[[gnu::noinline]] inline void quantize_finite_row(const Bf16Row& row, std::int64_t k, float multiplier, char* out) {
-  const __m512 m = _mm512_set1_ps(multiplier);
-  std::int64_t i = 0;
-  for (; i + 64 <= k; i += 64) quantize64_bf16<true>(row.x + i, 64, m, out + i);
-  if (i < k) quantize64_bf16<false>(row.x + i, k - i, m, out + i);
-}
-
-template <bool finite, class Row>
-[[gnu::noinline]] void quantize_row(const Row& row, std::int64_t k, float multiplier, char* out) {
-  const __m512 m = _mm512_set1_ps(multiplier);
-  std::int64_t i = 0;
-  for (; i + 64 <= k; i += 64) quantize64<true, finite>(row, i, 64, m, out);
-  if (i < k) quantize64<false, finite>(row, i, k - i, m, out);
-}
-
-inline void quantize_finite_row(const F32Row& row, std::int64_t k, float multiplier, char* out) {
-  quantize_row<true>(row, k, multiplier, out);
-}
-
-template <class Row>
-void quantize_rows(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride,
-                   float* scale) {
-  for (std::int64_t r = 0; r < count; ++r, out += stride) {
-    const Row row(row_of(x, first + r));
-    const Magnitude magnitude = magnitude_of(row, x.cols);
-    const ScalePair pair = scale_for(magnitude.largest_finite, DType::i8, false);
-    scale[r] = magnitude.nan ? __builtin_nanf("") : pair.scale;
-    if (magnitude.finite) {
-      quantize_finite_row(row, x.cols, pair.multiplier, out);
-    } else {
-      quantize_row<false>(row, x.cols, pair.multiplier, out);
-    }
-  }
-}
 
 inline void shift_codes(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride) {
   for (std::int64_t r = 0; r < count; ++r, out += stride) {
@@ -91,22 +19,23 @@ inline void shift_codes(const MatrixView& x, std::int64_t first, std::int64_t co
   }
 }
 
-struct Int8Class {
-  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 24, kCutColumnsBelow = 5;
+template <class Row>
+void quantize_matrix(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride,
+                     float* scale) {
+  quantize_rows(first, count, x.cols, out, stride, scale, [&](std::int64_t r) { return Row(row_of(x, r)); });
+}
 
-  explicit Int8Class(const PackedWeight& w) {
+struct Int8Class : Int8Panels {
+  explicit Int8Class(const PackedWeight& w) : Int8Panels(layout_of(w), w.n(), w.k()) {}
+
+  static const void* layout_of(const PackedWeight& w) {
     static const char tag = 0;
-    const std::int64_t all = (w.n() + kPanel - 1) / kPanel;
-    panels = static_cast<const char*>(
-        w.layout(&tag, to_bytes(all * (panel_bytes(w.k()) + kPanel * std::int64_t{sizeof(std::int32_t)})), pack));
-    starts = reinterpret_cast<const std::int32_t*>(panels + all * panel_bytes(w.k()));
+    return w.layout(&tag, layout_bytes(w.n(), w.k()), pack);
   }
 
-  static std::int64_t panel_bytes(std::int64_t k) { return (k + 3) / 4 * kGroupBytes; }
-
   static void pack(const PackedWeight& w, void* out) {
-    const std::int64_t k = w.k(), all = (w.n() + kPanel - 1) / kPanel;
-    auto* starts = reinterpret_cast<std::int32_t*>(static_cast<char*>(out) + all * panel_bytes(k));
+    const std::int64_t k = w.k();
+    std::int32_t* starts = starts_in(out, w.n(), k);
     for_each_panel(w, [&](std::int64_t p, const char* rows, std::int64_t count) {
       pack_panel(rows, count, k, static_cast<char*>(out) + p * panel_bytes(k));
       for (std::int64_t r = 0; r < kPanel; ++r) starts[p * kPanel + r] = r < count ? start_of(rows + r * k, k) : 0;
@@ -135,22 +64,12 @@ struct Int8Class {
       std::copy_n(args.x_scale + first, count, scale);
       shift_codes(args.x, first, count, out, stride);
     } else if (args.x.dtype == DType::bf16) {
-      quantize_rows<Bf16Row>(args.x, first, count, out, stride, scale);
+      quantize_matrix<Bf16Row>(args.x, first, count, out, stride, scale);
     } else {
-      quantize_rows<F32Row>(args.x, first, count, out, stride, scale);
+      quantize_matrix<F32Row>(args.x, first, count, out, stride, scale);
     }
     return {out, stride};
   }
-
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
-    t.weights = panels + panel * panel_bytes(k) + begin / 4 * kGroupBytes;
-    fetch_next(t, panel_bytes(k), t.groups * kGroupBytes);
-    t.start = starts + panel * kPanel;
-    multiply_rows<Int8Dot>(t, rows);
-  }
-
-  const char* panels;
-  const std::int32_t* starts;
 };
 
 }  // namespace

@@ -28,23 +28,39 @@ struct Share {
 
 void decode_row(const TableView& table, const char* from, std::uint64_t row, float* __restrict x) {
   const std::int64_t dim = table.dim;
-  if (table.dtype == DType::bf16) {
-    const auto* codes = reinterpret_cast<const std::uint16_t*>(from);
-    for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_bf16(codes[c]);
-    return;
-  }
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(from);
   const auto* codes = reinterpret_cast<const std::uint8_t*>(from);
-  if (table.dtype == DType::e4m3)
-    for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_e4m3(codes[c]) * *table.scale_of(row);
-  else
-    for (std::int64_t c = 0; c < dim; ++c)
-      x[c] = static_cast<float>(codes[c]) * *table.scale_of(row) + table.scale_of(row)[1];
+  switch (table.dtype) {
+    case DType::bf16:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_bf16(halves[c]);
+      return;
+    case DType::f16:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_f16(halves[c]);
+      return;
+    case DType::e4m3:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] = decode_e4m3(codes[c]) * *table.scale_of(row);
+      return;
+    case DType::u4:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] = static_cast<float>(codes[c / 2] >> c % 2 * 4 & 15);
+      break;
+    default:
+      for (std::int64_t c = 0; c < dim; ++c) x[c] = static_cast<float>(codes[c]);
+      break;
+  }
+  const float scale = *table.scale_of(row), bias = table.scale_of(row)[1];
+  for (std::int64_t c = 0; c < dim; ++c) x[c] = x[c] * scale + bias;
 }
 
 void encode_bf16_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint16_t* codes) {
   for (std::int64_t c = 0; c < dim; ++c)
     codes[c] = stochastic ? encode_bf16_stochastic(x[c], random_bits(random, static_cast<std::uint32_t>(c)))
                           : encode_bf16(x[c]);
+}
+
+void encode_f16_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint16_t* codes) {
+  for (std::int64_t c = 0; c < dim; ++c)
+    codes[c] =
+        stochastic ? encode_f16_stochastic(x[c], random_bits(random, static_cast<std::uint32_t>(c))) : encode_f16(x[c]);
 }
 
 void encode_e4m3_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint8_t* codes,
@@ -62,9 +78,11 @@ void encode_e4m3_row(const float* x, std::int64_t dim, bool stochastic, RandomRo
   }
 }
 
-void encode_u8_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint8_t* codes,
-                   float* scale) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Codes from 0 to `largest`: a byte each, or (15) two a byte.
+template <std::uint32_t largest>
+void encode_affine_row(const float* x, std::int64_t dim, bool stochastic, RandomRow random, std::uint8_t* codes,
+                       float* scale) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLargest = static_cast<float>(largest);
   float low = kInfinity, high = -kInfinity;
   bool nan = false;
   for (std::int64_t c = 0; c < dim; ++c) {
@@ -73,15 +91,21 @@ void encode_u8_row(const float* x, std::int64_t dim, bool stochastic, RandomRow 
     low = x[c] < low ? x[c] : low;
     high = x[c] > high ? x[c] : high;
   }
-  const AffineScale affine = affine_scale(low, high);
+  const AffineScale affine = affine_scale(low, high, kLargest);
   scale[0] = nan ? std::numeric_limits<float>::quiet_NaN() : affine.scale;  // no code for NaN
   scale[1] = affine.bias;
-  for (std::int64_t c = 0; c < dim; ++c) {
+  const auto code = [&](std::int64_t c) {
     const float clamped = x[c] > low ? x[c] < high ? x[c] : high : low;  // infinities saturate
     const float y = (clamped - affine.bias) * affine.multiplier;
-    const float inside = y > 0 ? y < 255 ? y : 255.0f : 0.0f;  // nothing finite: NaN
-    codes[c] = stochastic ? encode_u8_stochastic(inside, random_bits(random, static_cast<std::uint32_t>(c)))
-                          : static_cast<std::uint8_t>(std::nearbyint(inside));
+    const float inside = y > 0 ? y < kLargest ? y : kLargest : 0.0f;  // nothing finite: NaN
+    return stochastic ? encode_unsigned_stochastic(inside, largest, random_bits(random, static_cast<std::uint32_t>(c)))
+                      : static_cast<std::uint8_t>(std::nearbyint(inside));
+  };
+  if constexpr (largest == 255) {
+    for (std::int64_t c = 0; c < dim; ++c) codes[c] = code(c);
+  } else {
+    for (std::int64_t c = 0; c < dim; c += 2)
+      codes[c / 2] = static_cast<std::uint8_t>(code(c) | (c + 1 < dim ? code(c + 1) << 4 : 0));
   }
 }
 
@@ -89,12 +113,15 @@ void encode_row(const Share& share, const float* x, std::uint64_t row, char* to)
   const TableView& table = share.table;
   const bool stochastic = share.args.optimizer.rounding == Rounding::stochastic;
   const RandomRow random = random_row(share.random, row);
-  if (table.dtype == DType::bf16)
-    encode_bf16_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint16_t*>(to));
-  else if (table.dtype == DType::e4m3)
-    encode_e4m3_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint8_t*>(to), *table.scale_of(row));
-  else
-    encode_u8_row(x, table.dim, stochastic, random, reinterpret_cast<std::uint8_t*>(to), table.scale_of(row));
+  auto* halves = reinterpret_cast<std::uint16_t*>(to);
+  auto* codes = reinterpret_cast<std::uint8_t*>(to);
+  switch (table.dtype) {
+    case DType::bf16: return encode_bf16_row(x, table.dim, stochastic, random, halves);
+    case DType::f16: return encode_f16_row(x, table.dim, stochastic, random, halves);
+    case DType::e4m3: return encode_e4m3_row(x, table.dim, stochastic, random, codes, *table.scale_of(row));
+    case DType::u4: return encode_affine_row<15>(x, table.dim, stochastic, random, codes, table.scale_of(row));
+    default: return encode_affine_row<255>(x, table.dim, stochastic, random, codes, table.scale_of(row));
+  }
 }
 
 float mean_square(const float* g, std::int64_t dim) {

@@ -61,7 +61,7 @@ void register_embedding_kernels(Registry& registry) {
   KernelInfo backward;
   backward.name = "cpu.generic.bag_backward";
   backward.op = Op::bag_backward;
-  backward.formats = "float32|bfloat16|e4m3|int8 -> float32";
+  backward.formats = "float32|float16|bfloat16|e4m3|int8|int4 -> float32";
   backward.cost = {.overhead_us = 2.0, .gmacs_per_s = 2.0, .gbytes_per_s = 4.0};
   backward.run.bag_backward = [](const BagBackwardArgs& args) { return OCTAVO_CALL_GENERIC(bag_backward, args); };
   (void)registry.add(backward);

@@ -14,6 +14,7 @@ OCTAVO_DECLARE_GENERIC(void linear_grad_weight_e4m3_row(const GradWeightArgs& ar
 namespace avx512_kernels {
 void linear_grad_input_bf16(const GradInputArgs& args);
 void linear_grad_input_e4m3_row(const GradInputArgs& args);
+void linear_grad_input_int8_dynamic(const GradInputArgs& args);
 void linear_grad_weight_bf16(const GradWeightArgs& args);
 void linear_grad_weight_e4m3_row(const GradWeightArgs& args);
 }  // namespace avx512_kernels
@@ -93,6 +94,9 @@ void register_linear_backward_kernels(Registry& registry) {
   constexpr CostPrior kAvx512{.overhead_us = 0.5, .gmacs_per_s = 105.0, .gbytes_per_s = 20.0};
   add_input("avx512", bf16, kAvx512, input<bf16, avx512_kernels::linear_grad_input_bf16>, has_bf16);
   add_input("avx512", e4m3_row, kAvx512, input<e4m3_row, avx512_kernels::linear_grad_input_e4m3_row>, has_bf16);
+  add_input("avx512", int8_dynamic, {.overhead_us = 0.5, .gmacs_per_s = 210.0, .gbytes_per_s = 20.0},
+            input<int8_dynamic, avx512_kernels::linear_grad_input_int8_dynamic>,
+            [] { return cpu_features().avx512_vnni; });
   add_weight("avx512", bf16, kAvx512, weight<avx512_kernels::linear_grad_weight_bf16>, has_bf16);
   add_weight("avx512", e4m3_row, kAvx512, weight<avx512_kernels::linear_grad_weight_e4m3_row>, has_bf16);
 #endif
