@@ -112,7 +112,8 @@ def test_any_world_size_goes_on_from_a_checkpoint(log, tmp_path) -> None:
 
 
 def test_attention_over_histories_in_parallel(tmp_path) -> None:
-    """DIN: a table read row by row and shared by two features; the last batch has fewer events than processes."""
+    """DIN: a table read row by row and shared by two features; late labels; a last batch with fewer events than
+    processes."""
     world = AdsWorld("reference", 3)
     [history] = world.schema.sequences
     schema = replace(world.schema, sequences=(replace(history, table="item"),))
@@ -122,7 +123,14 @@ def test_attention_over_histories_in_parallel(tmp_path) -> None:
             "name": "din",
             "data": {"source": "log", "path": str(log.path)},
             "model": {"kind": "din", "embedding_dim": 8, "attention": [10, 6], "top": [16]},
-            "training": {"batch_size": 100, "holdout": 0, "window": 400, "checkpoint_every": 0},
+            "training": {
+                "batch_size": 100,
+                "holdout": 0,
+                "window": 400,
+                "checkpoint_every": 0,
+                "labels": "known",
+                "wait_hours": {"click": 0.002, "conversion": 0.004},
+            },
         }
     )
     save_config(config, make(tmp_path / "two") / "config.yaml")

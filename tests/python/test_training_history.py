@@ -14,6 +14,7 @@ from training_support import demo_log, small_config
 
 from octavo.data import AdsWorld, EventLog
 from octavo.training import CheckpointError, Trainer
+from octavo.training.history import History
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,9 @@ def test_a_history_that_lost_lines_is_named(log, tmp_path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     with pytest.raises(CheckpointError, match=r"history.jsonl: holds 2 lines, the checkpoint was written after 5"):
         Trainer(small_config(), log, tmp_path).resume()
+
+
+def test_a_history_that_cannot_be_written_is_named(tmp_path) -> None:
+    (tmp_path / "history.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"history.jsonl: cannot be written \(Is a directory\); make room"):
+        History(tmp_path / "history.jsonl").append({"a": 1})

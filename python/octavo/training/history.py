@@ -39,9 +39,13 @@ class History:
         self.lines = lines
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        """Add one line. Raises :class:`CheckpointError` where it cannot be written, as on a full disk; what was written
+        of it is dropped by the run that goes on."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}); make room and resume") from None
         self.lines += 1
 
     def flush(self) -> None:

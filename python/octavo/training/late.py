@@ -87,6 +87,6 @@ def as_known(batch: Batch, heads: Sequence[str], wait_ms: int) -> Batch:
 def _wait_ms(schema: Schema, head: str, wait_hours: Mapping[str, float]) -> int:
     if head in wait_hours:
         return round(wait_hours[head] * 3_600_000)
-    if any(label.task == head and label.delay is not None for label in schema.labels):
+    if all(label.task != head or label.delay is not None for label in schema.labels):
         raise ValueError(f"training.wait_hours: the outcomes of task {head!r} are late; say after how many hours")
     return 0

@@ -53,9 +53,10 @@ def compare_quality(
                     log_loss(reference.logits[task], labels, logits=True),
                     found.user,
                     labels,
+                    weight=found.weight,
                     resamples=config.bootstrap,
                 )
-            rows.append(NumericsRow(name, task, quality(z, labels, logits=True), difference))
+            rows.append(NumericsRow(name, task, quality(z, labels, found.weight, logits=True), difference))
     return rows, reference
 
 

@@ -98,11 +98,9 @@ class Trainer:
         """Events of all epochs."""
         return self.fit_end * self.config.training.epochs
 
-    def resume(self, step: int | None = None) -> bool:
-        """Go on from the newest checkpoint, or from that of ``step``. False when there is none."""
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint. False when there is none."""
         found = list_checkpoints(self.checkpoints)
-        if step is not None:
-            found = [path for path in found if path.name == f"step-{step:08d}"]
         if not found:
             return False
         checkpoint = Checkpoint(found[-1])
@@ -123,7 +121,7 @@ class Trainer:
         self._losses = (float.fromhex(meta["loss"]), meta["losses"])
         if meta["plan"] is not None:
             self._follow(Plan.from_json(meta["plan"]))
-        if self.group.is_first and step is None:
+        if self.group.is_first:
             self.history.keep(meta["history"])
         return True
 
