@@ -37,7 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dcnv2": {"kind": "dcnv2", "embedding_dim": 16, "cross_layers": 2, "deep": [64, 32]},
     "wukong": {"kind": "wukong", "embedding_dim": 16, "layers": 2, "top": [64, 32]},
 }
-TUNED = {"dlrm": (0.1, 0.003), "dcnv2": (0.3, 0.001), "wukong": (0.1, 0.003)}  # learning rates of tables, of the rest
+TUNED = {"dlrm": (0.1, 0.003), "dcnv2": (0.3, 0.001), "wukong": (0.03, 0.003)}  # learning rates of tables, of the rest
 GRID = ((0.03, 0.1, 0.3), (0.001, 0.003))
 
 
