@@ -190,3 +190,20 @@ def test_an_override_of_the_kind_leaves_out_what_the_new_kind_has_not() -> None:
         build_config(values, ["data.kind=3"])
     with pytest.raises(ConfigError, match="unknown kind 'nope'"):
         build_config(values, ["model.kind=nope"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"source": "world"}, "source=world needs preset"),
+        ({"source": "world", "preset": "drift"}, "source=world needs one of events and days"),
+        ({"source": "world", "preset": "drift", "events": 5, "days": 1}, "source=world needs one of events and days"),
+        ({"source": "world", "preset": "drift", "events": 5, "path": "x"}, "path means nothing for source=world"),
+        ({"source": "demo", "preset": "drift"}, "preset and days mean nothing for source=demo"),
+        ({"source": "log", "path": "x", "days": 2}, "preset and days mean nothing for source=log"),
+        ({"source": "movielens", "events": 5}, "events means nothing for source=movielens; use limit"),
+    ],
+)
+def test_data_keys_fit_their_source(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_config({"data": values})

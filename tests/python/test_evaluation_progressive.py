@@ -196,3 +196,73 @@ def test_numpy_is_as_good_as_torch() -> None:
     progress = Progressive(["y"], window=4)
     [point] = progress.update({"y": np.array([1.0, -1.0, 0.5, 0.0])}, {"y": np.array([1, 0, 0, 1])}, np.arange(4))  # type: ignore[dict-item,arg-type]
     assert point.quality == quality([1.0, -1.0, 0.5, 0.0], [1, 0, 0, 1], logits=True)
+
+
+def by_domain(events: int, window: dict[str, int]) -> tuple[Progressive, dict[str, torch.Tensor]]:
+    rows = stream(events)
+    generator = torch.Generator().manual_seed(9)
+    rows["user"] = torch.randint(-1, 9, (events,), generator=generator)
+    rows["domain"] = torch.randint(-1, 3, (events,), generator=generator)
+    return Progressive(TASKS, **window), rows
+
+
+def feed_all(progress: Progressive, rows: dict[str, torch.Tensor], begin: int, end: int) -> list:
+    part = slice(begin, end)
+    logits, labels = ({task: rows[f"{name}/{task}"][part] for task in TASKS} for name in ("logits", "labels"))
+    columns = (rows[name][part] for name in ("time", "weight", "user", "domain"))
+    return progress.update(logits, labels, *columns)
+
+
+def test_each_domain_has_points_and_totals_of_its_own() -> None:
+    progress, rows = by_domain(400, {"window": 200})
+    points = [point for begin in range(0, 400, 70) for point in feed_all(progress, rows, begin, begin + 70)]
+    assert [p.domain for p in points] == [None, 0, 1, 2] * 4
+    for point in points:
+        window = torch.arange(400) // 200 == point.position // 200 - 1
+        inside = window if point.domain is None else window & (rows["domain"] == point.domain)
+        columns = (rows[f"logits/{point.task}"], rows[f"labels/{point.task}"], rows["weight"], rows["user"])
+        x, y, w, u = (column[inside] for column in columns)
+        assert point.quality == quality(x, y, w, logits=True, group=u)
+        assert point.quality.gauc is not None
+    for domain, found in progress.cumulative_by_domain()["buy@7d"].items():
+        inside = rows["domain"] == domain
+        wanted = quality(rows["logits/buy@7d"][inside], rows["labels/buy@7d"][inside], rows["weight"][inside], True)
+        assert found.events == wanted.events
+        assert found.ne == pytest.approx(wanted.ne, rel=1e-12)
+
+
+def test_windows_of_event_time_close_with_the_next_span_however_batches_are_cut() -> None:
+    progress, rows = by_domain(300, {"window_ms": 20_000})
+    rows["time"][150:] += 50_000  # a gap: spans without events make no points
+    feed_all(progress, rows, 0, 300)
+    spans = rows["time"] // 20_000
+    ends = [int((spans == span).nonzero()[-1]) + 1 for span in spans.unique()]
+    whole = [p for p in progress.points if p.task == "click" and p.domain is None]
+    assert [p.position for p in whole] == ends[:-1]
+    assert [p.time_ms for p in whole] == [int(rows["time"][end - 1]) for end in ends[:-1]]
+    inside = spans == spans[0]
+    first = [rows[name][inside] for name in ("logits/click", "labels/click", "weight")]
+    assert whole[0].quality == quality(*first, logits=True, group=rows["user"][inside])
+    for size in (1, 7, 130):
+        again = by_domain(300, {"window_ms": 20_000})[0]
+        for begin in range(0, 300, size):
+            feed_all(again, rows, begin, begin + size)
+            restored = by_domain(300, {"window_ms": 20_000})[0]
+            restored.load_state_dict(again.state_dict())
+            again = restored
+        assert same(again.state_dict(), progress.state_dict())
+    assert progress.flush()[0].position == 300
+
+
+def test_heads_may_come_at_different_times() -> None:
+    rows = stream(300)
+    progress, late = Progressive(TASKS, window=100), Progressive(TASKS, window=100)
+    feed(progress, rows, 0, 300)
+    order = [("click", 0), ("click", 100), ("buy@7d", 0), ("click", 200), ("buy@7d", 100), ("buy@7d", 200)]
+    for task, begin in order:
+        part = slice(begin, begin + 100)
+        columns = ({task: rows[f"{name}/{task}"][part]} for name in ("logits", "labels"))
+        found = late.update(*columns, rows["time"][part], rows["weight"][part], tasks=[task])
+        assert [(p.task, p.position) for p in found] == [(task, begin + 100)]
+    assert late.points == progress.points
+    assert same(late.state_dict(), progress.state_dict())

@@ -60,7 +60,7 @@ def test_quality_differences_are_paired(trained) -> None:
     assert rows[0].ne_difference is None
     assert (rows[1].ne_difference.estimate, rows[1].ne_difference.low, rows[1].ne_difference.high) == (0, 0, 0)
     assert rows[0].quality == rows[1].quality
-    assert rows[0].quality.events == len(trained.log) - trained.train_end == len(reference.clusters)
+    assert rows[0].quality.events == len(trained.log) - trained.train_end == len(reference.user)
 
 
 def test_eight_bits_cost_little_on_held_out_events(trained) -> None:

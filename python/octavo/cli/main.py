@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,13 +75,19 @@ def train(
         list[str] | None, typer.Argument(help="key=value, for example training.batch_size=512.")
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where everything goes; default runs/<run id>.")] = None,
-    fresh: Annotated[bool, typer.Option(help="Delete the run's checkpoints and start again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run's checkpoints and start again.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail where there is no checkpoint to go on from.")] = False,
 ) -> None:
-    """Train in event time, plan, convert, compare, report. A run that was stopped goes on where it was."""
+    """Train in event time, plan, convert, compare, report. A run that was stopped goes on where it was.
+
+    In parallel: torchrun --nproc-per-node 2 --no-python octavo train CONFIG.
+    """
     from octavo.config import load_config, run_id
 
+    if fresh and resume:
+        raise typer.BadParameter("--fresh deletes what --resume goes on from; give one of them")
     loaded = load_config(config, overrides or [])
-    _train(loaded, run_dir or Path("runs") / run_id(loaded), fresh)
+    _train(loaded, run_dir or Path("runs") / run_id(loaded), fresh, resume)
 
 
 @app.command()
@@ -95,16 +102,43 @@ def demo(
     _train(build_config(_DEMO, overrides or [], source="octavo demo"), run_dir, fresh)
 
 
-def _train(config: Any, run_dir: Path, fresh: bool) -> None:
+def _train(config: Any, run_dir: Path, fresh: bool, resume: bool = False) -> None:
     from octavo.cli.progress import Stages
     from octavo.cli.tables import print_results
-    from octavo.training import run
+    from octavo.training import Group, run
 
-    console = Console()
-    with Stages(console) as stages:
-        results = run(config, run_dir, fresh, stages.listen)
-    print_results(console, results)
-    console.print(f"report: {(run_dir / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+    with Group.current() as group:
+        console = Console(quiet=not group.is_first)
+        with Stages(console) as stages:
+            results = run(config, run_dir, fresh, stages.listen, resume)
+    if results is not None:
+        print_results(console, results)
+        console.print(f"report: {(run_dir / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A directory that octavo train left.")],
+    log: Annotated[Path | None, typer.Option(help="Another log with the run's schema; default: the run's.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="The step of a checkpoint; default: the newest.")] = None,
+    part: Annotated[
+        str, typer.Option("--slice", help="heldout, all, or BEGIN:END in events; default heldout, all with --log.")
+    ] = "",
+    against: Annotated[
+        Path | None, typer.Option(help="Another run on the same log: differences to it, paired by event.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap behind the 95% intervals.", min=100)] = 400,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Quality of a trained run on a log, for each task and domain, with 95% intervals over users."""
+    from octavo.cli.tables import print_evaluation
+    from octavo.training import evaluate_run
+
+    found = evaluate_run(run_dir, log, checkpoint, part or None, against, resamples)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        print_evaluation(Console(), found)
 
 
 @app.command()

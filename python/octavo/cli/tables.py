@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
-from octavo.evaluation import Quality
+from octavo.evaluation import Interval, Quality
 from octavo.report import Results
+from octavo.training import Evaluation
 
 
 def print_results(console: Console, results: Results) -> None:
     """Progressive quality, each numerics' quality, speed."""
     console.print(_progressive(results))
+    for name in ("throughput", "wall time", "peak memory"):
+        if name in results.training:
+            console.print(f"{name}: {results.training[name]}", highlight=False, soft_wrap=True)
     if results.heldout is None:
         return
+    if len(results.slices) > 1:
+        console.print(_slices(results))
     console.print(_numerics(results))
     console.print(_speed(results))
 
@@ -22,10 +30,47 @@ def _progressive(results: Results) -> Table:
     table = Table(title=f"Predicted before trained on, task {results.task}", title_justify="left")
     for name in ("events", "NE", "AUC", "calibration"):
         table.add_column(name, justify="right")
-    points = [point for point in results.progressive if point.task == results.task]
+    points = [p for p in results.progressive if p.task == results.task and p.domain is None]
     step = max(1, len(points) // 8)
     for point in points[step - 1 :: step]:
         table.add_row(f"{point.position:,}", *_quality(point.quality))
+    return table
+
+
+def print_evaluation(console: Console, found: Evaluation) -> None:
+    """Every head and domain: metrics with intervals, and differences where there is another run."""
+    title = f"{found.run_id}, step {found.step:,}, events {found.start:,} to {found.stop:,} of {found.log}"
+    if found.against is not None:
+        title += f"; second lines: minus {found.against}"
+    table = Table(title=title, title_justify="left")
+    for name in ("task", "domain", "events", "NE", "AUC", "GAUC", "calibration"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for row in found.rows:
+        domain = "all" if row.domain is None else str(row.domain)
+        table.add_row(row.head, domain, f"{row.events:,}", *(_interval(row.metrics[name]) for name in found.metrics))
+        if row.differences is not None:
+            table.add_row("", "", "", *(_interval(row.differences[name], True) for name in found.metrics))
+    console.print(table)
+    console.print(f"95% intervals over {found.clusters}, {found.resamples} resamples", highlight=False)
+
+
+def _interval(value: Interval, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if math.isnan(value.estimate):
+        return "-"
+    if math.isnan(value.low):
+        return f"{value.estimate:{sign}.4f}"
+    return f"{value.estimate:{sign}.4f} ({value.low:{sign}.4f} .. {value.high:{sign}.4f})"
+
+
+def _slices(results: Results) -> Table:
+    table = Table(title="Held-out events by task and domain, FP32", title_justify="left")
+    for name in ("task", "domain", "events", "NE", "AUC", "calibration", "GAUC"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for row in results.slices:
+        gauc = "-" if row.quality.gauc is None else f"{row.quality.gauc:.4f}"
+        domain = "all" if row.domain is None else str(row.domain)
+        table.add_row(row.task, domain, f"{row.quality.events:,}", *_quality(row.quality), gauc)
     return table
 
 

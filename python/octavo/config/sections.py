@@ -16,26 +16,36 @@ from octavo.config.section import Section
 class DataConfig(Section):
     """Where the events come from.
 
-    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates) or ``log``
-    (a directory written by :class:`octavo.data.EventLog`).
+    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates), ``world`` (a log
+    simulated by an :class:`octavo.data.AdsWorld` preset) or ``log`` (a directory written by
+    :class:`octavo.data.EventLog`). Logs that are made lie below the run's directory and are made once.
     """
 
-    source: Literal["movielens", "demo", "log"] = "movielens"
+    source: Literal["movielens", "demo", "world", "log"] = "movielens"
     path: str | None = Field(
         default=None, description="source=log: the log's directory; source=movielens: the data root"
     )
-    events: PositiveInt | None = Field(default=None, description="source=demo: how many events to generate")
-    seed: int = Field(default=0, ge=0, description="source=demo: seed of the generated world")
+    preset: str | None = Field(default=None, description="source=world: the preset's name (docs/adsworld.md)")
+    events: PositiveInt | None = Field(default=None, description="source=demo or world: how many events to make")
+    days: PositiveFloat | None = Field(default=None, description="source=world: how many days, instead of events")
+    seed: int = Field(default=0, ge=0, description="source=demo or world: seed of the world")
     limit: PositiveInt | None = Field(default=None, description="use only the first events of the log")
 
     @model_validator(mode="after")
     def _keys_fit_the_source(self) -> DataConfig:
         if self.source == "log" and self.path is None:
             raise ValueError("source=log needs path: the directory of the event log")
-        if self.source == "demo" and self.path is not None:
-            raise ValueError("path means nothing for source=demo; remove it")
-        if self.source != "demo" and self.events is not None:
+        if self.source in ("demo", "world") and self.path is not None:
+            raise ValueError(f"path means nothing for source={self.source}; remove it")
+        if self.source not in ("demo", "world") and self.events is not None:
             raise ValueError(f"events means nothing for source={self.source}; use limit")
+        if self.source == "world":
+            if self.preset is None:
+                raise ValueError("source=world needs preset: the name of an AdsWorld preset, for example reference")
+            if (self.events is None) == (self.days is None):
+                raise ValueError("source=world needs one of events and days")
+        elif self.preset is not None or self.days is not None:
+            raise ValueError(f"preset and days mean nothing for source={self.source}; they are for source=world")
         return self
 
 
@@ -49,22 +59,46 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One streaming pass in event time.
+    """One streaming pass in event time, or several epochs over a fixed set.
 
     ``holdout`` is the fraction of the log's last events that is scored after training and never trained on.
+    ``labels``: ``final`` trains on an example at once with the outcome that the log holds in the end; ``known`` trains
+    on it when its outcome is known (``Schema.wait`` after the event), as a live stream would.
+    ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
+    events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
+    epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
+    ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``, made on early batches
+    by ``plan.min_sqnr_db`` and made again every ``plan_every`` updates (0: never).
     ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
-    ``window`` is the number of events per point of the progressive metrics. ``threads: null`` leaves torch's setting.
+    ``window`` is the number of events per point of the progressive metrics, ``window_hours`` instead a span of event
+    time; ``by_domain`` adds each domain's. ``threads: null`` leaves torch's setting.
     """
 
     batch_size: PositiveInt = 256
     holdout: float = Field(default=0.2, ge=0, lt=1)
+    labels: Literal["final", "known"] = "final"
+    epochs: PositiveInt = 1
+    shuffle: bool = False
+    validation: float = Field(default=0.0, ge=0, lt=1)
+    patience: PositiveInt = 1
+    metric: Literal["ne", "auc"] = "ne"
+    precision: Literal["fp32", "bf16", "plan"] = "fp32"
+    plan_every: int = Field(default=1000, ge=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: PositiveFloat | None = None
     window: PositiveInt = 5000
+    window_hours: PositiveFloat | None = None
+    by_domain: bool = True
     checkpoint_every: int = Field(default=100, ge=0, description="batches between checkpoints; 0 = only at the end")
     keep_checkpoints: PositiveInt = 2
     threads: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _a_stream_or_epochs(self) -> TrainingConfig:
+        if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
+            raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
+        return self
 
 
 class PlanConfig(Section):

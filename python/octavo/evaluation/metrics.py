@@ -13,18 +13,21 @@ from typing import Any
 import numpy as np
 
 from octavo.evaluation.inputs import Floats, as_array, known_events
+from octavo.evaluation.ranking import Ranking
 
 _TINY = 2.0**-53  # probabilities are kept this far from 0 and 1; logits need no such care
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Ranking quality of one task over some events (those with a known label). None = not defined there."""
+    """Ranking quality of one task over some events (those with a known label). None = not defined there, or, for
+    ``gauc``, not asked for."""
 
     events: int
     ne: float | None
     auc: float | None
     calibration: float | None
+    gauc: float | None = None
 
 
 def log_loss(predictions: Any, labels: Any, logits: bool = False) -> Floats:
@@ -34,7 +37,7 @@ def log_loss(predictions: Any, labels: Any, logits: bool = False) -> Floats:
     """
     scores, truth, _, known = known_events(predictions, labels, None, logits)
     losses = np.full(len(known), math.nan)
-    losses[known] = _losses(scores, truth, logits)
+    losses[known] = event_losses(scores, truth, logits)
     return losses
 
 
@@ -46,7 +49,7 @@ def ne(predictions: Any, labels: Any, weight: Any = None, logits: bool = False) 
     if total == 0:
         return math.nan
     entropy = entropy_of(float(loads @ truth) / total)
-    return float(loads @ _losses(scores, truth, logits)) / total / entropy if entropy > 0 else math.nan
+    return float(loads @ event_losses(scores, truth, logits)) / total / entropy if entropy > 0 else math.nan
 
 
 def calibration(predictions: Any, labels: Any, weight: Any = None, logits: bool = False) -> float:
@@ -62,7 +65,7 @@ def auc(predictions: Any, labels: Any, weight: Any = None) -> float:
     Exact. Any monotone score does: probabilities or logits. nan unless both classes are there (with weight > 0).
     """
     scores, truth, loads, _ = known_events(predictions, labels, weight, logits=True, binary=True)
-    return _grouped_auc(scores, truth, loads, np.zeros(len(scores), np.int64))[1]
+    return Ranking(scores, truth, np.zeros(len(scores), np.int64)).auc(loads)
 
 
 def gauc(predictions: Any, labels: Any, group: Any, weight: Any = None) -> float:
@@ -76,16 +79,17 @@ def gauc(predictions: Any, labels: Any, group: Any, weight: Any = None) -> float
         raise ValueError(f"group: expected one per label ({len(known)}), found {len(groups)}")
     groups = groups[known]
     inside = groups != -1
-    return _grouped_auc(scores[inside], truth[inside], loads[inside], groups[inside])[1]
+    return Ranking(scores[inside], truth[inside], groups[inside]).auc(loads[inside])
 
 
-def quality(predictions: Any, labels: Any, weight: Any = None, logits: bool = False) -> Quality:
-    """NE, AUC and calibration of the same events."""
+def quality(predictions: Any, labels: Any, weight: Any = None, logits: bool = False, group: Any = None) -> Quality:
+    """NE, AUC and calibration of the same events; GAUC too where their ``group`` (users) is given."""
     events = int((~np.isnan(as_array(labels, "labels").astype(np.float64))).sum())
     values = (
         ne(predictions, labels, weight, logits),
         auc(predictions, labels, weight),
         calibration(predictions, labels, weight, logits),
+        math.nan if group is None else gauc(predictions, labels, group, weight),
     )
     return Quality(events, *(None if math.isnan(value) else value for value in values))
 
@@ -105,7 +109,8 @@ def entropy_of(rate: float) -> float:
     return -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
 
 
-def _losses(scores: Floats, truth: Floats, logits: bool) -> Floats:
+def event_losses(scores: Floats, truth: Floats, logits: bool) -> Floats:
+    """[n] log losses of events whose label is known."""
     if logits:
         # ln(1 + e^x) - y x, with each class's term exact for infinite logits (0 * inf would be nan).
         tail = np.log1p(np.exp(-np.abs(scores)))
@@ -115,28 +120,3 @@ def _losses(scores: Floats, truth: Floats, logits: bool) -> Floats:
         return tail + linear
     kept = np.clip(scores, _TINY, 1 - _TINY)
     return -(truth * np.log(kept) + (1 - truth) * np.log1p(-kept))
-
-
-def _grouped_auc(scores: Floats, truth: Floats, loads: Floats, groups: Any) -> tuple[int, float]:
-    """How many groups have both classes, and their AUC averaged by the sum of their weights."""
-    if len(scores) == 0:
-        return 0, math.nan
-    order = np.lexsort((scores, groups))
-    scores, groups = scores[order], groups[order]
-    positive, negative = (loads * truth)[order], (loads * (1 - truth))[order]
-    new_group = np.concatenate(([True], groups[1:] != groups[:-1]))
-    new_score = new_group | np.concatenate(([True], scores[1:] != scores[:-1]))
-    ties = np.flatnonzero(new_score)
-    tied_positive, tied_negative = np.add.reduceat(positive, ties), np.add.reduceat(negative, ties)
-    starts = np.flatnonzero(new_group[ties])
-    sizes = np.diff(np.append(starts, len(ties)))
-    below = np.cumsum(tied_negative) - tied_negative
-    below -= np.repeat(below[starts], sizes)
-    right = np.add.reduceat(tied_positive * (below + 0.5 * tied_negative), starts)
-    positives, negatives = np.add.reduceat(tied_positive, starts), np.add.reduceat(tied_negative, starts)
-    counted = (positives > 0) & (negatives > 0)
-    if not counted.any():
-        return 0, math.nan
-    areas = right[counted] / (positives[counted] * negatives[counted])
-    impressions = (positives + negatives)[counted]
-    return int(counted.sum()), float(areas @ impressions / impressions.sum())

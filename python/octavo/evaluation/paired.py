@@ -49,10 +49,10 @@ def paired_difference(
     """
     if resamples < 100:
         raise ValueError(f"resamples: expected at least 100 for a 95% interval, found {resamples}")
-    if _is_many(a):
+    if is_many(a):
         worlds = len(a)
         columns = [
-            _each(value, worlds, name)
+            per_world(value, worlds, name)
             for value, name in ((b, "b"), (clusters, "clusters"), (labels, "labels"), (weight, "weight"))
         ]
         totals = [_cluster_totals(*world) for world in zip(a, *columns, strict=True)]
@@ -74,7 +74,7 @@ def paired_difference(
             values = _resample(total, int(times.sum()), normalise, rng)
             drawn += np.bincount(np.repeat(np.arange(resamples), times), values, minlength=resamples)
         drawn /= len(totals)
-    tail = _expanded_tail(units)
+    tail = expanded_tail(units)
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Interval(estimate, float(low), float(high))
 
@@ -124,18 +124,20 @@ def _difference(totals: Floats, normalise: bool) -> Floats:
         return np.where((rate > 0) & (rate < 1), mean / entropy, math.nan)
 
 
-def _expanded_tail(units: int) -> float:
+def expanded_tail(units: int) -> float:
     """The tail (2.5% for many units) at which percentiles of a bootstrap over few units cover 95%."""
     from scipy.special import stdtrit
 
     return NormalDist().cdf(float(stdtrit(units - 1, 0.025)) * math.sqrt(units / (units - 1)))
 
 
-def _is_many(a: Any) -> bool:
+def is_many(a: Any) -> bool:
+    """Whether there is one entry per seed."""
     return isinstance(a, Sequence) and len(a) > 0 and not isinstance(a[0], (int, float))
 
 
-def _each(value: Any, worlds: int, argument: str) -> Sequence[Any]:
+def per_world(value: Any, worlds: int, argument: str) -> Sequence[Any]:
+    """One entry per seed: Nones where there is no value."""
     if value is None:
         return [None] * worlds
     if not isinstance(value, Sequence) or len(value) != worlds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,8 @@ class EmbeddingBags(torch.nn.Module):
     """
 
     step: torch.Tensor | None  # int64 []
+    # Set by data parallel training: (tables, values, offsets, weights, grad) of this process -> those of all processes.
+    gather: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]] | None = None
     _first_table = 0
 
     def __init__(
@@ -418,6 +421,16 @@ def _apart(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def _call_backward(
+    bags: EmbeddingBags, tables: Any, values: Any, offsets: Any, weights: Any, grad: Any, kind: str, optimizer: Any,
+    grad_weights: Any, step: int,
+) -> None:  # fmt: skip
+    embedding.bag_backward(
+        tables, values, offsets, weights, grad, kind, optimizer.lr, optimizer.eps, optimizer.weight_decay, bags.bounds,
+        grad_weights, None, optimizer.betas, step, bags.rounding, bags.seed, bags._first_table,
+    )  # fmt: skip
+
+
 class _Bags(torch.autograd.Function):
     """Forward of the bags whose backward updates the tables; the only gradient it returns is that of the weights."""
 
@@ -440,11 +453,14 @@ class _Bags(torch.autograd.Function):
         optimizer = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         step = bags._next_step()
-        embedding.bag_backward(
-            bags._table_set(), values, offsets, weights, grad, optimizer.kind if ctx.trains else "none", optimizer.lr,
-            optimizer.eps, optimizer.weight_decay, bags.bounds, grad_weights, None, optimizer.betas, step,
-            bags.rounding, bags.seed, bags._first_table,
-        )  # fmt: skip
+        tables = bags._table_set()
+        kind, wanted = optimizer.kind if ctx.trains else "none", grad_weights
+        if ctx.trains and bags.gather is not None:
+            if grad_weights is not None:  # of this process's lookups; the update is of everyone's
+                _call_backward(bags, tables, values, offsets, weights, grad, "none", _FROZEN, grad_weights, step)
+                wanted = None
+            values, offsets, weights, grad = bags.gather(len(tables.names), values, offsets, weights, grad)
+        _call_backward(bags, tables, values, offsets, weights, grad, kind, optimizer, wanted, step)
         if ctx.trains and bags.step is not None:
             bags.step.fill_(step)
         return None, grad_weights, None, None, None

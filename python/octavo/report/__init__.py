@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from octavo.report.page import now, render, write_report
-from octavo.report.results import NumericsRow, PlanRow, Results, SpeedRow
+from octavo.report.results import NumericsRow, PlanRow, Results, SliceRow, SpeedRow
 
 __all__ = [
     "NumericsRow",
     "PlanRow",
     "Results",
+    "SliceRow",
     "SpeedRow",
     "now",
     "render",

@@ -23,6 +23,15 @@ class NumericsRow:
 
 
 @dataclass(frozen=True)
+class SliceRow:
+    """Held-out quality of the FP32 model for one task in one domain (None: all)."""
+
+    task: str
+    domain: int | None
+    quality: Quality
+
+
+@dataclass(frozen=True)
 class SpeedRow:
     """Forward time of one contestant at one batch size: us per batch over the interleaved rounds.
 
@@ -64,13 +73,14 @@ class Results:
     config_sha256: str
     machine: Mapping[str, str]
     data: Mapping[str, str]
-    training: Mapping[str, str]
+    training: dict[str, str]
     requirement: str
     progressive: list[ProgressPoint]
     heldout: Quality | None
     floor_ne: float | None = None
     baselines: Mapping[str, Quality] = field(default_factory=dict)
     calibration: list[CalibrationBin] = field(default_factory=list)
+    slices: list[SliceRow] = field(default_factory=list)
     numerics: list[NumericsRow] = field(default_factory=list)
     speed: list[SpeedRow] = field(default_factory=list)
     plan: list[PlanRow] = field(default_factory=list)

@@ -1,8 +1,10 @@
-"""Training: one streaming pass in event time, checkpoints, and the comparison of numerics after it."""
+"""Training: a stream in event time or epochs, checkpoints, and what came of it."""
 
 from __future__ import annotations
 
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
+from octavo.training.distributed import Group
+from octavo.training.evaluate import Evaluation, evaluate_run
 from octavo.training.run import open_log, run
 from octavo.training.state import load_state_dict
 from octavo.training.trainer import Trainer, TrainingError
@@ -10,8 +12,11 @@ from octavo.training.trainer import Trainer, TrainingError
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Evaluation",
+    "Group",
     "Trainer",
     "TrainingError",
+    "evaluate_run",
     "list_checkpoints",
     "load_state_dict",
     "open_log",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,34 +14,10 @@ from octavo.data import Batch, EventLog
 from octavo.evaluation import log_loss, paired_difference, quality
 from octavo.ops import dispatch
 from octavo.report import NumericsRow, PlanRow, SpeedRow
+from octavo.training.slices import Predictions, predict
 from octavo.training.torch_peer import torch_twin
 
 PLANNED, REFERENCE = "planned", "FP32"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Logits and labels [n] by task, and the clusters (users) [n] that intervals resample."""
-
-    logits: Mapping[str, torch.Tensor]
-    labels: Mapping[str, torch.Tensor]
-    clusters: torch.Tensor
-
-
-def predict(model: torch.nn.Module, log: EventLog, start: int, stop: int, batch_size: int = 4096) -> Predictions:
-    """Predictions for the events at positions ``start`` to ``stop`` (exclusive), in evaluation mode."""
-    model.eval()
-    logits: dict[str, list[torch.Tensor]] = {task: [] for task in log.schema.tasks}
-    labels: dict[str, list[torch.Tensor]] = {task: [] for task in log.schema.tasks}
-    users = []
-    with torch.inference_mode():
-        for batch in log.batches(batch_size, start, stop):
-            for task, z in model(batch).items():
-                logits[task].append(z)
-                labels[task].append(batch.labels[task])
-            users.append(batch.user)
-    joined = {task: torch.cat(parts) for task, parts in logits.items()}
-    return Predictions(joined, {task: torch.cat(parts) for task, parts in labels.items()}, torch.cat(users))
 
 
 def make_plan(model: torch.nn.Module, log: EventLog, train_end: int, config: PlanConfig) -> dispatch.Plan:
@@ -76,7 +51,7 @@ def compare_quality(
                 difference = paired_difference(
                     log_loss(z, labels, logits=True),
                     log_loss(reference.logits[task], labels, logits=True),
-                    found.clusters,
+                    found.user,
                     labels,
                     resamples=config.bootstrap,
                 )

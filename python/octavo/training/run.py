@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,76 +15,127 @@ import torch
 
 import octavo
 from octavo.config import DataConfig, RunConfig, config_hash, run_id, save_config
-from octavo.data import EventLog, movielens, write_demo_log
+from octavo.data import AdsWorld, EventLog, movielens, preset_hash, write_demo_log
 from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
-from octavo.training import precision
+from octavo.training import numerics, precision
 from octavo.training.baseline import logistic_regression
+from octavo.training.checkpoint import CheckpointError
+from octavo.training.distributed import Group
+from octavo.training.memory import peak_bytes, resident_bytes
+from octavo.training.slices import slices_of
 from octavo.training.state import table_states
 from octavo.training.trainer import Trainer
 
 _DEMO_EVENTS = 200_000
-Listener = Callable[[str, int, int], None]  # stage, done, total
+Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else to say
 
 
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
-    """The log that ``config`` names; a demo log is generated below ``run_dir`` once."""
+    """The log that ``config`` names; a log that octavo makes is written below ``run_dir`` once."""
     if config.source == "movielens":
         return movielens(config.path)
     if config.source == "log":
         assert config.path is not None
         return EventLog(config.path)
+    if config.source == "world":
+        assert config.preset is not None
+        size = f"{config.events}" if config.days is None else f"{config.days:g}d"
+        path = run_dir / f"world-{config.preset}-{preset_hash(config.preset)[:8]}-{size}-{config.seed}"
+        if path.exists():
+            return EventLog(path)
+        return AdsWorld(config.preset, config.seed).write(path, events=config.events, days=config.days)
     path = run_dir / f"log-{config.events or _DEMO_EVENTS}-{config.seed}"
     if path.exists():
         return EventLog(path)
     return write_demo_log(path, config.events or _DEMO_EVENTS, config.seed)
 
 
-def run(config: RunConfig, run_dir: str | Path, fresh: bool = False, listen: Listener | None = None) -> Results:
+def run(
+    config: RunConfig,
+    run_dir: str | Path,
+    fresh: bool = False,
+    listen: Listener | None = None,
+    resume: bool = False,
+) -> Results | None:
     """Train, or go on training, and write ``plan.json``, ``results.json`` and ``report.html`` to ``run_dir``.
 
-    ``fresh`` deletes the checkpoints in ``run_dir`` first. ``listen(stage, done, total)`` hears of progress.
+    ``fresh`` deletes what training left in ``run_dir`` first; ``resume`` demands that there is a checkpoint.
+    ``listen(stage, done, total, note)`` hears of progress. Under torchrun every process trains on its part of each
+    batch; the first writes and returns results, the others return None.
     """
     run_dir = Path(run_dir)
+    group = Group.current()
+    before = resident_bytes()
+    start = time.perf_counter()
+    tell: Listener = listen or (lambda stage, done, total, note: None)
     run_dir.mkdir(parents=True, exist_ok=True)
-    tell: Listener = listen or (lambda stage, done, total: None)
-    tell("reading the log", 0, 1)
+    tell("reading the log", 0, 1, "")
+    if group.is_first:
+        open_log(config.data, run_dir)  # which makes it where there is none
+    group.wait()
     log = open_log(config.data, run_dir)
     if config.data.limit is not None and config.data.limit < len(log):
         log = log.head(config.data.limit)
-    trainer = Trainer(config, log, run_dir)
-    if fresh:
-        shutil.rmtree(trainer.checkpoints, ignore_errors=True)
-    trainer.resume()
-    save_config(config, run_dir / "config.yaml")
-    for position in trainer.run():
-        tell("training", position, trainer.train_end)
+    trainer = Trainer(config, log, run_dir, group)
+    if fresh and group.is_first:
+        for path in (trainer.checkpoints, run_dir / "best"):
+            shutil.rmtree(path, ignore_errors=True)
+    group.wait()
+    if not trainer.resume() and resume:
+        raise CheckpointError(f"{trainer.checkpoints}: holds no checkpoint to resume from; train without --resume")
+    if group.is_first:
+        save_config(config, run_dir / "config.yaml")
+    begun = trainer.seconds
+    seen = first = trainer.epoch * trainer.fit_end + trainer.position
+    for seen in trainer.run():
+        rate = (seen - first) / max(trainer.seconds - begun, 1e-9)
+        tell("training", seen, trainer.total, _note(trainer, rate))
+    group.wait()
+    if not group.is_first:
+        return None
     results = evaluate(trainer, tell)
+    held = max(0, peak_bytes() - before)
+    results.training |= {
+        "wall time": f"{time.perf_counter() - start:,.1f} s, of which training {trainer.seconds:,.1f} s",
+        "peak memory": f"{held / 2**20:,.0f} MiB beyond the {before / 2**20:,.0f} MiB at the start",
+    }
     results.save(run_dir / "results.json")
-    tell("writing the report", 0, 1)
+    tell("writing the report", 0, 1, "")
     write_report(results, run_dir / "report.html")
     return results
+
+
+def _note(trainer: Trainer, rate: float) -> str:
+    """Rows/s, and NE of the first task's last window."""
+    point = trainer.progressive.last(trainer.tasks[0])
+    ne = "" if point is None or point.quality.ne is None else f", NE {point.quality.ne:.4f}"
+    return f"{rate:,.0f} rows/s{ne}"
 
 
 def evaluate(trainer: Trainer, tell: Listener) -> Results:
     """Held-out quality, the plan, the comparison of numerics, speed: what the report shows."""
     config, log, end = trainer.config, trainer.log, trainer.train_end
-    task = log.schema.tasks[0]
+    task = trainer.tasks[0]
     common = _common(trainer, task)
     if end == len(log):
         return Results(**common, heldout=None, requirement="no held-out events: nothing was compared")
-    tell("planning", 0, 1)
+    tell("planning", 0, 1, "")
+    as_trained = {}
+    if config.training.precision != "fp32":
+        as_trained = {f"as trained ({config.training.precision})": copy.deepcopy(trainer.model).eval()}
+        numerics.run_all_in(trainer.model, "fp32")
     plan = precision.make_plan(trainer.model, log, end, config.plan)
     plan.save(trainer.run_dir / "plan.json")
     batch = log.read(max(0, end - config.plan.calibration_events), end)
-    models = precision.variants(trainer.model, plan, batch, config.plan)
-    tell("scoring the held-out events", 0, 1)
-    numerics, reference = precision.compare_quality(models, log, end, config.plan)
-    tell("timing", 0, 1)
+    models = precision.variants(trainer.model, plan, batch, config.plan) | as_trained
+    tell("scoring the held-out events", 0, 1, "")
+    rows, reference = precision.compare_quality(models, log, end, config.plan)
+    tell("timing", 0, 1, "")
     speed = precision.compare_speed(models, log, end, config.plan)
-    tell("fitting the baseline", 0, 1)
+    tell("fitting the baseline", 0, 1, "")
     baselines = {"logistic regression": logistic_regression(log, end, task)}
-    heldout = next(row.quality for row in numerics if row.numerics == precision.REFERENCE and row.task == task)
+    heldout = next(row.quality for row in rows if row.numerics == precision.REFERENCE and row.task == task)
     return Results(
         **common,
         heldout=heldout,
@@ -90,7 +143,8 @@ def evaluate(trainer: Trainer, tell: Listener) -> Results:
         floor_ne=_floor(log, end, task),
         baselines=baselines,
         calibration=calibration_bins(reference.logits[task], reference.labels[task], bins=15, logits=True),
-        numerics=numerics,
+        slices=slices_of(reference),
+        numerics=rows,
         speed=speed,
         plan=precision.plan_rows(plan),
     )
@@ -104,6 +158,24 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     tables = [table.rows.shape for table in table_states(trainer.model).values()]
     progress = trainer.progressive.cumulative()[task]
+    chosen = config.training
+    passes = "once, in event time" if trainer.epoch == 0 else f"in {trainer.epoch + 1} epochs"
+    late = ", when their labels were known" if chosen.labels == "known" else ""
+    seen = trainer.epoch * trainer.fit_end + trainer.position
+    facts = {
+        "trained on": f"{trainer.fit_end:,} events, {passes}{late}",
+        "precision": chosen.precision,
+        "throughput": f"{seen / max(trainer.seconds, 1e-9):,.0f} events/s, evaluation included",
+        "dense parameters": f"{parameters:,}",
+        "tables": f"{len(tables)}, {sum(rows for rows, _ in tables):,} rows, "
+        f"{sum(rows * dim for rows, dim in tables):,} parameters",
+        "progressive NE": _text(progress.ne),
+        "progressive AUC": _text(progress.auc),
+    }
+    if trainer.stopping.best is not None:
+        facts["best epoch"] = f"{chosen.metric} {trainer.stopping.best:.4f} after step {trainer.stopping.step:,}"
+    if trainer.group.world > 1:
+        facts["processes"] = str(trainer.group.world)
     return {
         "run_id": run_id(config),
         "title": f"octavo: {config.name}",
@@ -125,15 +197,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
             "held out": f"the last {len(log) - trainer.train_end:,}",
             "end_ms": str(last),
         },
-        "training": {
-            "trained on": f"{trainer.train_end:,} events, once, in event time",
-            "throughput": f"{trainer.train_end / max(trainer.seconds, 1e-9):,.0f} events/s, evaluation included",
-            "dense parameters": f"{parameters:,}",
-            "tables": f"{len(tables)}, {sum(rows for rows, _ in tables):,} rows, "
-            f"{sum(rows * dim for rows, dim in tables):,} parameters",
-            "progressive NE": _text(progress.ne),
-            "progressive AUC": _text(progress.auc),
-        },
+        "training": facts,
         "progressive": trainer.progressive.points,
     }
 

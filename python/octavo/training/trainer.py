@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 import octavo
 from octavo import models
 from octavo.config import RunConfig, config_hash
 from octavo.data import Batch, EventLog, prefetched
-from octavo.evaluation import Progressive
+from octavo.evaluation import Progressive, ProgressPoint
+from octavo.ops.dispatch import Plan
+from octavo.training import epochs, learning, numerics
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
+from octavo.training.distributed import Group
+from octavo.training.history import History, quality_values, window_lines
+from octavo.training.late import lanes_of
 from octavo.training.state import copy_dense, dense_state, optimizer_tensors, restore_optimizer, table_states
 
 # What may change between a run and its resumption: it does not change what is learned.
@@ -27,38 +32,69 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """Trains ``config.model`` on all but the last ``holdout`` share of ``log``, once, in event time.
+    """Trains ``config.model`` on all but the last ``holdout`` share of ``log``, in event time.
 
-    Each batch is first predicted (``progressive`` collects the quality), then trained on. Checkpoints go to
-    ``run_dir/checkpoints``; a new Trainer with the same configuration and log goes on from the newest one, bit for bit.
+    Each batch is first predicted (``progressive`` collects the quality), then trained on; with ``labels=known`` both
+    its score and its training come when its labels are known. Checkpoints go to ``run_dir/checkpoints``, a line per
+    window to ``run_dir/history.jsonl``; a new Trainer with the same configuration and log goes on from the newest
+    checkpoint, bit for bit. ``group``: the processes that share every batch; the first writes.
     Raises :class:`CheckpointError` when that checkpoint is damaged or of another configuration, schema or log, and
     :class:`TrainingError` when a loss is not finite.
     """
 
-    def __init__(self, config: RunConfig, log: EventLog, run_dir: str | Path) -> None:
+    def __init__(self, config: RunConfig, log: EventLog, run_dir: str | Path, group: Group | None = None) -> None:
         self.config, self.log, self.run_dir = config, log, Path(run_dir)
-        self.train_end = len(log) - round(config.training.holdout * len(log))
-        if self.train_end == 0:
-            raise TrainingError(f"log: {len(log)} events leave none to train on with holdout={config.training.holdout}")
+        self.group = group or Group()
+        chosen = config.training
+        self.train_end = len(log) - round(chosen.holdout * len(log))
+        self.fit_end = self.train_end - round(chosen.validation * self.train_end)
+        if self.fit_end == 0:
+            raise TrainingError(
+                f"log: {len(log)} events leave none to train on with holdout={chosen.holdout}"
+                + (f" and validation={chosen.validation}" if chosen.validation else "")
+            )
         self.model = models.build(log.schema, config.model)
-        self.progressive = Progressive(log.schema.tasks, config.training.window)
-        self.position = 0
-        self.step = 0
+        self.group.attach(self.model)
+        self.tasks = list(self.model.tasks)
+        span = None if chosen.window_hours is None else max(1, round(chosen.window_hours * 3_600_000))
+        self.progressive = Progressive(
+            self.tasks, None if span else chosen.window, window_ms=span, by_domain=chosen.by_domain
+        )
+        self.history = History(self.run_dir / "history.jsonl")
+        self.position = 0  # in the log, of the epoch
+        self.epoch = 0
+        self.step = 0  # batches of the stream
+        self.updates = 0
         self.seconds = 0.0
+        self.stopping = epochs.Progress()
+        self.is_done = False
+        self.plan: Plan | None = None
+        self._losses = (0.0, 0)  # sum and number since the last line of the history
+        self._mark = (time.perf_counter(), 0)
+        self._lanes = lanes_of(log, self.tasks, chosen.batch_size, self.fit_end) if chosen.labels == "known" else []
         named = list(self.model.named_parameters())
         self._names = [name for name, _ in named]
-        self.optimizer = _optimizer([parameter for _, parameter in named], config)
-        torch.manual_seed(config.training.seed)
-        if config.training.threads is not None:
-            torch.set_num_threads(config.training.threads)
+        self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
+        if chosen.precision == "bf16":
+            numerics.run_all_in(self.model, "bf16")
+        torch.manual_seed(chosen.seed)
+        if chosen.threads is not None:
+            torch.set_num_threads(chosen.threads)
 
     @property
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def resume(self) -> bool:
-        """Go on from the newest checkpoint. False when there is none."""
+    @property
+    def total(self) -> int:
+        """Events of all epochs."""
+        return self.fit_end * self.config.training.epochs
+
+    def resume(self, step: int | None = None) -> bool:
+        """Go on from the newest checkpoint, or from that of ``step``. False when there is none."""
         found = list_checkpoints(self.checkpoints)
+        if step is not None:
+            found = [path for path in found if path.name == f"step-{step:08d}"]
         if not found:
             return False
         checkpoint = Checkpoint(found[-1])
@@ -69,30 +105,62 @@ class Trainer:
             checkpoint.read_table(name, table)
         restore_optimizer(self.optimizer, self._names, checkpoint.group("optimizer"))
         self.progressive.load_state_dict(checkpoint.group("progressive"))
+        for lane in self._lanes:
+            lane.load_state_dict(checkpoint.group("late"))
         torch.set_rng_state(checkpoint.group("rng")["torch"])
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
+        self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
+        self.stopping = epochs.Progress(**meta["stopping"])
+        self._losses = (float.fromhex(meta["loss"]), meta["losses"])
+        if meta["plan"] is not None:
+            self._follow(Plan.from_json(meta["plan"]))
+        if self.group.is_first and step is None:
+            self.history.keep(meta["history"])
         return True
 
     def run(self) -> Iterator[int]:
-        """Train to the end of the training part. Yields the position after every batch."""
-        size, every = self.config.training.batch_size, self.config.training.checkpoint_every
-        start = time.perf_counter()
-        before = self.seconds
-        for batch in prefetched(self.log.batches(size, self.position, self.train_end)):
-            self._train(batch)
-            self.position += len(batch)
-            self.step += 1
+        """Train to the end of the training part. Yields the number of events seen after every batch."""
+        if self.is_done:
+            return
+        if self.step == 0 and self.group.is_first:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.history.keep(0)
+        chosen, start, before = self.config.training, time.perf_counter(), self.seconds
+        self._mark = (start, self.epoch * self.fit_end + self.position)
+        shuffled = epochs.Shuffled(self.log, self.fit_end, chosen.seed) if chosen.shuffle else None
+        while not self.is_done:
+            for batch in prefetched(self._batches(shuffled)):
+                self._take(batch)
+                self.position += len(batch)
+                self.step += 1
+                self.seconds = before + time.perf_counter() - start
+                is_due = chosen.checkpoint_every and self.step % chosen.checkpoint_every == 0
+                if is_due and self.position < self.fit_end:
+                    self.save()
+                yield self.epoch * self.fit_end + self.position
+            if self.epoch == 0:
+                self._learn_late(self._end_ms())
+                self._record(self.progressive.flush())
+            self._end_epoch()
             self.seconds = before + time.perf_counter() - start
-            if every and self.step % every == 0 and self.position < self.train_end:
-                self.save()
-            yield self.position
-        self.progressive.flush()
-        self.save()
+            self.save()
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+    def save(self) -> Path | None:
+        """Write a checkpoint of this moment; the first process does."""
+        if not self.group.is_first:
+            self.group.wait()
+            return None
+        self.history.flush()
         meta = {
             "position": self.position,
+            "epoch": self.epoch,
+            "updates": self.updates,
+            "is_done": self.is_done,
+            "stopping": vars(self.stopping),
+            "loss": self._losses[0].hex(),
+            "losses": self._losses[1],
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "history": self.history.lines,
             "seconds": self.seconds,
             "config": self.config.resolved(),
             "config_sha256": config_hash(self.config),
@@ -106,32 +174,135 @@ class Trainer:
             "progressive": self.progressive.state_dict(),
             "rng": {"torch": torch.get_rng_state()},
         }
+        if self._lanes:
+            groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         tables = table_states(self.model)
-        return write_checkpoint(
-            self.checkpoints, self.step, meta, groups, tables, keep=self.config.training.keep_checkpoints
-        )
+        keep = self.config.training.keep_checkpoints
+        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep=keep)
+        self.group.wait()
+        return path
 
-    def _train(self, batch: Batch) -> None:
-        training = self.config.training
+    def _batches(self, shuffled: epochs.Shuffled | None) -> Iterable[Batch]:
+        size = self.config.training.batch_size
+        if shuffled is not None:
+            return shuffled.batches(size, self.epoch, self.position)
+        return self.log.batches(size, self.position, self.fit_end)
+
+    def _take(self, batch: Batch) -> None:
+        """Predict the stream's next batch; learn from it now, or from those whose labels are known by now."""
+        if not self._lanes:
+            self._learn(batch, self.tasks, None)
+            return
+        if len(batch):
+            self._learn_late(int(batch.time[0]))
         self.model.train()
-        logits = self.model(batch)
-        loss = _loss(logits, batch)
-        if not bool(torch.isfinite(loss)):
+        with torch.no_grad():
+            logits = self._joined(self.model(self.group.part(batch)), len(batch))
+        for lane in self._lanes:
+            lane.hold(logits)
+
+    def _learn_late(self, now_ms: int) -> None:
+        for lane in self._lanes:
+            for batch, logits in lane.ready(now_ms):
+                self._learn(batch, lane.heads, logits)
+
+    def _learn(self, batch: Batch, tasks: Sequence[str], held: dict[str, torch.Tensor] | None) -> None:
+        """Score the predictions of ``batch`` (``held``: made before; None: made now) and train on it."""
+        chosen = self.config.training
+        self._plan_if_due(batch)
+        self.model.train()
+        part = self.group.part(batch)
+        totals = learning.total_weights(batch, tasks)
+        logits = self.model(part)
+        loss = learning.loss_of(logits, part, totals)
+        whole = self._joined(logits, len(batch))
+        value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
+        if not math.isfinite(value):
+            first = (
+                self.position
+                if held is None
+                else next(x for x in self._lanes if x.heads == tasks).position - len(batch)
+            )
             raise TrainingError(
-                f"loss is {loss.item()} on events {self.position} to {self.position + len(batch) - 1}; the last "
+                f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
                 f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
             )
-        self.progressive.update(
-            {task: z.detach() for task, z in logits.items()}, batch.labels, batch.time, batch.weight
-        )
-        warmed = min(1.0, (self.step + 1) / training.optimizer.warmup) if training.optimizer.warmup else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = training.optimizer.lr * warmed
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        self.optimizer.step()
+        self._losses = (self._losses[0] + value, self._losses[1] + 1)
+        if self.epoch == 0:
+            scored = whole if held is None else held
+            points = self.progressive.update(
+                scored, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
+            )
+            self._record(points)
+        learning.update(self.model, self.optimizer, loss, self._lr(), chosen.clip_norm, self.group)
+        self.updates += 1
+
+    def _joined(self, logits: dict[str, torch.Tensor], events: int) -> dict[str, torch.Tensor]:
+        """Every process's logits, [events] by task."""
+        detached = {task: z.detach() for task, z in logits.items()}
+        if self.group.world == 1:
+            return detached
+        whole = self.group.join(torch.stack(list(detached.values()), 1), self.group.sizes(events))
+        return dict(zip(detached, whole.unbind(1), strict=True))
+
+    def _lr(self) -> float:
+        chosen = self.config.training.optimizer
+        return chosen.lr * (min(1.0, (self.updates + 1) / chosen.warmup) if chosen.warmup else 1.0)
+
+    def _plan_if_due(self, batch: Batch) -> None:
+        chosen = self.config.training
+        since = self.updates - numerics.FIRST_PLAN
+        if chosen.precision != "plan" or since < 0 or len(batch) == 0:
+            return
+        if since == 0 or (chosen.plan_every and since % chosen.plan_every == 0):
+            made = numerics.training_plan(self.model, batch, self.config.plan) if self.group.is_first else None
+            self._follow(self.group.share(made))
+
+    def _follow(self, plan: Plan) -> None:
+        self.plan = plan
+        numerics.follow(self.model, plan)
+
+    def _end_ms(self) -> int:
+        """The moment at which the trained model would serve: of the first event that it is not trained on."""
+        at = self.train_end if self.train_end < len(self.log) else len(self.log) - 1
+        return int(self.log.read(at, at + 1).time)
+
+    def _record(self, points: Sequence[ProgressPoint]) -> None:
+        """A line of the history for every window that has closed."""
+        if not points or not self.group.is_first:
+            return
+        now, seen = time.perf_counter(), self.epoch * self.fit_end + self.position
+        seconds, rows = now - self._mark[0], seen - self._mark[1]
+        total, count = self._losses
+        state = {
+            "step": self.step,
+            "rows_per_s": round(rows / seconds, 1) if rows > 0 and seconds > 0 else None,
+            "lr": self._lr(),
+            "loss": total / count if count else None,
+        }
+        for line in window_lines(points, state):
+            self.history.append(line)
+        self._mark, self._losses = (now, seen), (0.0, 0)
+
+    def _end_epoch(self) -> None:
+        """Score the validation slice, keep the best weights, and decide whether there is another epoch."""
+        chosen = self.config.training
+        improved = True
+        if chosen.validation:
+            found = epochs.validate(self.model, self.log, self.fit_end, self.train_end)
+            value = epochs.stopping_value(found, chosen.metric)
+            improved = self.stopping.take(value, self.step)
+            if self.group.is_first:
+                if improved:
+                    epochs.save_best(self.run_dir / "best", self.step, self.model)
+                line = {"epoch": self.epoch + 1, "step": self.step, "best": improved}
+                self.history.append(line | {"validation": {task: quality_values(q) for task, q in found.items()}})
+            self.group.wait()
+        self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
+        if self.is_done and self.stopping.step is not None and not improved:
+            epochs.load_best(self.run_dir / "best", self.stopping.step, self.model)
+        if not self.is_done:
+            self.epoch, self.position = self.epoch + 1, 0
 
     def _refuse_differences(self, path: Path, meta: dict[str, Any]) -> None:
         if meta["schema"] != self.log.schema.fingerprint:
@@ -148,21 +319,3 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: was trained with another configuration ({'; '.join(changed)}); start afresh"
             )
-
-
-def _loss(logits: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-    """Mean over tasks of the weighted mean BCE over events whose label is known; 0 where none is."""
-    losses = []
-    for task, z in logits.items():
-        label = batch.labels[task]
-        known = ~label.isnan()
-        weight = batch.weight * known
-        bce = functional.binary_cross_entropy_with_logits(z, label.nan_to_num(0.0), reduction="none")
-        losses.append((bce * weight).sum() / weight.sum().clamp_min(1e-12))
-    return torch.stack(losses).mean()
-
-
-def _optimizer(parameters: list[torch.nn.Parameter], config: RunConfig) -> torch.optim.Optimizer:
-    chosen = config.training.optimizer
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
-    return kinds[chosen.kind](parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)

@@ -59,22 +59,29 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        content = {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False))
+        write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as :meth:`save` writes them."""
+        return {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan. Raises ValueError that names the file for anything that is not one."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            version = content["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ValueError(f"schema version {version}, this octavo reads {SCHEMA_VERSION}; make the plan again")
-            entries = tuple(PlanEntry(**entry) for entry in content["entries"])
-            for entry in entries:
-                choice(f"numerics of {entry.site}", entry.numerics, NUMERICS)
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a plan of octavo ({error}); write one with Plan.save") from error
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Plan:
+        """The inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version}, this octavo reads {SCHEMA_VERSION}; make the plan again")
+        entries = tuple(PlanEntry(**entry) for entry in content["entries"])
+        for entry in entries:
+            choice(f"numerics of {entry.site}", entry.numerics, NUMERICS)
         return cls(entries)
 
     def missing_kernels(self) -> dict[str, list[str]]:
