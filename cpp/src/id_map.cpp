@@ -137,28 +137,29 @@ void IdMap::lookup(const std::int64_t* ids, std::int64_t n, std::int64_t* rows) 
   });
 }
 
+// Once a call. Threads that meet here read the same old word or the new one, and write the same.
 void IdMap::touch(Record& record, std::int64_t now) const {
-  record.last_seen = std::max(record.last_seen, now);
-  record.score = std::min(std::max(record.score, floor_) + 1, floor_ + kSpread);
+  const std::atomic_ref<std::uint64_t> use(record.use);
+  const std::uint64_t before = use.load(std::memory_order_relaxed);
+  if (static_cast<std::uint32_t>(before) == call_) return;
+  const std::uint32_t score = std::max(static_cast<std::uint32_t>(before >> 32), floor_);
+  const std::atomic_ref<std::int64_t> last_seen(record.last_seen);
+  last_seen.store(std::max(last_seen.load(std::memory_order_relaxed), now), std::memory_order_relaxed);
+  use.store(Record::used(std::min(score + 1, floor_ + kSpread), call_), std::memory_order_relaxed);
 }
 
-// The first of a call to see a record touches it: the same whichever thread that is.
 void IdMap::lookup_and_touch(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows) {
-  parallel_region(n < kParallelFrom ? 1 : threads(), [&](int thread, int of) {
+  const int count = n < kParallelFrom ? 1 : threads();
+  missing_.resize(static_cast<std::size_t>(count));
+  parallel_region(count, [&](int thread, int of) {
     const Slot* slots = slots_.as<Slot>();
     Record* records = records_.as<Record>();
+    std::vector<std::int64_t>& missing = missing_[static_cast<std::size_t>(thread)];
+    missing.clear();
     each_slot(ids, partition(n, thread, of, kBlock), [&](std::int64_t i, std::uint64_t slot) {
       rows[i] = slots[slot].row;
-      if (rows[i] < 0) return;
-      Record& record = records[rows[i]];
-      const std::atomic_ref<std::uint32_t> call(record.call);
-      if (call.load(std::memory_order_relaxed) == call_) return;
-      if (of == 1) {
-        record.call = call_;
-      } else if (call.exchange(call_, std::memory_order_relaxed) == call_) {
-        return;
-      }
-      touch(record, now);
+      if (rows[i] < 0) return missing.push_back(i);
+      touch(records[rows[i]], now);
     });
   });
 }
@@ -166,13 +167,16 @@ void IdMap::lookup_and_touch(const std::int64_t* ids, std::int64_t n, std::int64
 void IdMap::lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows) {
   fresh_.clear();
   if (++call_ == 0) {  // wrapped around: no old record may look like one of this call
-    each_bit(live_, [&](std::int64_t row) { records_.as<Record>()[row].call = 0; });
+    each_bit(live_, [&](std::int64_t row) {
+      Record& record = records_.as<Record>()[row];
+      record.use = Record::used(record.score(), 0);
+    });
     call_ = 1;
   }
   lookup_and_touch(ids, n, now, rows);
-  std::vector<std::int64_t> missing;
-  for (std::int64_t i = 0; i < n; ++i)
-    if (rows[i] < 0) missing.push_back(i);
+  std::vector<std::int64_t>& missing = missing_[0];
+  for (std::size_t t = 1; t < missing_.size(); ++t)
+    missing.insert(missing.end(), missing_[t].begin(), missing_[t].end());
   const Slot* slots = slots_.as<Slot>();
   bool full = false;
   for (std::size_t m = 0; m < missing.size(); ++m) {
@@ -200,7 +204,7 @@ std::int64_t IdMap::insert(std::int64_t id, std::uint32_t tag, std::int64_t now)
   std::size_t word = static_cast<std::size_t>(lowest_) >> 6;
   while (live_[word] == ~std::uint64_t{0}) ++word;
   const std::int64_t row = static_cast<std::int64_t>(word * 64) + std::countr_one(live_[word]);
-  place(row, {id, now, floor_ + 1, call_}, tag);
+  place(row, {id, now, Record::used(floor_ + 1, call_)}, tag);
   lowest_ = row + 1;
   return row;
 }
@@ -256,7 +260,7 @@ std::int64_t IdMap::remove_expired(std::int64_t now, bool pinned) {
   std::vector<std::int64_t> old;
   each_bit(live_, [&](std::int64_t row) {
     const Record& record = records[row];
-    if (older(record.last_seen, now, config_.max_age) && !(pinned && record.call == call_)) old.push_back(record.id);
+    if (older(record.last_seen, now, config_.max_age) && !(pinned && record.call() == call_)) old.push_back(record.id);
   });
   for (const std::int64_t id : old) remove(id);
   return static_cast<std::int64_t>(old.size());
@@ -278,7 +282,7 @@ bool IdMap::make_room(std::int64_t now) {
     values.reserve(static_cast<std::size_t>(size_));
     each_bit(live_, [&](std::int64_t row) {
       const Record& record = records[row];
-      if (record.call != call_) values.push_back({std::max(record.score, floor_), record.last_seen, record.id});
+      if (record.call() != call_) values.push_back({std::max(record.score(), floor_), record.last_seen, record.id});
     });
     const auto least = values.begin() + std::min(wanted - gone, static_cast<std::int64_t>(values.size()));
     if (least != values.end()) std::nth_element(values.begin(), least, values.end());
@@ -301,7 +305,7 @@ std::int64_t IdMap::entries(std::int64_t start, std::int64_t stop, std::int64_t*
     if (rows != nullptr) rows[count] = row;
     if (ids != nullptr) ids[count] = record.id;
     if (last_seen != nullptr) last_seen[count] = record.last_seen;
-    if (scores != nullptr) scores[count] = record.score;
+    if (scores != nullptr) scores[count] = record.score();
     ++count;
   }
   return count;
@@ -324,7 +328,7 @@ Status IdMap::restore(std::int64_t n, const std::int64_t* rows, const std::int64
       return refuse("scores: expected 32 bits", scores[i]);
     const std::uint32_t tag = tag_of(ids[i]);
     if (slots_.as<Slot>()[find(ids[i], tag, home(tag))].row >= 0) return refuse("ids: expected each once", ids[i]);
-    place(rows[i], {ids[i], last_seen[i], static_cast<std::uint32_t>(scores[i]), 0}, tag);
+    place(rows[i], {ids[i], last_seen[i], Record::used(static_cast<std::uint32_t>(scores[i]), 0)}, tag);
   }
   call_ = 0;
   floor_ = floor;

@@ -94,8 +94,10 @@ class IdMap {
   };
   struct Record {
     std::int64_t id, last_seen;
-    std::uint32_t score;
-    std::uint32_t call;  // the last that asked for it
+    std::uint64_t use;  // score, and in the lower half the last call that asked for it
+    std::uint32_t score() const { return static_cast<std::uint32_t>(use >> 32); }
+    std::uint32_t call() const { return static_cast<std::uint32_t>(use); }
+    static std::uint64_t used(std::uint32_t score, std::uint32_t call) { return std::uint64_t{score} << 32 | call; }
   };
 
   std::uint64_t home(std::uint32_t tag) const { return tag >> shift_; }
@@ -119,6 +121,7 @@ class IdMap {
   AlignedBuffer slots_, records_;            // [mask + 1], [max_rows]: of rows that hold an id
   std::vector<std::uint64_t> live_, saved_;  // bit per row: holds an id now, held one at mark_saved
   std::vector<std::int64_t> fresh_, erased_;
+  std::vector<std::vector<std::int64_t>> missing_;  // of a call's ids those without a row, by thread
   Sightings sightings_;
   std::int64_t size_ = 0, lowest_ = 0, removed_ = 0, refused_ = 0;
   std::uint32_t call_ = 0, floor_ = 0;

@@ -16,14 +16,20 @@ from octavo.config.section import Section
 class DataConfig(Section):
     """Where the events come from.
 
-    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates), ``world`` (a log
+    ``source``: a real data set below the data root (``movielens``, ``deskdrop``, ``hotel_bookings``, ``online_retail``,
+    ``taobao_2h``: docs/examples.md), ``demo`` (a log octavo generates), ``world`` (a log
     simulated by an :class:`octavo.data.AdsWorld` preset) or ``log`` (a directory written by
     :class:`octavo.data.EventLog`). Logs that are made lie below the run's directory and are made once.
     """
 
-    source: Literal["movielens", "demo", "world", "log"] = "movielens"
+    source: Literal["movielens", "deskdrop", "hotel_bookings", "online_retail", "taobao_2h", "demo", "world", "log"] = (
+        "movielens"
+    )
     path: str | None = Field(
-        default=None, description="source=log: the log's directory; source=movielens: the data root"
+        default=None, description="source=log: the log's directory; a real data set: the data root"
+    )
+    split: Literal["time", "user"] = Field(
+        default="time", description="source=movielens: what the log ends with; user: each user's last 20%"
     )
     preset: str | None = Field(default=None, description="source=world: the preset's name (docs/adsworld.md)")
     events: PositiveInt | None = Field(default=None, description="source=demo or world: how many events to make")
@@ -39,6 +45,8 @@ class DataConfig(Section):
             raise ValueError(f"path means nothing for source={self.source}; remove it")
         if self.source not in ("demo", "world") and self.events is not None:
             raise ValueError(f"events means nothing for source={self.source}; use limit")
+        if self.source != "movielens" and self.split != "time":
+            raise ValueError(f"split={self.split} means nothing for source={self.source}; it is for source=movielens")
         if self.source == "world":
             if self.preset is None:
                 raise ValueError("source=world needs preset: the name of an AdsWorld preset, for example reference")

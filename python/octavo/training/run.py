@@ -16,7 +16,7 @@ import torch
 
 import octavo
 from octavo.config import DataConfig, RunConfig, config_hash, run_id, save_config
-from octavo.data import AdsWorld, EventLog, movielens, preset_hash, write_demo_log
+from octavo.data import SETS, AdsWorld, EventLog, movielens, preset_hash, write_demo_log
 from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import numerics, precision
@@ -36,7 +36,9 @@ Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
     """The log that ``config`` names; a log that octavo makes is written below ``run_dir`` once."""
     if config.source == "movielens":
-        return movielens(config.path)
+        return movielens(config.path, split=config.split)
+    if config.source in SETS:
+        return SETS[config.source].open(config.path)
     if config.source == "log":
         assert config.path is not None
         return EventLog(config.path)

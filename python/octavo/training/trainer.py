@@ -53,6 +53,10 @@ class Trainer:
         self.config, self.log, self.run_dir = config, log, Path(run_dir)
         self.group = group or Group()
         chosen = config.training
+        if not log.schema.labels:
+            raise TrainingError(
+                f"{log.path}: has no label, so nothing can be learned; it is a stream to replay or inspect"
+            )
         self.train_end = len(log) - round(chosen.holdout * len(log))
         self.fit_end = self.train_end - round(chosen.validation * self.train_end)
         if self.fit_end == 0:
