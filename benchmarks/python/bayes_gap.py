@@ -2,8 +2,8 @@
 
 Each model makes one streaming pass over the log's first events and is scored on those that follow, never trained on;
 the truth is scored on the same events with the same labels. The gap is the truth's AUC minus the model's, with a paired
-bootstrap over users. Settings were found by ``--tune`` (a grid on 1 million events of another world; of Wukong two pairs
-were tried) and are committed.
+bootstrap over users. Settings were found by ``--tune`` (a grid on 1 million events of another world; of Wukong two
+pairs were tried) and are committed.
 """
 
 from __future__ import annotations
