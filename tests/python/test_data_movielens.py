@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octavo.data import DataError, EventLog, data_root, movielens
-from octavo.data.movielens import build
+from octavo.data.sets.movielens import build
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,12 @@ def simulate(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A log's directory.")]) -> None:
+def inspect(path: Annotated[Path, typer.Argument(help="A log's directory, or a real data set's name.")]) -> None:
     """What a log holds: events, time, features, and for every task how often and how late it came true."""
-    from octavo.data import EventLog
+    from octavo.data import SETS, EventLog
 
-    log, console = EventLog(path), Console()
+    is_set = str(path) in SETS and not path.exists()
+    log, console = SETS[str(path)].open() if is_set else EventLog(path), Console()
     console.print(repr(log), highlight=False, soft_wrap=True)
     console.print(_span(log), highlight=False)
     console.print(_features(log))

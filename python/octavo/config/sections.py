@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from octavo.config.models import AnyModelConfig, DLRMConfig
 from octavo.config.section import Section
@@ -16,14 +16,20 @@ from octavo.config.section import Section
 class DataConfig(Section):
     """Where the events come from.
 
-    ``source``: ``movielens`` (MovieLens-100K below the data root), ``demo`` (a log octavo generates), ``world`` (a log
+    ``source``: a real data set below the data root (``movielens``, ``deskdrop``, ``hotel_bookings``, ``online_retail``,
+    ``taobao_2h``: docs/examples.md), ``demo`` (a log octavo generates), ``world`` (a log
     simulated by an :class:`octavo.data.AdsWorld` preset) or ``log`` (a directory written by
     :class:`octavo.data.EventLog`). Logs that are made lie below the run's directory and are made once.
     """
 
-    source: Literal["movielens", "demo", "world", "log"] = "movielens"
+    source: Literal["movielens", "deskdrop", "hotel_bookings", "online_retail", "taobao_2h", "demo", "world", "log"] = (
+        "movielens"
+    )
     path: str | None = Field(
-        default=None, description="source=log: the log's directory; source=movielens: the data root"
+        default=None, description="source=log: the log's directory; a real data set: the data root"
+    )
+    split: Literal["time", "user"] = Field(
+        default="time", description="source=movielens: what the log ends with; user: each user's last 20%"
     )
     preset: str | None = Field(default=None, description="source=world: the preset's name (docs/adsworld.md)")
     events: PositiveInt | None = Field(default=None, description="source=demo or world: how many events to make")
@@ -39,6 +45,8 @@ class DataConfig(Section):
             raise ValueError(f"path means nothing for source={self.source}; remove it")
         if self.source not in ("demo", "world") and self.events is not None:
             raise ValueError(f"events means nothing for source={self.source}; use limit")
+        if self.source != "movielens" and self.split != "time":
+            raise ValueError(f"split={self.split} means nothing for source={self.source}; it is for source=movielens")
         if self.source == "world":
             if self.preset is None:
                 raise ValueError("source=world needs preset: the name of an AdsWorld preset, for example reference")
@@ -63,7 +71,8 @@ class TrainingConfig(Section):
 
     ``holdout`` is the fraction of the log's last events that is scored after training and never trained on.
     ``labels``: ``final`` trains on an example at once with the outcome that the log holds in the end; ``known`` trains
-    on it when its outcome is known (``Schema.wait`` after the event), as a live stream would.
+    on it when its label is known, as a live stream would: ``wait_hours`` after the event for each task, with what had
+    happened by then (what comes later is a negative). Tasks without a delay are known at once.
     ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
     events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
     epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
@@ -77,6 +86,7 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 256
     holdout: float = Field(default=0.2, ge=0, lt=1)
     labels: Literal["final", "known"] = "final"
+    wait_hours: dict[str, NonNegativeFloat] = {}
     epochs: PositiveInt = 1
     shuffle: bool = False
     validation: float = Field(default=0.0, ge=0, lt=1)
@@ -101,6 +111,8 @@ class TrainingConfig(Section):
     def _a_stream_or_epochs(self) -> TrainingConfig:
         if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
             raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
+        if self.labels == "final" and self.wait_hours:
+            raise ValueError("wait_hours means nothing for labels=final; remove it or set labels=known")
         return self
 
 

@@ -8,14 +8,15 @@ from octavo.data.demo import write_demo_log
 from octavo.data.encoding import encode_events, encode_table
 from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
-from octavo.data.movielens import movielens
 from octavo.data.prefetch import prefetched
 from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
+from octavo.data.sets import SETS, RealSet, movielens
 from octavo.data.transforms import Clip, Log1p, Standardise
 
 __all__ = [
     "PRESETS",
+    "SETS",
     "AdsWorld",
     "AdsWorldConfig",
     "Batch",
@@ -25,6 +26,7 @@ __all__ = [
     "EventLog",
     "Label",
     "Log1p",
+    "RealSet",
     "Schema",
     "Sparse",
     "Standardise",

@@ -8,8 +8,8 @@ from pathlib import Path
 from octavo.data.errors import DataError
 
 _GET = (
-    "set OCTAVO_DATA to a directory that holds movielens/ (MovieLens-100K: from GroupLens, or RecBole's repository "
-    "under dataset/ml-100k)"
+    "set OCTAVO_DATA to a directory that holds the set's own (movielens/: MovieLens-100K from GroupLens, or RecBole's "
+    "repository under dataset/ml-100k; the others: docs/examples.md)"
 )
 
 

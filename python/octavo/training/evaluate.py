@@ -16,7 +16,7 @@ from octavo.data import EventLog
 from octavo.evaluation import Interval, Metric, interval, paired
 from octavo.ops.dispatch import Plan
 from octavo.training import numerics
-from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints
+from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from octavo.training.run import open_log
 from octavo.training.slices import Predictions, domains_of, predict
 from octavo.training.state import copy_dense, dense_state, table_states
@@ -117,7 +117,7 @@ def load_trained(
     model = models.build(log.schema, config.model)
     copy_dense(dense_state(model), checkpoint.group("dense"), str(checkpoint.path))
     for name, table in table_states(model).items():
-        checkpoint.read_table(name, TableState(table.rows, table.slots))
+        checkpoint.read_table(name, table)
     if checkpoint.meta["plan"] is not None:
         numerics.follow(model, Plan.from_json(checkpoint.meta["plan"]))
     elif config.training.precision == "bf16":

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from octavo.data.errors import DataError, one_line
+from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
 from octavo.data.history import before
-from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
+from octavo.data.sets.real_set import RealSet, ints
 from octavo.data.transforms import Clip, Log1p, Standardise
 
-_BUILDER = 1  # part of the cache key: raise it when build() changes what it writes
 _FILES = {
     "ml100k_ratings.parquet": ("user_id", "item_id", "rating", "timestamp"),
     "ml100k_users.parquet": ("user_id", "age", "gender", "occupation", "zip_code"),
@@ -62,45 +59,11 @@ MOVIELENS_SCHEMA = Schema(
 )
 
 
-def movielens(root: str | Path | None = None, cache: str | Path | None = None) -> EventLog:
-    """MovieLens-100K from ``root/movielens`` (default: :func:`data_root`), in event time; task ``like`` = rating >= 4.
-
-    The log is built once into ``cache`` (default: ``octavo`` in the XDG cache) under a name that follows from the
-    source files and the schema. Counts and rates are over events strictly before this one's time.
-    """
-    source = (data_root() if root is None else Path(root)) / "movielens"
-    digest = hashlib.sha256(f"{_BUILDER} {MOVIELENS_SCHEMA.fingerprint}".encode())
-    for name in _FILES:
-        try:
-            digest.update((source / name).read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{source / name}: cannot be read ({error.strerror}); MovieLens-100K comes from GroupLens, or from "
-                "RecBole's repository under dataset/ml-100k"
-            ) from None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo" if cache is None else Path(cache)
-    path = home / f"movielens-100k-{digest.hexdigest()[:16]}"
-    if path.exists():
-        try:
-            return EventLog(path)
-        except DataError:
-            shutil.rmtree(path)  # a damaged cache is built again
-    table = build(*(_read(source / name, columns) for name, columns in _FILES.items()))
-    try:
-        return EventLog.write(path, MOVIELENS_SCHEMA, [table])
-    except DataError:
-        if not path.exists():
-            raise
-        return EventLog(path)  # another process was first
-    except OSError as error:
-        raise DataError(f"{home}: cannot be written ({error.strerror}); give cache=... or set XDG_CACHE_HOME") from None
-
-
 def build(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
     """The log's raw columns from MovieLens-100K's three tables, sorted by time (ties keep the ratings' order)."""
-    ratings = ratings.take(np.argsort(_ints(ratings, "timestamp"), kind="stable"))
-    user, item, time = (_ints(ratings, name) for name in ("user_id", "item_id", "timestamp"))
-    like = (_ints(ratings, "rating") >= 4).astype(np.float64)
+    ratings = ratings.take(np.argsort(ints(ratings, "timestamp"), kind="stable"))
+    user, item, time = (ints(ratings, name) for name in ("user_id", "item_id", "timestamp"))
+    like = (ints(ratings, "rating") >= 4).astype(np.float64)
     user_row = _rows_of(users, "user_id", user)
     item_row = _rows_of(items, "item_id", item)
     genres = pc.split_pattern(pc.fill_null(items.column("genres"), "").combine_chunks().cast(pa.string()), " ")
@@ -132,6 +95,21 @@ def build(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
     )
 
 
+def build_by_user(ratings: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
+    """As :func:`build`, with the last 20% of each user's ratings (rounded down; ties: the ratings' order) later than
+    all others by the set's span, so that a log's holdout of the same size is exactly they."""
+    ratings = ratings.take(np.argsort(ints(ratings, "timestamp"), kind="stable"))
+    user, time = ints(ratings, "user_id"), ints(ratings, "timestamp")
+    order = np.argsort(user, kind="stable")
+    _, first, count = np.unique(user[order], return_index=True, return_counts=True)
+    rank = np.empty(len(user), np.int64)
+    rank[order] = np.arange(len(user)) - np.repeat(first, count)
+    is_last = rank >= np.repeat(count, count)[np.argsort(order)] - np.repeat(count // 5, count)[np.argsort(order)]
+    shifted = time + np.where(is_last, time.max() - time.min() + 1, 0)
+    place = ratings.column_names.index("timestamp")
+    return build(ratings.set_column(place, "timestamp", pa.array(shifted)), users, items)
+
+
 def _genre_rate(
     user: npt.NDArray[np.int64],
     time: npt.NDArray[np.int64],
@@ -157,7 +135,7 @@ def _rate(likes: npt.NDArray[np.float64], count: npt.NDArray[np.int64]) -> npt.N
 
 def _rows_of(table: pa.Table, column: str, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The table's row of each id."""
-    known = _ints(table, column)
+    known = ints(table, column)
     order = np.argsort(known)
     at = np.minimum(np.searchsorted(known[order], ids), len(known) - 1)
     rows: npt.NDArray[np.int64] = order[at]
@@ -167,16 +145,24 @@ def _rows_of(table: pa.Table, column: str, ids: npt.NDArray[np.int64]) -> npt.ND
     return rows
 
 
-def _ints(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
-    return np.array(table.column(column), np.int64)
+MOVIELENS = RealSet(
+    folder="movielens",
+    title="MovieLens-100K",
+    origin="GroupLens, or RecBole's repository under dataset/ml-100k",
+    files=_FILES,
+    schema=MOVIELENS_SCHEMA,
+    build=build,
+    version=2,
+)
+MOVIELENS_BY_USER = replace(MOVIELENS, build=build_by_user, version=1002)
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); fetch it again") from None
-    absent = [name for name in columns if name not in table.column_names]
-    if absent:
-        raise DataError(f"{path}: column {absent[0]!r} is missing; it has {', '.join(table.column_names)}")
-    return table
+def movielens(
+    root: str | Path | None = None, cache: str | Path | None = None, split: Literal["time", "user"] = "time"
+) -> EventLog:
+    """MovieLens-100K from ``root/movielens``, in event time; task ``like`` = rating >= 4.
+
+    Counts and rates are over events strictly before this one's time. ``split``: what the log's last fifth is: ``time``:
+    the last in time, most of it by new users; ``user``: each user's last 20%, shifted in time behind everything else.
+    """
+    return (MOVIELENS_BY_USER if split == "user" else MOVIELENS).open(root, cache)
