@@ -124,6 +124,9 @@ void bind_embedding(py::module_& m) {
            }),
            py::arg("kind"), py::arg("lr"), py::arg("eps"), py::arg("weight_decay"), py::arg("beta1"), py::arg("beta2"),
            py::arg("stochastic"), py::arg("seed"), py::arg("step"), py::arg("first_table"));
+  m.def("check_offsets", [](std::uintptr_t offsets, std::int64_t bags, std::int64_t num_values) {
+    raise_if_failed(validate(BagIndices{bags, 1, nullptr, num_values, reinterpret_cast<const std::int64_t*>(offsets)}));
+  });
   m.def("bag_forward", &bag_forward);
   m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);

@@ -349,6 +349,7 @@ class OptimizerConfig:
         first_table: int,
     ) -> None: ...
 
+def check_offsets(offsets: int, bags: int, num_values: int) -> None: ...
 def bag_forward(
     kernel: Kernel,
     tables: TableSet,

@@ -154,7 +154,7 @@ TEST(IdMap, ManyIdsAgainstAModelForAnyNumberOfThreads) {
 TEST(IdMap, RestoreIsExactAndRefusesNonsense) {
   IdMap map({40});
   Ids ids(30);
-  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i) * kMax / 31;
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i) * (kMax / 31);
   insert(map, ids, 3);
   map.erase(ids.data() + 4, 9);
   Ids rows(21), held(21), seen(21), scores(21);

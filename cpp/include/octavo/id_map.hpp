@@ -38,10 +38,11 @@ class Sightings {
   std::int64_t period_ = 0;
 };
 
-// No two ids ever share a row: a slot holds 32 bits of the hash and the row, the row's record holds the id. Rows are a
-// function of the stream of calls alone, whatever the number of threads: a new id takes the lowest free row. When the
-// map is full, an admission makes room: all rows older than max_age go, then those of least (score, last seen, id)
-// until a sixteenth of the map is free; never a row that the same call has asked for. If all are, the id gets none.
+// No two ids ever share a row: a slot of the open-addressing hash holds all that is known of an id, so that finding and
+// touching one takes a single cache miss. Rows are a function of the stream of calls alone, whatever the number of
+// threads: a new id takes the lowest free row. When the map is full, an admission makes room: all rows older than
+// max_age go, then those of least (score, last seen, id) until a sixteenth of the map is free; never a row that the
+// same call has asked for. If all are, the id gets none.
 //
 // A call that asks for an id raises its score by one, from at least the floor to at most kSpread above it; the floor is
 // the highest score that room was ever made from. So what was popular once ages without anyone touching it.
@@ -67,7 +68,7 @@ class IdMap {
   // their order, for all their places in the call. fresh() then tells which rows are new.
   void lookup_or_insert(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows);
   const std::vector<std::int64_t>& fresh() const { return fresh_; }
-  std::int64_t id_of(std::int64_t row) const { return records_.as<Record>()[row].id; }  // of a row that holds one
+  std::int64_t id_of(std::int64_t row) const { return slot_at(row).id; }  // of a row that holds one
 
   // Ids without a row are ignored. Both return the number of rows freed.
   std::int64_t erase(const std::int64_t* ids, std::int64_t n);
@@ -88,26 +89,28 @@ class IdMap {
   const std::vector<std::int64_t>& erased() const { return erased_; }
 
  private:
-  struct Slot {
-    std::uint32_t tag;  // upper half of the id's hash; its first bits are the slot's home
-    std::int32_t row;   // -1: empty
-  };
-  struct Record {
+  struct alignas(32) Slot {
     std::int64_t id, last_seen;
     std::uint64_t use;  // score, and in the lower half the last call that asked for it
+    std::int32_t row;   // -1: empty
     std::uint32_t score() const { return static_cast<std::uint32_t>(use >> 32); }
     std::uint32_t call() const { return static_cast<std::uint32_t>(use); }
     static std::uint64_t used(std::uint32_t score, std::uint32_t call) { return std::uint64_t{score} << 32 | call; }
   };
 
-  std::uint64_t home(std::uint32_t tag) const { return tag >> shift_; }
-  std::uint64_t find(std::int64_t id, std::uint32_t tag, std::uint64_t slot) const;
+  const Slot& slot_at(std::int64_t row) const { return slots_.as<Slot>()[slot_of_.as<std::uint32_t>()[row]]; }
+  std::uint64_t home(std::int64_t id) const;
+  std::uint64_t after(std::uint64_t slot) const { return slot + 1 == count_ ? 0 : slot + 1; }
+  std::uint64_t distance(std::uint64_t from, std::uint64_t to) const {
+    return to >= from ? to - from : to + count_ - from;
+  }
+  std::uint64_t find(std::int64_t id, std::uint64_t slot) const;
   template <class Found>
   void each_slot(const std::int64_t* ids, Range mine, Found&& found) const;
-  void touch(Record& record, std::int64_t now) const;
+  void touch(Slot& slot, std::int64_t now) const;
   void lookup_and_touch(const std::int64_t* ids, std::int64_t n, std::int64_t now, std::int64_t* rows);
-  std::int64_t insert(std::int64_t id, std::uint32_t tag, std::int64_t now);
-  void place(std::int64_t row, const Record& record, std::uint32_t tag);
+  std::int64_t insert(std::int64_t id, std::uint64_t slot, std::int64_t now);
+  void place(std::uint64_t slot, const Slot& content);
   void free_slot(std::uint64_t slot);
   bool remove(std::int64_t id);
   std::int64_t remove_expired(std::int64_t now, bool pinned);
@@ -116,9 +119,8 @@ class IdMap {
   void clear();
 
   IdMapConfig config_;
-  std::uint64_t mask_ = 0;
-  int shift_ = 0;
-  AlignedBuffer slots_, records_;            // [mask + 1], [max_rows]: of rows that hold an id
+  std::uint64_t count_ = 0;                  // of slots
+  AlignedBuffer slots_, slot_of_;            // [count_]; [max_rows] uint32: of rows that hold an id
   std::vector<std::uint64_t> live_, saved_;  // bit per row: holds an id now, held one at mark_saved
   std::vector<std::int64_t> fresh_, erased_;
   std::vector<std::vector<std::int64_t>> missing_;  // of a call's ids those without a row, by thread

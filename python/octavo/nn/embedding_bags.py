@@ -366,7 +366,7 @@ class EmbeddingBags(torch.nn.Module):
         self, values: torch.Tensor, offsets: torch.Tensor, trains: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         batch = embedding.check_indices(len(self.tables), values, offsets, None)
-        Jagged(values, offsets)  # checks the content of offsets: nothing is admitted for a wrong call
+        _core.check_offsets(offsets.data_ptr(), len(offsets) - 1, len(values))  # nothing is admitted for a wrong call
         if trains and self.gather is not None:  # every process sees the ids of all
             times = torch.full((batch, 1), -1 if self.now is None else self.now)
             everyones, everyones_offsets, _, times = self.gather(len(self.tables), values, offsets, None, times)
