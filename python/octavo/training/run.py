@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shutil
 import time
@@ -98,10 +99,11 @@ def run(
         return None
     results = evaluate(trainer, tell)
     held = max(0, peak_bytes() - before)
-    results.training |= {
-        "wall time": f"{time.perf_counter() - start:,.1f} s, of which training {trainer.seconds:,.1f} s",
+    cost = {
+        "wall time": f"{time.perf_counter() - start:,.1f} s; training took {trainer.seconds:,.1f} s in all",
         "peak memory": f"{held / 2**20:,.0f} MiB beyond the {before / 2**20:,.0f} MiB at the start",
     }
+    results = dataclasses.replace(results, training={**results.training, **cost})
     results.save(run_dir / "results.json")
     tell("writing the report", 0, 1, "")
     write_report(results, run_dir / "report.html")
