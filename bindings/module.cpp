@@ -52,5 +52,6 @@ PYBIND11_MODULE(_core, m) {
   bind_prepared_linear(m);
   bind_cuda(m);
   bind_embedding(m);
+  bind_id_map(m);
   bind_pairwise(m);
 }

@@ -22,6 +22,7 @@ void bind_torch_tensors(py::module_& m);
 void bind_prepared_linear(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_embedding(py::module_& m);
+void bind_id_map(py::module_& m);
 void bind_pairwise(py::module_& m);
 
 // Runs Python-visible work without the interpreter lock and turns a Status into the exception of its code.

@@ -25,7 +25,8 @@ import roofs
 from machine import facts
 
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
-         "overhead", "train_step", "isa", "dispatch_regret", "simulate", "memory", "quality_parity")  # fmt: skip
+         "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
+         "bayes_gap", "quality_parity")  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 100  # torch's compiled _int_mm: 0.2 s where the others take 0.2 ms
 
@@ -231,6 +232,11 @@ class Run:
         """Say that a shape did not run, and why."""
         self._emit({**self._identity(), "op": op, "shape": dict(shape), "skipped": reason})
 
+    def row(self, op: str, shape: Mapping[str, Any], entry: str, found: Interval, facts: Mapping[str, Any]) -> None:
+        """A row of something that is no time: an estimate with its interval, and facts."""
+        interval = {key: _digits(getattr(found, key)) for key in ("figure", "low", "high")}
+        self._emit({**self._identity(), "op": op, "shape": dict(shape), "entry": entry, **interval, **facts})
+
     def finding(
         self,
         name: str,
@@ -273,13 +279,22 @@ class Run:
         self._bar(name, found, bar, worst, set())
 
     def measured(
-        self, name: str, figure: Interval, bar: float | None = None, at_most: bool = False, **facts: Any
+        self,
+        name: str,
+        figure: Interval,
+        bar: float | None = None,
+        at_most: bool = False,
+        lower_end: bool = False,
+        **facts: Any,
     ) -> None:
-        """A bar on a figure that is no race: it holds when the figure is at least (``at_most``: at most) ``bar``."""
+        """A bar on a figure that is no race: it holds when the figure is at least (``at_most``: at most) ``bar``, or
+        when its interval lies above (``lower_end``)."""
         entry: dict[str, Any] = {"name": name, "figure": figure.figure, "low": figure.low, "high": figure.high}
         entry |= {"bar": bar, "holds": None, **facts}
         if bar is not None:
             entry["holds"] = figure.figure <= bar if at_most else figure.figure >= bar
+            if lower_end:
+                entry["holds"] = figure.low > bar
         self.bars.append(entry)
 
     def _bar(
@@ -395,28 +410,41 @@ def _print_tables(records: Sequence[Mapping[str, Any]]) -> None:
         shape = " ".join(f"{k}={v}" for k, v in row["shape"].items())
         table.add_row(row["op"], shape, row["entry"], row["kernel"] or "", f"{row['p50_us']:g}",
                       f"{row['p10_us']:g}-{row['p90_us']:g}", rate, share, name, ratio)  # fmt: skip
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    for row in records:
+        if "figure" in row:
+            print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("commit", "device", "isa")))
     bars = Table("bar", "figure", "95% interval", "bar", "holds", "did not run")
+    times = any("p50_us" in row for row in records)
     for bar in records[-1]["bars"]:
-        figure = "" if bar["figure"] is None else f"{bar['figure']:.2f}x"
-        interval = "" if bar["figure"] is None else f"{bar['low']:.2f} - {bar['high']:.2f}"
+        figure = "" if bar["figure"] is None else f"{bar['figure']:.2f}x" if times else f"{bar['figure']:g}"
+        digits = ".2f" if times else "g"
+        interval = "" if bar["figure"] is None else f"{bar['low']:{digits}} - {bar['high']:{digits}}"
         holds = "finding" if bar["holds"] is None else str(bar["holds"])
         bars.add_row(bar["name"], figure, interval, str(bar["bar"] or ""), holds, ", ".join(bar.get("did_not_run", [])))
     console.print(bars)
 
 
-def main(name: str, body: Callable[[Run], None], argv: Sequence[str] | None = None) -> None:
+def main(
+    name: str,
+    body: Callable[[Run], None],
+    argv: Sequence[str] | None = None,
+    tune: Callable[[Run], None] | None = None,
+) -> None:
     """The command line every benchmark shares."""
     parser = argparse.ArgumentParser(prog=f"{name}.py")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="fewer shapes, under 5 minutes on 2 cores")
     effort.add_argument("--smoke", action="store_true", help="seconds; for tests, figures mean nothing")
+    if tune is not None:
+        parser.add_argument("--tune", action="store_true", help="find the committed settings again, nothing else")
     parser.add_argument("--json", action="store_true", help="JSON lines on stdout instead of tables")
     parser.add_argument("--out", type=Path, help="write the JSON lines to this file, atomically, at the end")
     arguments = parser.parse_args(argv)
     level = "quick" if arguments.quick else "smoke" if arguments.smoke else "full"
     run = Run(name, EFFORTS[level], arguments.json)
-    body(run)
+    (tune if tune is not None and arguments.tune else body)(run)
     run.finish()
     if arguments.out is not None:
         write(arguments.out, run.records)

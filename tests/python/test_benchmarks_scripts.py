@@ -22,6 +22,7 @@ OPS = {
     "overhead": "linear",
     "train_step": "bag_backward",
     "dispatch_regret": "linear",
+    "dynamic_table": "bag_forward bag_backward",
     "simulate": "simulate",
     "memory": "memory",
     "quality_parity": "quality_parity",

@@ -153,3 +153,33 @@ def test_any_span_of_time_has_ticks(hours) -> None:
         replace(point, time_ms=start + int(i * hours * 3_600_000 / 15)) for i, point in enumerate(results.progressive)
     ]
     assert "<img" in render(replace(results, progressive=points))
+
+
+def split_points(domains: int) -> list[ProgressPoint]:
+    return [
+        ProgressPoint(task, 100 * i, DAY_MS * i, Quality(100 + (domain or 0), 0.9, 0.7, None, 0.6), domain)
+        for i in range(1, 4)
+        for task in ("click", "buy@7d")
+        for domain in [None, *range(domains)]
+    ]
+
+
+def test_tasks_and_domains_have_a_figure_and_a_table() -> None:
+    from octavo.report import SliceRow
+
+    bare = render(sample())
+    assert "Tasks and domains over event time" not in bare
+    assert "Held-out quality by task and domain" not in bare
+    rows = [SliceRow("like", domain, Quality(1234, 0.9, 0.75, 1.25, 0.625)) for domain in (None, 0, 7)]
+    page = render(replace(sample(), progressive=split_points(2), task="click", slices=rows))
+    assert 'alt="NE, AUC, GAUC and calibration of every task and domain' in page
+    assert "Tasks and domains over event time" in page
+    for text in ('<td class="dim">all</td>', "<td>7</td>", "1,234", "0.6250", "1.250"):
+        assert text in page
+
+
+def test_the_domains_with_most_events_are_shown() -> None:
+    from octavo.report.plots import shown_domains
+
+    assert shown_domains(split_points(3)) == [0, 1, 2]
+    assert shown_domains(split_points(9)) == [3, 4, 5, 6, 7, 8]  # the points of domain d have 100 + d events

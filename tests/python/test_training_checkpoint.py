@@ -91,8 +91,8 @@ def test_every_kind_of_damage_names_the_file_and_the_remedy(tmp_path: Path) -> N
     assert f"{manifest}: damaged" in damage_message(path)
     manifest.write_text(text.replace("768", "769"))
     assert "does not match its own sha256" in damage_message(path)
-    manifest.write_text(text.replace('"format": 1', '"format": 7'))
-    assert "format 7, this octavo reads format 1" in damage_message(path)
+    manifest.write_text(text.replace('"format": 2', '"format": 7'))
+    assert "format 7, this octavo reads format 2" in damage_message(path)
     manifest.write_text("[]")
     assert "not a checkpoint's manifest" in damage_message(path)
     manifest.unlink()
@@ -155,6 +155,6 @@ def test_killing_the_writer_never_leaves_half_a_checkpoint(tmp_path: Path) -> No
 
 def test_manifest_is_plain_json(tmp_path: Path) -> None:
     manifest = json.loads((write(tmp_path) / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["base"] is None
     assert set(manifest["files"]) == {p.name for p in (tmp_path / "step-00000003").glob("*.safetensors")}

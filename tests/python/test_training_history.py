@@ -78,7 +78,8 @@ sys.path.insert(0, sys.argv[3])
 from training_support import demo_log, small_config
 from pathlib import Path
 from octavo.training import Trainer
-trainer = Trainer(small_config(training__window=150, training__checkpoint_every=3), demo_log(Path(sys.argv[1])), sys.argv[2])
+config = small_config(training__window=150, training__checkpoint_every=3)
+trainer = Trainer(config, demo_log(Path(sys.argv[1])), sys.argv[2])
 trainer.resume()
 print("go", flush=True)
 for position in trainer.run():

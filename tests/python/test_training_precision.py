@@ -86,7 +86,7 @@ def test_the_whole_job(tmp_path) -> None:
     config = small_config(data__events=3000)
     results = run(config, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoints", "config.yaml", "log-3000-0", "plan.json", "report.html", "results.json",
+        "checkpoints", "config.yaml", "history.jsonl", "log-3000-0", "plan.json", "report.html", "results.json",
     ]  # fmt: skip
     assert results.floor_ne is not None
     assert results.floor_ne < results.heldout.ne

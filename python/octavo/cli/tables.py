@@ -14,7 +14,10 @@ from octavo.training import Evaluation
 
 def print_results(console: Console, results: Results) -> None:
     """Progressive quality, each numerics' quality, speed."""
-    console.print(_progressive(results))
+    if results.progressive:
+        console.print(_progressive(results))
+    if results.epochs:
+        console.print(_epochs(results))
     for name in ("throughput", "wall time", "peak memory"):
         if name in results.training:
             console.print(f"{name}: {results.training[name]}", highlight=False, soft_wrap=True)
@@ -61,6 +64,16 @@ def _interval(value: Interval, signed: bool = False) -> str:
     if math.isnan(value.low):
         return f"{value.estimate:{sign}.4f}"
     return f"{value.estimate:{sign}.4f} ({value.low:{sign}.4f} .. {value.high:{sign}.4f})"
+
+
+def _epochs(results: Results) -> Table:
+    table = Table(title="Validation slice after each epoch", title_justify="left")
+    for name in ("epoch", "task", "loss", "NE", "AUC", "calibration", ""):
+        table.add_column(name, justify="left" if name in ("task", "") else "right")
+    for row in results.epochs:
+        loss = "-" if row.loss is None else f"{row.loss:.4f}"
+        table.add_row(str(row.epoch), row.task, loss, *_quality(row.quality), "best so far" if row.best else "")
+    return table
 
 
 def _slices(results: Results) -> Table:

@@ -36,6 +36,15 @@ class TableOptimizerConfig(Section):
         return self
 
 
+class DynamicConfig(Section):
+    """Tables of features whose encoding is ``dynamic``: an id gets a row at its ``admit_after``-th sighting; one not
+    seen for ``max_age_hours`` of event time may lose it, null = none is too old.
+    """
+
+    admit_after: int = Field(default=1, ge=1, le=255)
+    max_age_hours: PositiveFloat | None = None
+
+
 class SharedBottomConfig(Section):
     """Each task has hidden layers of its own, ``tower`` wide, on what all share; none: a linear head."""
 
@@ -76,6 +85,7 @@ class ModelConfig(Section):
     )
     table_init: float = Field(default=0.01, ge=0)
     table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
+    dynamic: DynamicConfig = DynamicConfig()
     heads: HeadsConfig = SharedBottomConfig()
     seed: int = Field(default=0, ge=0)
 

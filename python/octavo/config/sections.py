@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from octavo.config.models import AnyModelConfig, DLRMConfig
 from octavo.config.section import Section
@@ -71,7 +71,8 @@ class TrainingConfig(Section):
 
     ``holdout`` is the fraction of the log's last events that is scored after training and never trained on.
     ``labels``: ``final`` trains on an example at once with the outcome that the log holds in the end; ``known`` trains
-    on it when its outcome is known (``Schema.wait`` after the event), as a live stream would.
+    on it when its label is known, as a live stream would: ``wait_hours`` after the event for each task, with what had
+    happened by then (what comes later is a negative). Tasks without a delay are known at once.
     ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
     events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
     epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
@@ -85,6 +86,7 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 256
     holdout: float = Field(default=0.2, ge=0, lt=1)
     labels: Literal["final", "known"] = "final"
+    wait_hours: dict[str, NonNegativeFloat] = {}
     epochs: PositiveInt = 1
     shuffle: bool = False
     validation: float = Field(default=0.0, ge=0, lt=1)
@@ -99,6 +101,9 @@ class TrainingConfig(Section):
     by_domain: bool = True
     checkpoint_every: int = Field(default=100, ge=0, description="batches between checkpoints; 0 = only at the end")
     keep_checkpoints: PositiveInt = 2
+    full_every: PositiveInt = Field(
+        default=1, description="every n-th checkpoint is whole; those between hold the table rows touched since"
+    )
     threads: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
 
@@ -106,6 +111,8 @@ class TrainingConfig(Section):
     def _a_stream_or_epochs(self) -> TrainingConfig:
         if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
             raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
+        if self.labels == "final" and self.wait_hours:
+            raise ValueError("wait_hours means nothing for labels=final; remove it or set labels=known")
         return self
 
 

@@ -18,6 +18,7 @@ from octavo.data.schema import Dense, Schema, Sparse
 from octavo.ops.jagged import Jagged
 
 Ids = npt.NDArray[np.int64]
+_OF_TEXT = ("hash_text", "vocabulary", "dynamic_text")
 
 
 def encode_table(schema: Schema, table: pa.Table, where: str = "table") -> Batch:
@@ -54,7 +55,7 @@ def _null_type(schema: Schema, name: str) -> pa.DataType:
     """The type of a column that holds nothing but nulls."""
     for feature in (*schema.sparse, *schema.sequences):
         if feature.name == name:
-            item = pa.string() if feature.encoding in ("hash_text", "vocabulary") else pa.int64()
+            item = pa.string() if feature.encoding in _OF_TEXT else pa.int64()
             return pa.list_(item) if feature.multi else item
     integers = (schema.time, schema.id, schema.user, schema.item, schema.request, schema.domain)
     return pa.int64() if name in integers else pa.float64()
@@ -130,20 +131,23 @@ def _row_ids(feature: Sparse, values: pa.Array, where: str) -> Ids:
         return np.empty(0, np.int64)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    text = feature.encoding in ("hash_text", "vocabulary")
+    text = feature.encoding in _OF_TEXT
     if not (_is_text(values.type) if text else pa.types.is_integer(values.type)):
         wanted = "text" if text else "integers"
         raise DataError(f"{where}: encoding {feature.encoding} takes {wanted}, found {values.type}; convert the column")
     if feature.encoding == "vocabulary":
         known = pa.array(feature.vocabulary, values.type)
         return _plain(pc.fill_null(pc.index_in(values, known), -1)) + 1
-    if feature.encoding == "hash_text":
+    if feature.encoding in ("hash_text", "dynamic_text"):
         coded = values.dictionary_encode()
         keys = np.array([_text_key(word) for word in coded.dictionary.to_pylist()], np.uint64)
-        return _hash(keys, feature.rows)[_plain(coded.indices)]
+        known_as = keys.view(np.int64) if feature.dynamic else _hash(keys, feature.rows)
+        return known_as[_plain(coded.indices)]
     numbers = _integers(values, where)
     if feature.encoding == "hash":
         return _hash(numbers.view(np.uint64), feature.rows)
+    if feature.dynamic:
+        return numbers
     wrong = (numbers < 0) | (numbers >= feature.rows)
     if wrong.any():
         raise DataError(f"{where}: id {numbers[wrong][0]} is outside 0..{feature.rows - 1}; raise rows or hash it")

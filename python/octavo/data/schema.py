@@ -14,7 +14,7 @@ from octavo.data.errors import DataError
 from octavo.data.transforms import Transform
 
 FORMAT = 1
-ENCODINGS = ("index", "hash", "hash_text", "vocabulary")
+ENCODINGS = ("index", "hash", "hash_text", "vocabulary", "dynamic", "dynamic_text")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Dense:
 
 @dataclass(frozen=True)
 class Sparse:
-    """A bag of ids per event, each in 0 .. rows-1, from the column of the same name; a null is an empty bag.
+    """A bag of ids per event, each in 0 .. rows-1 (dynamic ones: any), from the column of the same name; a null is an
+    empty bag.
 
     ``encoding``:
 
@@ -46,6 +47,8 @@ class Sparse:
     * ``hash``: 64-bit integers; id = splitmix64(integer) mod rows
     * ``hash_text``: text; id = splitmix64(key) mod rows, key = its UTF-8's 8-byte BLAKE2b digest, little endian
     * ``vocabulary``: text; id = 1 + position in ``vocabulary``, 0 for any other word
+    * ``dynamic``: 64-bit integers, which are the ids: the table learns which there are, and holds ``rows`` at most
+    * ``dynamic_text``: the same for text; id = hash_text's key as a signed integer
 
     ``multi``: the column holds lists. ``table``: the sparse feature whose embedding table this one reads too, as a
     history of items reads the items' (both must turn a value into the same id); None = a table of its own.
@@ -53,10 +56,15 @@ class Sparse:
 
     name: str
     rows: int = 0
-    encoding: Literal["index", "hash", "hash_text", "vocabulary"] = "index"
+    encoding: Literal["index", "hash", "hash_text", "vocabulary", "dynamic", "dynamic_text"] = "index"
     vocabulary: tuple[str, ...] = ()
     multi: bool = False
     table: str | None = None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether ids are not rows: the table finds the row of each."""
+        return self.encoding.startswith("dynamic")
 
     def __post_init__(self) -> None:
         where = f"sparse feature {self.name!r}"

@@ -69,11 +69,12 @@ def _bootstrap(
     if resamples < 100:
         raise ValueError(f"resamples: expected at least 100 for a 95% interval, found {resamples}")
     if is_many(a):
-        others = [
-            per_world(value, len(a), name)
-            for value, name in ((b, "b"), (labels, "labels"), (clusters, "clusters"), (weight, "weight"), (group, "group"))
-        ]  # fmt: skip
-        worlds = [_world(metric, *columns, logits) for columns in zip(a, *others, strict=True)]
+        named = {"b": b, "labels": labels, "clusters": clusters, "weight": weight, "group": group}
+        others = [per_world(value, len(a), name) for name, value in named.items()]
+        worlds = [
+            _world(metric, a, b, labels, clusters, weight, group, logits)
+            for a, b, labels, clusters, weight, group in zip(a, *others, strict=True)
+        ]
     else:
         worlds = [_world(metric, a, b, labels, clusters, weight, group, logits)]
     estimate = float(np.mean([statistic(np.ones(count)) for count, statistic in worlds]))

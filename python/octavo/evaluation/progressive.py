@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ class Progressive:
             if count and head.open_events and span[0] != head.last_time // self.window_ms:
                 points += head.close()
             edges = [0, *(np.flatnonzero(np.diff(span)) + 1).tolist(), count]
-            for begin, end in zip(edges, edges[1:]):
+            for begin, end in pairwise(edges):
                 head.add(rows[:, begin:end], ids[:, begin:end])
                 if end < count:
                     points += head.close()

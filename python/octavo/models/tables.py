@@ -54,11 +54,17 @@ class Tables(torch.nn.Module):
         attended_tables = sorted({r.table for r in readers if r.attended})
         alone = [found[0] for table, found in by_table.items() if len(found) == 1 and table not in attended_tables]
         several = [found for table, found in by_table.items() if len(found) > 1 and table not in attended_tables]
-        rows = {feature.name: feature.rows for feature in (*schema.sequences, *schema.sparse)}
+        features_of = {feature.name: feature for feature in (*schema.sequences, *schema.sparse)}
+        age = config.dynamic.max_age_hours
+        dynamic = nn.Dynamic(config.dynamic.admit_after, None if age is None else max(1, round(age * 3_600_000)))
         optimizer = table_optimizer(config.table_optimizer)
 
         def tables(names: Sequence[str]) -> list[nn.Table]:
-            return [nn.Table(name, rows[name], dim, pooling=config.pooling) for name in names]
+            each = ((name, features_of[name]) for name in names)
+            return [
+                nn.Table(name, f.rows, dim, pooling=config.pooling, dynamic=dynamic if f.dynamic else None)
+                for name, f in each
+            ]
 
         self.bags = nn.EmbeddingBags(tables([r.table for r in alone]), optimizer) if alone else None
         self.shared = torch.nn.ModuleList(nn.EmbeddingBags(tables([found[0].table]), optimizer) for found in several)
@@ -70,9 +76,13 @@ class Tables(torch.nn.Module):
         self._several = [(Selection([r.place for r in found], features), found) for found in several]
         self._whole = [(Selection([r.place for r in by_table[t]], features), by_table[t]) for t in attended_tables]
         generator = torch.Generator().manual_seed(config.seed + stream)
-        for module in (self.bags, *self.shared, self.unpooled):
-            if module is not None:
-                module.reset_parameters(config.table_init, generator)
+        for module in self._modules_of_tables():
+            module.reset_parameters(config.table_init, generator)
+        self._dynamic = [module for module in self._modules_of_tables() if module.ids is not None]
+
+    def _modules_of_tables(self) -> list[nn.EmbeddingBags]:
+        every = (self.bags, *self.shared, self.unpooled)
+        return [module for module in every if isinstance(module, nn.EmbeddingBags)]
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Pooled features [B, F, dim] float32 and the attended sequences' rows.
@@ -87,6 +97,10 @@ class Tables(torch.nn.Module):
                 f"batch: holds {found}, but the model's schema has {features} sparse and {columns} dense features; "
                 "encode it with that one"
             )
+        if self._dynamic and self.training and size:
+            now = int(batch.time.max())
+            for dynamic in self._dynamic:
+                dynamic.now = now
         pooled: dict[Reader, torch.Tensor] = {}
         rows: dict[str, torch.Tensor] = {}
         if self.bags is not None:

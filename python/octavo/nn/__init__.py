@@ -1,9 +1,10 @@
 """Modules: linear layers in any numerics class, embedding bags, and the conversion of a model by a plan."""
 
 from octavo.nn.conversion import convert
+from octavo.nn.dynamic import Dynamic
 from octavo.nn.embedding_bags import SGD, Adagrad, Adam, EmbeddingBags, RowWiseAdagrad, Table
 from octavo.nn.embedding_collection import EmbeddingCollection
 from octavo.nn.linear import Linear, LinearNorm
 
-__all__ = ["SGD", "Adagrad", "Adam", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm", "RowWiseAdagrad",
-           "Table", "convert"]  # fmt: skip
+__all__ = ["SGD", "Adagrad", "Adam", "Dynamic", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm",
+           "RowWiseAdagrad", "Table", "convert"]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from octavo import _core
+from octavo.nn.dynamic import SHARED, Dynamic, DynamicRows, IdRows
 from octavo.ops import embedding
 from octavo.ops._types import choice
 from octavo.ops.jagged import Jagged
@@ -34,6 +35,7 @@ class Table:
     ``pooling``: ``sum | mean`` of a bag's rows. E4M3 has a scale per row, INT8 and INT4 (unsigned) a scale and a bias.
     ``scale``: where they lie: ``separate``, ``in_row`` behind the codes, ``power_of_two`` (E4M3: a byte each), or
     ``auto``: in the row where its codes fill less than a cache line, else separate.
+    ``dynamic``: the table takes any 64-bit ids, of which ``rows`` at once have a row of their own (:class:`Dynamic`).
     """
 
     name: str
@@ -42,6 +44,7 @@ class Table:
     dtype: str = "fp32"
     pooling: str = "sum"
     scale: str = "auto"
+    dynamic: Dynamic | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "." in self.name:
@@ -58,6 +61,11 @@ class Table:
     def place(self) -> str:
         """``scale``, ``auto`` resolved."""
         return best_place(self.dtype, self.dim) if self.scale == "auto" else self.scale
+
+    @property
+    def stored(self) -> int:
+        """Rows in memory: a dynamic table has one more, row 0, for all ids that have none."""
+        return self.rows + (self.dynamic is not None)
 
 
 @dataclass(frozen=True)
@@ -174,10 +182,15 @@ class EmbeddingBags(torch.nn.Module):
     A backward pass in training mode updates the tables once, the same bits for any number of threads; in eval mode or
     under ``torch.no_grad()`` nothing is ever updated. State dict: ``rows.<table>``, ``state.<table>`` (the optimizer's,
     as it says), ``scale.<table>`` (e4m3 [rows], int8 and int4 [rows, 2]), ``step`` (updates so far: with Adam, or where
-    rounding is stochastic).
+    rounding is stochastic), ``ids._extra_state`` (which row an id of a dynamic table has).
+
+    A dynamic table takes any int64 ids (``bounds`` plays no part). A forward in training mode that records gradients
+    sees its ids at time ``now`` (None: the number of such forwards) and gives new ones rows; nothing else does. Ids
+    without a row read row 0, which starts at zero and trains as their common row.
     """
 
     step: torch.Tensor | None  # int64 []
+    now: int | None = None
     # Set by data parallel training: (tables, values, offsets, weights, grad) of this process -> those of all processes.
     gather: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]] | None = None
     _first_table = 0
@@ -218,10 +231,15 @@ class EmbeddingBags(torch.nn.Module):
             self._put_rows(table)
             state_shape = None if optimizer is None else embedding.OPTIMIZERS[optimizer.kind].state
             if state_shape is not None:
-                self.state.put(table.name, _allocate(state_shape(table.rows, table.dim), torch.float32).zero_())
+                shape = state_shape(table.stored, table.dim)
+                lazy = table.dynamic is not None  # pages of rows that no id has yet cost nothing
+                self.state.put(table.name, _zeros(shape) if lazy else _allocate(shape, torch.float32).zero_())
         draws = rounding == "stochastic" and any(table.dtype != "fp32" for table in tables)
         counts = isinstance(optimizer, Adam) or (optimizer is not None and draws)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if counts else None)
+        dynamic = [(t.name, DynamicRows(t.rows, t.dim, t.dynamic)) for t in tables if t.dynamic is not None]
+        self.ids = IdRows(dynamic) if dynamic else None
+        self._touched: dict[str, torch.Tensor] = {}
         self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
         self._set: embedding.TableSet | None = None
         self._addresses: list[int] = []
@@ -229,16 +247,17 @@ class EmbeddingBags(torch.nn.Module):
 
     def _put_rows(self, table: Table) -> None:
         element, scale_shape, _ = FORMATS[table.dtype]
-        shape = (table.rows, stored_columns(table.dtype, table.dim))
+        allocate = _allocate if table.dynamic is None else _zeros
+        shape = (table.stored, stored_columns(table.dtype, table.dim))
         scale = None
         if scale_shape is not None and table.place == "in_row":
-            buffer = _allocate((table.rows, row_bytes(table.dtype, table.dim)), torch.uint8)
+            buffer = allocate((table.stored, row_bytes(table.dtype, table.dim)), torch.uint8)
             rows, scale = rows_in(buffer, table.dtype, table.dim)
         else:
-            rows = _allocate(shape, element)
+            rows = allocate(shape, element)
             if scale_shape is not None:
                 kind = POWER_OF_TWO if table.place == "power_of_two" else torch.float32
-                scale = _allocate((table.rows, *scale_shape), kind)
+                scale = allocate((table.stored, *scale_shape), kind)
         self.rows.put(table.name, rows)
         if scale is not None:
             self.scale.put(table.name, scale)
@@ -268,11 +287,19 @@ class EmbeddingBags(torch.nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, half_width: float | None = None, generator: torch.Generator | None = None) -> None:
-        """Rows uniform in [-half_width, half_width] (None: sqrt(1 / rows), as DLRM), optimizer state and step zero."""
+        """Rows uniform in [-half_width, half_width] (None: sqrt(1 / rows), as DLRM), optimizer state and step zero.
+
+        Dynamic tables forget their ids; ``generator`` gives the seed that rows of new ones are drawn with.
+        """
         for table in self.tables:
             width = (1 / max(table.rows, 1)) ** 0.5 if half_width is None else half_width
             rows, state = self.rows.get(table.name), self.state.get(table.name)
             assert rows is not None
+            if self.ids is not None and table.dynamic is not None:
+                seed = int(torch.randint(2**62, (), generator=generator))
+                self.ids.by_name[table.name].forget(seed, width)
+                self._start_rows(table, torch.tensor([SHARED]), torch.zeros(1, table.dim))
+                continue
             if table.dtype == "fp32":
                 rows.uniform_(-width, width, generator=generator)
             else:
@@ -302,21 +329,97 @@ class EmbeddingBags(torch.nn.Module):
             values, offsets, weights = jagged.values, jagged.offsets, jagged.weights
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
-        if torch.is_grad_enabled():
-            trains = self.training and self.optimizer is not None
-            if trains or (weights is not None and weights.requires_grad):
-                return self._recorded(values, offsets, weights, trains)
+        trains = self._updates()
+        ids, values = self._rows_of(values, offsets, trains)
+        if trains or (torch.is_grad_enabled() and weights is not None and weights.requires_grad):
+            return self._recorded(values, offsets, weights, trains, ids)
         if torch.compiler.is_compiling():
             return embedding.traced_bags(self._table_lists(), values, offsets, weights, self.bounds, torch.float32)
         return embedding.bag_forward(self._table_set(), values, offsets, weights, self.bounds)
 
     @torch.compiler.disable
     def _recorded(
-        self, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, trains: bool
+        self,
+        values: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        trains: bool,
+        ids: torch.Tensor | None,
     ) -> torch.Tensor:
         anchor = self._anchor if trains else None
-        out: torch.Tensor = _Bags.apply(anchor, weights, values, offsets, self)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Bags.apply(anchor, weights, values, offsets, self, ids)  # type: ignore[no-untyped-call]
         return out
+
+    def _updates(self) -> bool:
+        return torch.is_grad_enabled() and self.training and self.optimizer is not None
+
+    def _rows_of(
+        self, values: torch.Tensor, offsets: torch.Tensor, trains: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The ids, where a table is dynamic, and ``values`` with rows in their place."""
+        if self.ids is None and not (trains and self._touched):
+            return None, values
+        return self._looked_up(values, offsets, trains)
+
+    @torch.compiler.disable
+    def _looked_up(
+        self, values: torch.Tensor, offsets: torch.Tensor, trains: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        batch = embedding.check_indices(len(self.tables), values, offsets, None)
+        Jagged(values, offsets)  # checks the content of offsets: nothing is admitted for a wrong call
+        if trains and self.gather is not None:  # every process sees the ids of all
+            times = torch.full((batch, 1), -1 if self.now is None else self.now)
+            everyones, everyones_offsets, _, times = self.gather(len(self.tables), values, offsets, None, times)
+            self._parts(everyones, everyones_offsets, True, None if self.now is None else int(times.max()))
+            trains = False
+        parts = self._parts(values, offsets, trains, self.now)
+        if self.ids is None:
+            return None, values
+        return values, parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _parts(self, values: torch.Tensor, offsets: torch.Tensor, trains: bool, now: int | None) -> list[torch.Tensor]:
+        tables = len(self.tables)
+        batch = (len(offsets) - 1) // tables
+        ends = offsets[::batch].tolist() if batch else [0] * (tables + 1)
+        return [self._table_rows(t, values[a:b], trains, now) for t, (a, b) in enumerate(itertools.pairwise(ends))]
+
+    def _table_rows(self, index: int, values: torch.Tensor, trains: bool, now: int | None = None) -> torch.Tensor:
+        """The rows of table ``index`` that ``values`` mean; with ``trains``, admitting ids and marking rows."""
+        table = self.tables[index]
+        dynamic = None if table.dynamic is None or self.ids is None else self.ids.by_name[table.name]
+        if dynamic is not None and trains:
+            values, fresh, ids = dynamic.admit(values, dynamic.clock + 1 if now is None else now)
+            if len(fresh):
+                self._start_rows(table, fresh, dynamic.draw(ids))
+        elif dynamic is not None:
+            values = dynamic.find(values)
+        touched = self._touched.get(table.name) if trains else None
+        if touched is not None:
+            _core.mark_rows(values.data_ptr(), len(values), touched.data_ptr(), len(touched))
+        return values
+
+    @torch.no_grad()
+    def _start_rows(self, table: Table, places: torch.Tensor, values: torch.Tensor) -> None:
+        """Give rows ``places`` new values and an optimizer state of zero."""
+        codes, scale = encode_rows(values, table.dtype, table.place)
+        put_rows(self.rows.get(table.name), places, codes)
+        put_rows(self.scale.get(table.name), places, scale)
+        state = self.state.get(table.name)
+        if state is not None:
+            state.index_fill_(0, places, 0.0)
+
+    @property
+    def dynamic(self) -> dict[str, DynamicRows]:
+        """The dynamic tables' ids, by table."""
+        return {} if self.ids is None else self.ids.by_name
+
+    def track_touched(self) -> dict[str, torch.Tensor]:
+        """From now on, flags by table [stored rows] uint8: 1 for a row that training has touched or started since the
+        flag was cleared. For checkpoints that hold differences."""
+        for table in self.tables:
+            if table.name not in self._touched:
+                self._touched[table.name] = torch.zeros(table.stored, dtype=torch.uint8)
+        return self._touched
 
     def to_dtype(self, dtype: str, scale: str = "auto") -> EmbeddingBags:
         """A copy for inference with every table in ``dtype``, scales at ``scale`` (:class:`Table` has the words).
@@ -341,6 +444,7 @@ class EmbeddingBags(torch.nn.Module):
         twin.register_buffer("step", None)
         twin.rows, twin.scale, twin.state = _Tensors(), _Tensors(), _Tensors()
         twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
+        twin.ids, twin._touched = copy.deepcopy(self.ids), {}
         for old, table in zip(self.tables, twin.tables, strict=True):
             rows = self.rows.get(table.name)
             assert rows is not None
@@ -348,7 +452,7 @@ class EmbeddingBags(torch.nn.Module):
             if old.dtype == dtype:
                 twin._copy_rows(table, self)
                 continue
-            for begin in range(0, table.rows, _CHUNK):
+            for begin in range(0, table.stored, _CHUNK):
                 twin._encode(table, begin, rows[begin : begin + _CHUNK])
         return twin.eval()
 
@@ -407,6 +511,22 @@ class EmbeddingBags(torch.nn.Module):
 _CHUNK = 1 << 16  # rows encoded at a time: bounds the FP32 copy of a table in a narrower format
 
 
+def put_rows(into: torch.Tensor | None, places: torch.Tensor, rows: torch.Tensor | None) -> None:
+    """into[places] = rows, for element types that torch cannot index too."""
+    if into is None or rows is None:
+        return
+    if into.element_size() == 1:
+        into, rows = into.view(torch.uint8), rows.view(torch.uint8)
+    into.index_copy_(0, places, rows)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Zeros on pages that the system hands out when they are first written."""
+    tensor = torch.zeros(shape, dtype=dtype)
+    _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
+
+
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
     """Uninitialised memory, on transparent huge pages where the system grants them."""
     tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -436,20 +556,25 @@ class _Bags(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Any, weights: Any, values: torch.Tensor, offsets: torch.Tensor, bags: EmbeddingBags
+        ctx: Any, anchor: Any, weights: Any, values: torch.Tensor, offsets: torch.Tensor, bags: EmbeddingBags, ids: Any
     ) -> torch.Tensor:
         tables = bags._table_set()
         if ctx.needs_input_grad[1] and not tables.trainable:
             raise ValueError("weights: no gradients over tables of a dtype that does not train; detach the weights")
-        ctx.save_for_backward(weights, values, offsets)
+        ctx.save_for_backward(weights, values, offsets, ids)
         ctx.bags, ctx.trains = bags, anchor is not None
+        ctx.removed = 0 if bags.ids is None else bags.ids.removed
         return embedding.bag_forward(tables, values, offsets, weights, bags.bounds)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        weights, values, offsets = ctx.saved_tensors
+        weights, values, offsets, ids = ctx.saved_tensors
         bags = ctx.bags
+        if ids is not None and bags.ids.removed != ctx.removed:  # a row may be another id's since
+            values = bags._looked_up(ids, offsets, False)[1]
+            for touched in bags._touched.values():
+                touched[SHARED] = 1
         optimizer = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         step = bags._next_step()
@@ -463,4 +588,4 @@ class _Bags(torch.autograd.Function):
         _call_backward(bags, tables, values, offsets, weights, grad, kind, optimizer, wanted, step)
         if ctx.trains and bags.step is not None:
             bags.step.fill_(step)
-        return None, grad_weights, None, None, None
+        return None, grad_weights, None, None, None, None

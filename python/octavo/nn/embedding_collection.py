@@ -35,8 +35,10 @@ class EmbeddingCollection(EmbeddingBags):
             values, offsets = jagged.values, jagged.offsets
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
-        if torch.is_grad_enabled() and self.training and self.optimizer is not None:
-            rows = self._recorded_rows(values, offsets)
+        trains = self._updates()
+        ids, values = self._rows_of(values, offsets, trains)
+        if trains:
+            rows = self._recorded_rows(values, offsets, ids)
         elif torch.compiler.is_compiling():
             rows = traced_rows(self._table_lists(), values, offsets, self.bounds, torch.float32)
         else:
@@ -44,7 +46,9 @@ class EmbeddingCollection(EmbeddingBags):
         return {table.name: part for table, part in zip(self.tables, rows, strict=True)}
 
     @torch.compiler.disable
-    def _recorded_rows(self, values: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
+    def _recorded_rows(
+        self, values: torch.Tensor, offsets: torch.Tensor, ids: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """Each lookup is a bag of one row, each table a call: features have different numbers of lookups."""
         batch = check_indices(len(self.tables), values, offsets, None)
         Jagged(values, offsets)  # checks the content of offsets
@@ -53,7 +57,9 @@ class EmbeddingCollection(EmbeddingBags):
         update = _Update()
         for t, (begin, end) in enumerate(pairwise(ends)):
             each = torch.arange(end - begin + 1)
-            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, _OneTable(self, t, update))  # type: ignore[no-untyped-call]
+            own = None if ids is None else ids[begin:end]
+            table = _OneTable(self, t, update)
+            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, table, own)  # type: ignore[no-untyped-call]
             rows.append(part)
         return rows
 
@@ -85,6 +91,9 @@ class _OneTable:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+    def _looked_up(self, ids: torch.Tensor, offsets: torch.Tensor, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return ids, self._module._table_rows(self._index, ids, trains)
 
     def _table_set(self) -> TableSet:
         all_of, i = self._module._table_set(), slice(self._index, self._index + 1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from octavo.report.page import now, render, write_report
-from octavo.report.results import NumericsRow, PlanRow, Results, SliceRow, SpeedRow
+from octavo.report.results import EpochRow, NumericsRow, PlanRow, Results, SliceRow, SpeedRow
 
 __all__ = [
+    "EpochRow",
     "NumericsRow",
     "PlanRow",
     "Results",

@@ -21,10 +21,11 @@ def render(results: Results) -> str:
     environment.lstrip_blocks = True
     environment.filters |= {"number": number, "signed": signed, "microseconds": microseconds}
     template = environment.from_string(template_text)
-    points = [point for point in results.progressive if point.task == results.task]
+    points = [point for point in results.progressive if point.task == results.task and point.domain is None]
     end_ms = int(results.data.get("end_ms", points[-1].time_ms if points else 0))
     figures = {
         "progressive": plots.progressive(points, results.heldout, end_ms, results.floor_ne) if points else None,
+        "by_domain": plots.by_domain(results.progressive) if _is_split(results) else None,
         "calibration": plots.calibration(results.calibration) if results.calibration else None,
         "differences": _differences(results),
         "speed": plots.speed(results.speed) if results.speed else None,
@@ -62,6 +63,13 @@ def microseconds(value: float) -> str:
 def now() -> str:
     """The current UTC time to the minute, for people."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _is_split(results: Results) -> bool:
+    """Whether there is more than one task or domain to tell apart over time."""
+    kinds = {(point.task, point.domain) for point in results.progressive}
+    domains = {domain for _, domain in kinds if domain is not None}
+    return len(domains) > 1 or len({task for task, _ in kinds}) > 1
 
 
 def _differences(results: Results) -> str | None:

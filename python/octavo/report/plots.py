@@ -92,6 +92,58 @@ def progressive(points: Sequence[ProgressPoint], heldout: Quality | None, end_ms
         return _uri(figure)
 
 
+def by_domain(points: Sequence[ProgressPoint]) -> str:
+    """A row per task: NE, AUC, GAUC and calibration over event time, of all events (dark) and of each domain; the
+    domains with most events where there are more than ``SHOWN_DOMAINS``."""
+    tasks = list(dict.fromkeys(point.task for point in points))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.2, 0.5 + 2.25 * len(tasks)), layout="constrained")
+        axes = figure.subplots(len(tasks), 4, squeeze=False)
+        domains = shown_domains(points)
+        for task, row in zip(tasks, axes, strict=True):
+            panels = [
+                ("ne", "NE", 1.0),
+                ("auc", "AUC", None),
+                ("gauc", "GAUC", None),
+                ("calibration", "Calibration", 1.0),
+            ]
+            for axis, (name, title, reference) in zip(row, panels, strict=True):
+                if reference is not None:
+                    axis.axhline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                for number, domain in enumerate([*domains, None]):
+                    mine = [p for p in points if p.task == task and p.domain == domain]
+                    found = [(datetime.fromtimestamp(p.time_ms / 1000, UTC), getattr(p.quality, name)) for p in mine]
+                    known = [(time, value) for time, value in found if value is not None]
+                    colour = INK if domain is None else _DOMAIN_COLOURS[number]
+                    width, style = (1.8, "-") if domain is None else (1.1, "-")
+                    if len(known) == 1:
+                        style = "o"
+                    axis.plot([t for t, _ in known], [v for _, v in known], style, color=colour, linewidth=width,
+                              markersize=3)  # fmt: skip
+                axis.set_title(f"{title}, {task}")
+                locator = AutoDateLocator(minticks=2, maxticks=4)
+                axis.xaxis.set_major_locator(locator)
+                axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+                axis.margins(y=0.12)
+        handles = [_line(INK, "all events")]
+        handles += [_line(_DOMAIN_COLOURS[number], f"domain {domain}") for number, domain in enumerate(domains)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        return _uri(figure)
+
+
+SHOWN_DOMAINS = 6
+_DOMAIN_COLOURS = (ACCENT, WARM, "#2a9d78", "#8a5cc2", "#c2a12b", "#c24a6e")
+
+
+def shown_domains(points: Sequence[ProgressPoint]) -> list[int]:
+    """The domains with most events, in order of their number."""
+    events: dict[int, int] = {}
+    for point in points:
+        if point.domain is not None:
+            events[point.domain] = events.get(point.domain, 0) + point.quality.events
+    return sorted(sorted(events, key=lambda domain: (-events[domain], domain))[:SHOWN_DOMAINS])
+
+
 def calibration(bins: Sequence[CalibrationBin]) -> str:
     """Reliability diagram over bins of equal count, with the labels' 95% intervals."""
     with mpl.rc_context(_STYLE):

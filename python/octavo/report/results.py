@@ -32,6 +32,18 @@ class SliceRow:
 
 
 @dataclass(frozen=True)
+class EpochRow:
+    """Quality of one task on the validation slice after an epoch; ``best`` of the epochs so far; the mean ``loss`` of
+    the updates since the history's line before (None: there were none)."""
+
+    epoch: int
+    best: bool
+    loss: float | None
+    task: str
+    quality: Quality
+
+
+@dataclass(frozen=True)
 class SpeedRow:
     """Forward time of one contestant at one batch size: us per batch over the interleaved rounds.
 
@@ -73,13 +85,14 @@ class Results:
     config_sha256: str
     machine: Mapping[str, str]
     data: Mapping[str, str]
-    training: dict[str, str]
+    training: Mapping[str, str]
     requirement: str
     progressive: list[ProgressPoint]
     heldout: Quality | None
     floor_ne: float | None = None
     baselines: Mapping[str, Quality] = field(default_factory=dict)
     calibration: list[CalibrationBin] = field(default_factory=list)
+    epochs: list[EpochRow] = field(default_factory=list)
     slices: list[SliceRow] = field(default_factory=list)
     numerics: list[NumericsRow] = field(default_factory=list)
     speed: list[SpeedRow] = field(default_factory=list)

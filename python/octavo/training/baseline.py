@@ -38,6 +38,10 @@ def _features(log: EventLog, batch: Batch, scaler: StandardScaler | None) -> sp.
     lengths = np.diff(offsets)
     feature = np.repeat(np.repeat(np.arange(len(sizes)), len(batch)), lengths)
     event = np.repeat(np.tile(np.arange(len(batch)), len(sizes)), lengths)
+    for position, column in enumerate(log.schema.sparse):
+        if column.dynamic:  # any 64-bit ids
+            own = slice(offsets[position * len(batch)], offsets[(position + 1) * len(batch)])
+            values = np.concatenate([values[: own.start], values[own] % column.rows, values[own.stop :]])
     ones = np.ones(len(values), dtype=np.float32)
     shape = (len(batch), int(first[-1]))
     one_hot = sp.csr_matrix((ones, (event, values + first[feature])), shape=shape)

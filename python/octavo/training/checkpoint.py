@@ -5,8 +5,15 @@ Layout of ``step-00000300/``::
     manifest.json                      format, versions, meta (position, configuration, ...), size and sha256 per file
     <group>.safetensors                named tensors: dense parameters, optimizer state, RNG, metrics
     table-000.rows-0-65536.safetensors rows of one table: ids [n] int64, rows [n, D], slots.<name> [n, ...]
+    table-000.ids.safetensors          of a dynamic table: sightings, and in a difference freed and erased
 
-A table's files are row ranges, so a reader of any world size opens only the rows it owns. There is no pickle.
+A table's files are row ranges, so a reader of any world size opens only the rows it owns. In a dynamic table's, ``ids``
+are 64-bit ids, beside ``places`` (row numbers), ``last_seen`` and ``scores``: an id's row, optimizer slots and history
+stand under one key, and come and go together. There is no pickle.
+
+A checkpoint may be a difference: it holds the rows touched since its ``base``, which the manifest names with its
+sha256, and for dynamic tables the places (``freed``) and ids (``erased``) that are gone. The rest is read from the
+base.
 """
 
 from __future__ import annotations
@@ -15,32 +22,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from octavo._files import content_hash, file_hash, sync_directory
+from octavo.training.checkpoint_tables import CheckpointError, TableReader, TableRows, TableState, write_table
 
-FORMAT = 1
+__all__ = ["Checkpoint", "CheckpointError", "TableRows", "TableState", "chain_length", "list_checkpoints",
+           "write_checkpoint"]  # fmt: skip
+
+FORMAT = 2
 _STEP = re.compile(r"step-(\d{8,})")
 _RANGE_BYTES = 256 << 20
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: names the file, what was found, what to do."""
-
-
-@dataclass(frozen=True)
-class TableState:
-    """One embedding table: ``rows`` [R, D] and the optimizer's ``slots``, each with R as its first dimension."""
-
-    rows: torch.Tensor
-    slots: Mapping[str, torch.Tensor] = field(default_factory=dict)
+_T = TypeVar("_T")
 
 
 def write_checkpoint(
@@ -51,39 +50,41 @@ def write_checkpoint(
     tables: Mapping[str, TableState],
     keep: int,
     range_bytes: int = _RANGE_BYTES,
+    base: Path | None = None,
 ) -> Path:
-    """Write ``root/step-<step>`` and remove all but the ``keep`` newest checkpoints. Returns the new directory.
+    """Write ``root/step-<step>`` and remove all but the ``keep`` newest checkpoints and those they are differences to.
+    Returns the new directory.
 
     ``meta`` holds JSON values. Everything is written to a temporary directory, flushed to the disk and renamed, so a
     kill at any moment leaves either the whole checkpoint or none. ``range_bytes`` bounds a table file's rows.
+
+    ``base``: an earlier checkpoint in ``root`` since which the tables' ``touched`` tell changes; of these tables only
+    such rows are written. Raises :class:`CheckpointError` when it is not there or not earlier. A checkpoint of the same
+    step is replaced, and those that were differences to it go.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     final = root / f"step-{step:08d}"
+    before = None if base is None else _base_manifest(base, root, step)
     temporary = root / f".{final.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        files[name] = _write_tensors(temporary / name, tensors)
+
     for group, tensors in groups.items():
-        name = f"{group}.safetensors"
-        files[name] = _write_tensors(temporary / name, dict(tensors))
+        write(f"{group}.safetensors", tensors)
+    shapes = {} if before is None else {entry["name"]: entry["shape"] for entry in before["tables"]}
     table_entries = []
     for index, (table, state) in enumerate(tables.items()):
-        count = state.rows.shape[0]
-        per_file = max(1, range_bytes // max(1, state.rows[:1].nbytes)) if count else 1
-        ranges = []
-        for start in range(0, count, per_file):
-            stop = min(count, start + per_file)
-            name = f"table-{index:03d}.rows-{start}-{stop}.safetensors"
-            tensors = {"ids": torch.arange(start, stop), "rows": state.rows[start:stop]}
-            tensors |= {f"slots.{slot}": values[start:stop] for slot, values in state.slots.items()}
-            files[name] = _write_tensors(temporary / name, tensors)
-            ranges.append({"file": name, "start": start, "stop": stop})
-        shape = [count, *state.rows.shape[1:]]
-        table_entries.append({"name": table, "shape": shape, "slots": sorted(state.slots), "ranges": ranges})
+        whole = state.touched is None or shapes.get(table) != list(state.rows.shape)
+        table_entries.append(write_table(write, f"table-{index:03d}", table, state, range_bytes, whole))
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
-        "base": None,
+        "base": None if base is None or before is None else {"name": base.name, "sha256": before["sha256"]},
+        "chain": 0 if before is None else before["chain"] + 1,
         "meta": dict(meta),
         "groups": sorted(groups),
     }
@@ -95,12 +96,50 @@ def write_checkpoint(
         os.fsync(file.fileno())
     sync_directory(temporary)
     if final.exists():
-        _discard(final)
+        for path in reversed(list_checkpoints(root)):
+            if path == final or final in _bases(path):
+                _discard(path)
     temporary.rename(final)
     sync_directory(root)
-    for old in list_checkpoints(root)[:-keep]:
-        _discard(old)
+    found = list_checkpoints(root)
+    needed = {base for path in found[-keep:] for base in _bases(path)}
+    for old in reversed(found[:-keep]):  # differences before their bases
+        if old not in needed:
+            _discard(old)
     return final
+
+
+def chain_length(path: Path) -> int:
+    """How many checkpoints ``path`` needs besides itself."""
+    return len(_bases(path))
+
+
+def _base_manifest(base: Path, root: Path, step: int) -> dict[str, Any]:
+    manifest = _peek(base) if base.parent == root else {}
+    if "sha256" not in manifest:
+        raise CheckpointError(f"base: {base} is no checkpoint in {root}; write a whole one (base=None)")
+    if manifest.get("format") != FORMAT or manifest["step"] >= step:
+        found = f"format {manifest.get('format')}, step {manifest['step']}"
+        raise CheckpointError(f"base: {base} is of {found}; a difference at step {step} needs an earlier of {FORMAT}")
+    return manifest
+
+
+def _peek(path: Path) -> dict[str, Any]:
+    """A manifest unverified; empty when it cannot be read."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _bases(path: Path) -> list[Path]:
+    """The checkpoints that ``path`` is a difference to, directly or not, nearest first."""
+    found: list[Path] = []
+    while (base := _peek(path).get("base")) and path.with_name(base["name"]) not in found:
+        path = path.with_name(base["name"])
+        found.append(path)
+    return found
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -112,7 +151,8 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 class Checkpoint:
-    """A checkpoint opened for reading: every file's size and SHA-256 are checked before anything is returned.
+    """A checkpoint opened for reading: every file's size and SHA-256 are checked before anything is returned, those of
+    the checkpoints it is a difference to as well.
 
     Raises :class:`CheckpointError` when a file is missing, truncated, changed or of another format.
     """
@@ -122,6 +162,7 @@ class Checkpoint:
         self._manifest = self._read_manifest()
         for name, entry in self._manifest["files"].items():
             self._verify(name, entry)
+        self.base = self._open_base()
 
     @property
     def step(self) -> int:
@@ -144,22 +185,53 @@ class Checkpoint:
         return self._load(f"{name}.safetensors")
 
     def read_table(self, name: str, into: TableState) -> None:
-        """Copy the rows and slots of one table into ``into``, file by file."""
-        entry = next((e for e in self._manifest["tables"] if e["name"] == name), None)
-        if entry is None:
+        """Make ``into`` the table ``name``, file by file. A dynamic table may have another number of rows: ids keep
+        their rows where it has those. Raises :class:`CheckpointError` for another shape, or too few rows for its ids.
+        """
+        self._reading(lambda: self._table(name).restore(into))
+
+    def read_rows(self, name: str, start: int, stop: int) -> TableRows:
+        """Rows [start, stop) of the table ``name`` with their slots; of a dynamic table those that hold an id, and row
+        0. Opens only the files that hold such rows."""
+        return self._reading(lambda: self._table(name).read(start, stop))
+
+    def erased_ids(self, name: str) -> torch.Tensor:
+        """Ids that the dynamic table ``name`` held in the base and holds no more; none in a whole checkpoint."""
+        entry = self._table(name).entry
+        if "dynamic" not in entry or entry["whole"]:
+            return torch.empty(0, dtype=torch.int64)
+        return self._load(entry["dynamic"]["file"])["erased"]
+
+    def _table(self, name: str) -> TableReader:
+        layers = []
+        layer: Checkpoint | None = self
+        while layer is not None:
+            entry = next((e for e in layer._manifest["tables"] if e["name"] == name), None)
+            if entry is not None:
+                layers.append((layer.path, entry))
+            layer = layer.base
+        if not layers or layers[0][0] != self.path:
             known = ", ".join(self.tables) or "none"
             raise CheckpointError(f"checkpoint {self.path}: has no table {name!r}; it holds {known}")
-        if tuple(entry["shape"]) != tuple(into.rows.shape) or entry["slots"] != sorted(into.slots):
-            found = f"{entry['shape']} with slots {entry['slots']}"
-            wanted = f"{list(into.rows.shape)} with slots {sorted(into.slots)}"
-            raise CheckpointError(f"checkpoint {self.path}: table {name!r} is {found}, the model's is {wanted}")
-        with torch.no_grad():
-            for part in entry["ranges"]:
-                tensors = self._load(part["file"])
-                ids = tensors["ids"]
-                into.rows.index_copy_(0, ids, tensors["rows"].to(into.rows.dtype))
-                for slot, values in into.slots.items():
-                    values.index_copy_(0, ids, tensors[f"slots.{slot}"])
+        return TableReader(f"checkpoint {self.path}: table {name!r}", layers)
+
+    def _reading(self, work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"checkpoint {self.path}: cannot be read ({error}); {self._remedy()}") from error
+
+    def _open_base(self) -> Checkpoint | None:
+        named = self._manifest.get("base")
+        if named is None:
+            return None
+        path = self.path.with_name(named["name"])
+        if not path.is_dir():
+            raise CheckpointError(f"{self.path}: is a difference to {path}, which is missing; {self._remedy()}")
+        base = Checkpoint(path)
+        if base._manifest["sha256"] != named["sha256"] or base.step >= self.step:
+            raise CheckpointError(f"{self.path}: is a difference to another {path.name}; {self._remedy()}")
+        return base
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"

@@ -70,8 +70,7 @@ def stopping_value(found: dict[str, Quality], metric: str) -> float:
 def save_best(root: Path, step: int, model: torch.nn.Module) -> None:
     """Keep the weights of this moment beside the checkpoints. Two are kept: a run killed here may go on from a
     checkpoint that still knows the one before as its best."""
-    tables = {name: TableState(table.rows) for name, table in table_states(model).items()}
-    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, tables, keep=2)
+    write_checkpoint(root, step, {}, {"dense": dense_state(model)}, _kept(model), keep=2)
 
 
 def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
@@ -81,5 +80,15 @@ def load_best(root: Path, step: int, model: torch.nn.Module) -> None:
         raise CheckpointError(f"{root}: has no step-{step:08d}, the best epoch's weights; start afresh")
     best = Checkpoint(path)
     copy_dense(dense_state(model), best.group("dense"), str(path))
-    for name, table in table_states(model).items():
-        best.read_table(name, TableState(table.rows))
+    for name, table in _kept(model).items():
+        best.read_table(name, table)
+
+
+def _kept(model: torch.nn.Module) -> dict[str, TableState]:
+    """Fixed tables without the optimizer's state; in dynamic ones it belongs to the ids."""
+
+    def kept(table: TableState) -> TableState:
+        slots = {slot: value for slot, value in table.slots.items() if slot == "scale" or table.dynamic is not None}
+        return TableState(table.rows, slots, table.dynamic)
+
+    return {name: kept(table) for name, table in table_states(model).items()}

@@ -16,13 +16,12 @@ from octavo.data import EventLog
 from octavo.evaluation import Interval, Metric, interval, paired
 from octavo.ops.dispatch import Plan
 from octavo.training import numerics
-from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints
+from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from octavo.training.run import open_log
 from octavo.training.slices import Predictions, domains_of, predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
 METRICS: tuple[Metric, ...] = ("ne", "auc", "gauc", "calibration")
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,13 @@ def evaluate_run(
         other = predict(load_trained(Path(against), other_config, events, None)[0], events, start, stop)
         if other.logits.keys() != found.logits.keys():
             raise ConfigError(f"{against}: predicts {sorted(other.logits)}, {run_dir} {sorted(found.logits)}")
-    by_user = bool((found.user != -1).any())
-    clusters = found.user if by_user else events.read(start, stop).time // _DAY_MS
     rows = [
-        _row(found, other, clusters, head, domain, inside, resamples)
+        _row(found, other, found.clusters, head, domain, inside, resamples)
         for head in found.logits
         for domain, inside in domains_of(found).items()
     ]
     return Evaluation(
-        run_id(config), at, str(events.path), start, stop, "users" if by_user else "days", resamples,
+        run_id(config), at, str(events.path), start, stop, "users" if found.has_users else "days", resamples,
         None if against is None else str(against), rows,
     )  # fmt: skip
 
@@ -117,7 +114,7 @@ def load_trained(
     model = models.build(log.schema, config.model)
     copy_dense(dense_state(model), checkpoint.group("dense"), str(checkpoint.path))
     for name, table in table_states(model).items():
-        checkpoint.read_table(name, TableState(table.rows, table.slots))
+        checkpoint.read_table(name, table)
     if checkpoint.meta["plan"] is not None:
         numerics.follow(model, Plan.from_json(checkpoint.meta["plan"]))
     elif config.training.precision == "bf16":
@@ -159,8 +156,8 @@ def _row(
         "weight": found.weight[inside], "group": found.user[inside], "logits": True, "resamples": resamples,
     }  # fmt: skip
     names = clusters[inside]
-    metrics = {metric: interval(metric, z, labels, names, **options) for metric in METRICS}
-    differences = None
+    metrics: dict[str, Interval] = {metric: interval(metric, z, labels, names, **options) for metric in METRICS}
+    differences: dict[str, Interval] | None = None
     if other is not None:
         rival = other.logits[head][inside]
         differences = {metric: paired(metric, z, rival, labels, names, **options) for metric in METRICS}

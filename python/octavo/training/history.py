@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.evaluation import ProgressPoint, Quality
+from octavo.report import EpochRow
 from octavo.training.checkpoint import CheckpointError
 
 
@@ -69,6 +70,19 @@ def window_lines(points: Sequence[ProgressPoint], state: Mapping[str, Any]) -> l
             "heads": heads,
         }
         for (position, time_ms), heads in lines.items()
+    ]
+
+
+def epoch_rows(path: Path) -> list[EpochRow]:
+    """The epochs of a history, for the report."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        EpochRow(line["epoch"], line["best"], line["loss"], task, Quality(**found))
+        for line in lines
+        if "validation" in line
+        for task, found in line["validation"].items()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -32,7 +33,10 @@ class Lane:
         while self._held and (block := self._peek()) is not None and int(block.time[-1]) + self.wait_ms <= now_ms:
             self._next = None
             self.position += len(block)
-            yield block, dict(zip(self.heads, self._held.popleft().unbind(0), strict=True))
+            yield (
+                as_known(block, self.heads, self.wait_ms),
+                dict(zip(self.heads, self._held.popleft().unbind(0), strict=True)),
+            )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The cursor and the held predictions."""
@@ -55,14 +59,34 @@ class Lane:
         return self._next
 
 
-def lanes_of(log: EventLog, heads: Sequence[str], batch_size: int, stop: int) -> list[Lane]:
-    """A lane for each time that labels need, the shortest first."""
+def lanes_of(
+    log: EventLog, heads: Sequence[str], batch_size: int, stop: int, wait_hours: Mapping[str, float]
+) -> list[Lane]:
+    """A lane for each time that labels need, the shortest first. Raises ValueError for a head whose time nobody gave,
+    and for a time of a head that there is not."""
+    unknown = sorted(wait_hours.keys() - set(heads))
+    if unknown:
+        raise ValueError(f"wait_hours: the log has no task {unknown[0]!r}; it has {', '.join(heads)}")
     by_wait: dict[int, list[str]] = {}
     for head in heads:
-        by_wait.setdefault(wait_ms(log.schema, head), []).append(head)
+        by_wait.setdefault(_wait_ms(log.schema, head, wait_hours), []).append(head)
     return [Lane(found, wait, log, batch_size, stop) for wait, found in sorted(by_wait.items())]
 
 
-def wait_ms(schema: Schema, head: str) -> int:
-    """Milliseconds after an event until the label of ``head`` is known."""
-    return int(schema.wait(head))
+def as_known(batch: Batch, heads: Sequence[str], wait_ms: int) -> Batch:
+    """The batch with the labels of ``heads`` as they were ``wait_ms`` after each event: an outcome that came later had
+    not happened."""
+    labels = dict(batch.labels)
+    for head in heads:
+        if head in batch.delay:
+            later = batch.delay[head].double() * 1000 > wait_ms  # nan: none
+            labels[head] = labels[head].masked_fill(later & (labels[head] > 0), 0.0)
+    return replace(batch, labels=labels)
+
+
+def _wait_ms(schema: Schema, head: str, wait_hours: Mapping[str, float]) -> int:
+    if head in wait_hours:
+        return round(wait_hours[head] * 3_600_000)
+    if any(label.task == head and label.delay is not None for label in schema.labels):
+        raise ValueError(f"training.wait_hours: the outcomes of task {head!r} are late; say after how many hours")
+    return 0

@@ -23,6 +23,7 @@ from octavo.training import numerics, precision
 from octavo.training.baseline import logistic_regression
 from octavo.training.checkpoint import CheckpointError
 from octavo.training.distributed import Group
+from octavo.training.history import epoch_rows
 from octavo.training.memory import peak_bytes, resident_bytes
 from octavo.training.slices import slices_of
 from octavo.training.state import table_states
@@ -173,9 +174,9 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         "dense parameters": f"{parameters:,}",
         "tables": f"{len(tables)}, {sum(rows for rows, _ in tables):,} rows, "
         f"{sum(rows * dim for rows, dim in tables):,} parameters",
-        "progressive NE": _text(progress.ne),
-        "progressive AUC": _text(progress.auc),
     }
+    if progress.events:
+        facts |= {"progressive NE": _text(progress.ne), "progressive AUC": _text(progress.auc)}
     if trainer.stopping.best is not None:
         facts["best epoch"] = f"{chosen.metric} {trainer.stopping.best:.4f} after step {trainer.stopping.step:,}"
     if trainer.group.world > 1:
@@ -203,6 +204,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         },
         "training": facts,
         "progressive": trainer.progressive.points,
+        "epochs": epoch_rows(trainer.history.path),
     }
 
 
@@ -212,8 +214,10 @@ def _text(value: float | None) -> str:
 
 def _floor(log: EventLog, start: int, task: str) -> float | None:
     """NE of the generator's own probabilities, where the log holds them."""
-    if "_p_true" not in log.column_names:
+    truth = "_p_click" if task == "click" else "_p_true"  # AdsWorld's is of the click; the demo has one task
+    name = next((name for name in ("_p_true", truth) if name in log.column_names), None)
+    if name is None:
         return None
     labels = log.read(start).labels[task]
-    found = ne(log.columns(["_p_true"], start)["_p_true"].to_numpy(), labels)
+    found = ne(log.columns([name], start)[name].to_numpy(), labels)
     return None if math.isnan(found) else found

@@ -11,31 +11,73 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from octavo import nn
-from octavo.training.checkpoint import CheckpointError, TableState
+from octavo.training.checkpoint import CheckpointError, TableState, chain_length
 
 
 def table_states(model: torch.nn.Module) -> dict[str, TableState]:
     """Every embedding table below ``model`` as views of its memory: ``<module path>.<table>`` -> rows and slots."""
     tables: dict[str, TableState] = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.EmbeddingBags):
-            continue
-        tensors = module.state_dict()
+    for path, module in _bags(model):
         for table in module.tables:
-            slot = tensors.get(f"state.{table.name}")
-            slots = {} if slot is None else {"state": slot}
-            tables[f"{path}.{table.name}" if path else table.name] = TableState(tensors[f"rows.{table.name}"], slots)
+            rows = module.rows.get(table.name)
+            assert rows is not None
+            parts = {"state": module.state.get(table.name), "scale": module.scale.get(table.name)}
+            slots = {slot: tensor for slot, tensor in parts.items() if tensor is not None}
+            touched = module._touched.get(table.name)
+            tables[f"{path}{table.name}"] = TableState(rows, slots, module.dynamic.get(table.name), touched)
     return tables
 
 
 def dense_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's state dict without the embedding tables, as views of its memory."""
     prefixes = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.EmbeddingBags):
-            lead = f"{path}." if path else ""
-            prefixes += [f"{lead}{kind}.{table.name}" for table in module.tables for kind in ("rows", "state")]
+    for path, module in _bags(model):
+        kinds = ("rows", "state", "scale")
+        prefixes += [f"{path}{kind}.{table.name}" for table in module.tables for kind in kinds]
+        prefixes.append(f"{path}ids._extra_state")
     return {name: tensor for name, tensor in model.state_dict().items() if name not in prefixes}
+
+
+def _bags(model: torch.nn.Module) -> list[tuple[str, nn.EmbeddingBags]]:
+    """The modules of tables, with the prefix of their names."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.EmbeddingBags)]
+    return [(f"{path}." if path else "", module) for path, module in found]
+
+
+class TableTracker:
+    """What of a model's tables has changed since its last checkpoint, so that the next may be a difference to it.
+
+    ``full_every`` n: every n-th checkpoint is whole, those between are differences to the one before; 1: nothing is
+    tracked.
+    """
+
+    def __init__(self, model: torch.nn.Module, full_every: int) -> None:
+        self._model, self._full_every = model, full_every
+        self._last: Path | None = None
+        if full_every > 1:
+            for _, module in _bags(model):
+                module.track_touched()
+
+    def base(self) -> Path | None:
+        """What the next checkpoint is a difference to; None: it must be whole."""
+        if self._last is None or not self._last.is_dir() or chain_length(self._last) + 1 >= self._full_every:
+            return None
+        return self._last
+
+    def changed(self) -> None:
+        """The tables were replaced: the next checkpoint is whole."""
+        self._last = None
+
+    def saved(self, path: Path) -> None:
+        """The model's tables are now as in the checkpoint ``path``, written or read."""
+        if self._full_every == 1:
+            return
+        self._last = path
+        for _, module in _bags(self._model):
+            for touched in module.track_touched().values():
+                touched.zero_()
+            for dynamic in module.dynamic.values():
+                dynamic.mark_saved()
 
 
 def copy_dense(into: dict[str, torch.Tensor], source: dict[str, torch.Tensor], where: str) -> None:

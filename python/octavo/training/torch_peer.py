@@ -82,14 +82,15 @@ class _BlockNorm(torch.nn.Module):
 
 
 class _Bags(torch.nn.Module):
-    """One ``torch.nn.EmbeddingBag`` a table. Splitting a batch by table is remembered: a torch user's data comes
-    split.
+    """One ``torch.nn.EmbeddingBag`` a table. Splitting a batch by table is remembered, as are the rows of a dynamic
+    table's ids: a torch user's data comes split and numbered.
     """
 
     def __init__(self, module: nn.EmbeddingBags, dtype: torch.dtype) -> None:
         super().__init__()
         rows = module.state_dict()
         self.tables = module.tables
+        self._source = (module,)  # in a tuple: not a part of this one
         self.bags = torch.nn.ModuleList(
             torch.nn.EmbeddingBag.from_pretrained(
                 rows[f"rows.{table.name}"].to(dtype), mode=table.pooling, include_last_offset=True
@@ -101,10 +102,11 @@ class _Bags(torch.nn.Module):
     def forward(self, bags: Jagged) -> torch.Tensor:
         if self._split[0] is not bags:
             size = (bags.offsets.shape[0] - 1) // len(self.tables)
+            values = self._source[0]._rows_of(bags.values, bags.offsets, False)[1]
             parts = []
             for t in range(len(self.tables)):
                 own = bags.offsets[t * size : (t + 1) * size + 1]
-                parts.append((bags.values[int(own[0]) : int(own[-1])], own - own[0]))
+                parts.append((values[int(own[0]) : int(own[-1])], own - own[0]))
             self._split = (bags, parts)
         return torch.cat([bag(*part) for bag, part in zip(self.bags, self._split[1], strict=True)], 1)
 
@@ -116,11 +118,13 @@ class _Rows(torch.nn.Module):
         super().__init__()
         rows = module.state_dict()
         self.names = [table.name for table in module.tables]
+        self._source = (module,)
         self.tables = torch.nn.ModuleList(
             torch.nn.Embedding.from_pretrained(rows[f"rows.{name}"].to(dtype)) for name in self.names
         )
 
     def forward(self, bags: Jagged) -> dict[str, torch.Tensor]:
         size = (bags.offsets.shape[0] - 1) // len(self.names)
-        parts = bags.values.tensor_split(bags.offsets[size:-1:size])
+        values = self._source[0]._rows_of(bags.values, bags.offsets, False)[1]
+        parts = values.tensor_split(bags.offsets[size:-1:size])
         return {name: table(part) for name, table, part in zip(self.names, self.tables, parts, strict=True)}

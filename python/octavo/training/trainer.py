@@ -20,11 +20,18 @@ from octavo.training import epochs, learning, numerics
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
 from octavo.training.distributed import Group
 from octavo.training.history import History, quality_values, window_lines
-from octavo.training.late import lanes_of
-from octavo.training.state import copy_dense, dense_state, optimizer_tensors, restore_optimizer, table_states
+from octavo.training.late import Lane, lanes_of
+from octavo.training.state import (
+    TableTracker,
+    copy_dense,
+    dense_state,
+    optimizer_tensors,
+    restore_optimizer,
+    table_states,
+)
 
 # What may change between a run and its resumption: it does not change what is learned.
-_FREE = ("checkpoint_every", "keep_checkpoints")
+_FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
 
 
 class TrainingError(RuntimeError):
@@ -58,6 +65,7 @@ class Trainer:
                 + (f" and validation={chosen.validation}" if chosen.validation else "")
             )
         self.model = models.build(log.schema, config.model)
+        self.tracker = TableTracker(self.model, chosen.full_every)
         self.group.attach(self.model)
         self.tasks = list(self.model.tasks)
         span = None if chosen.window_hours is None else max(1, round(chosen.window_hours * 3_600_000))
@@ -75,7 +83,7 @@ class Trainer:
         self.plan: Plan | None = None
         self._losses = (0.0, 0)  # sum and number since the last line of the history
         self._mark = (time.perf_counter(), 0)
-        self._lanes = lanes_of(log, self.tasks, chosen.batch_size, self.fit_end) if chosen.labels == "known" else []
+        self._lanes = self._build_lanes() if chosen.labels == "known" else []
         named = list(self.model.named_parameters())
         self._names = [name for name, _ in named]
         self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
@@ -107,6 +115,7 @@ class Trainer:
         copy_dense(dense_state(self.model), checkpoint.group("dense"), str(checkpoint.path))
         for name, table in table_states(self.model).items():
             checkpoint.read_table(name, table)
+        self.tracker.saved(checkpoint.path)
         restore_optimizer(self.optimizer, self._names, checkpoint.group("optimizer"))
         self.progressive.load_state_dict(checkpoint.group("progressive"))
         for lane in self._lanes:
@@ -182,9 +191,18 @@ class Trainer:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         tables = table_states(self.model)
         keep = self.config.training.keep_checkpoints
-        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep=keep)
+        base = self.tracker.base()
+        path = write_checkpoint(self.checkpoints, self.step, meta, groups, tables, keep=keep, base=base)
+        self.tracker.saved(path)
         self.group.wait()
         return path
+
+    def _build_lanes(self) -> list[Lane]:
+        chosen = self.config.training
+        try:
+            return lanes_of(self.log, self.tasks, chosen.batch_size, self.fit_end, chosen.wait_hours)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
 
     def _batches(self, shuffled: epochs.Shuffled | None) -> Iterable[Batch]:
         size = self.config.training.batch_size
@@ -222,17 +240,14 @@ class Trainer:
         whole = self._joined(logits, len(batch))
         value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
         if not math.isfinite(value):
-            first = (
-                self.position
-                if held is None
-                else next(x for x in self._lanes if x.heads == tasks).position - len(batch)
-            )
+            late = next((lane.position for lane in self._lanes if lane.heads == tasks), 0)
+            first = self.position if held is None else late - len(batch)
             raise TrainingError(
                 f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
                 f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
-        if self.epoch == 0:
+        if self.epoch == 0 and not chosen.shuffle:
             scored = whole if held is None else held
             points = self.progressive.update(
                 scored, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
@@ -275,18 +290,21 @@ class Trainer:
         """A line of the history for every window that has closed."""
         if not points or not self.group.is_first:
             return
+        for line in window_lines(points, self._since_last_line()):
+            self.history.append(line)
+
+    def _since_last_line(self) -> dict[str, Any]:
+        """Where training stands, and its speed and mean loss since the history's last line."""
         now, seen = time.perf_counter(), self.epoch * self.fit_end + self.position
         seconds, rows = now - self._mark[0], seen - self._mark[1]
         total, count = self._losses
-        state = {
+        self._mark, self._losses = (now, seen), (0.0, 0)
+        return {
             "step": self.step,
             "rows_per_s": round(rows / seconds, 1) if rows > 0 and seconds > 0 else None,
             "lr": self._lr(),
             "loss": total / count if count else None,
         }
-        for line in window_lines(points, state):
-            self.history.append(line)
-        self._mark, self._losses = (now, seen), (0.0, 0)
 
     def _end_epoch(self) -> None:
         """Score the validation slice, keep the best weights, and decide whether there is another epoch."""
@@ -299,12 +317,13 @@ class Trainer:
             if self.group.is_first:
                 if improved:
                     epochs.save_best(self.run_dir / "best", self.step, self.model)
-                line = {"epoch": self.epoch + 1, "step": self.step, "best": improved}
+                line = {"epoch": self.epoch + 1, "best": improved, **self._since_last_line()}
                 self.history.append(line | {"validation": {task: quality_values(q) for task, q in found.items()}})
             self.group.wait()
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
         if self.is_done and self.stopping.step is not None and not improved:
             epochs.load_best(self.run_dir / "best", self.stopping.step, self.model)
+            self.tracker.changed()
         if not self.is_done:
             self.epoch, self.position = self.epoch + 1, 0
 
