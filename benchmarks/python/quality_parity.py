@@ -21,6 +21,7 @@ from typing import Any
 import harness
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from harness import Interval
 
@@ -111,6 +112,9 @@ def problem(name: str, task: str) -> Problem:
         item=schema.item,
     )
     table = log.columns(kept.columns()).combine_chunks()
+    for at, field in enumerate(table.schema):  # a word that is not known is the unknown word on both sides
+        if pa.types.is_string(field.type):
+            table = table.set_column(at, field, pc.fill_null(table.column(at), ""))
     valid = 1 - TEST - VALIDATION * (1 - TEST)
     if name == "movielens":
         user = np.asarray(table.column("user"))
@@ -217,14 +221,14 @@ def combinations(side: str) -> list[dict[str, Any]]:
     return [dict(zip(GRID[side], values)) for values in itertools.product(*GRID[side].values())]
 
 
-def tune() -> None:
-    """Write ``quality_settings.json``."""
+def tune(sets: list[str]) -> None:
+    """Write ``quality_settings.json``, these sets of it or all; Deskdrop's are chosen on its commonest outcome."""
     if reason := ready(build=True):
         raise SystemExit(reason)
     torch.set_num_threads(1)
-    chosen: dict[str, Any] = {}
-    for name, tasks in (("movielens", ["like"]), ("deskdrop", ["like", "comment"])):
-        inner = [problem(name, task).inner() for task in tasks]
+    chosen: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    for name in sets or list(FEATURES):
+        inner = [problem(name, "like").inner()]
         for model in MODELS:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
@@ -338,6 +342,6 @@ def _missing(name: str, peer: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     if "--tune" in sys.argv[1:]:
-        tune()
+        tune([name for name in sys.argv[1:] if name != "--tune"])
     else:
         harness.main("quality_parity", body)
