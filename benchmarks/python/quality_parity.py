@@ -65,13 +65,13 @@ MODELS = ("deepfm", "dcnv2")
 GRID = {
     "octavo": {
         "table": [("adagrad", 0.02), ("row_wise_adagrad", 0.02), ("adam", 0.001)],
-        "table_decay": [0.0, 1e-3, 1e-2, 1e-1],
+        "table_decay": [0.0, 1e-3, 1e-2, 1e-1, 1.0],
         "lr": [1e-3],
         "weight_decay": [0.0],
     },
     "fuxictr": {
         "lr": [1e-3],
-        "embedding_regularizer": [0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2],
+        "embedding_regularizer": [0, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1],
         "dropout": [0.0, 0.2],
         "norm": [False],
     },
