@@ -22,7 +22,6 @@ from octavo.training.slices import Predictions, domains_of, predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
 METRICS: tuple[Metric, ...] = ("ne", "auc", "gauc", "calibration")
-_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,13 @@ def evaluate_run(
         other = predict(load_trained(Path(against), other_config, events, None)[0], events, start, stop)
         if other.logits.keys() != found.logits.keys():
             raise ConfigError(f"{against}: predicts {sorted(other.logits)}, {run_dir} {sorted(found.logits)}")
-    by_user = bool((found.user != -1).any())
-    clusters = found.user if by_user else events.read(start, stop).time // _DAY_MS
     rows = [
-        _row(found, other, clusters, head, domain, inside, resamples)
+        _row(found, other, found.clusters, head, domain, inside, resamples)
         for head in found.logits
         for domain, inside in domains_of(found).items()
     ]
     return Evaluation(
-        run_id(config), at, str(events.path), start, stop, "users" if by_user else "days", resamples,
+        run_id(config), at, str(events.path), start, stop, "users" if found.has_users else "days", resamples,
         None if against is None else str(against), rows,
     )  # fmt: skip
 

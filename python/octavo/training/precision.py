@@ -39,7 +39,7 @@ def variants(
 def compare_quality(
     models: Mapping[str, torch.nn.Module], log: EventLog, start: int, config: PlanConfig
 ) -> tuple[list[NumericsRow], Predictions]:
-    """Held-out quality of each variant and its NE minus FP32's, paired by event, clusters = users."""
+    """Held-out quality of each variant and its NE minus FP32's, paired by event, clusters = users, or days."""
     rows = []
     reference = predict(models[REFERENCE], log, start, len(log))
     for name, model in models.items():
@@ -51,7 +51,7 @@ def compare_quality(
                 difference = paired_difference(
                     log_loss(z, labels, logits=True),
                     log_loss(reference.logits[task], labels, logits=True),
-                    found.user,
+                    found.clusters,
                     labels,
                     weight=found.weight,
                     resamples=config.bootstrap,

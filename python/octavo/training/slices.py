@@ -11,16 +11,29 @@ from octavo.data import EventLog
 from octavo.evaluation import quality
 from octavo.report import SliceRow
 
+_DAY_MS = 86_400_000
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits and labels [n] by head, and the events' weights, users and domains [n]."""
+    """Logits and labels [n] by head, and the events' weights, users, domains and times (ms) [n]."""
 
     logits: Mapping[str, torch.Tensor]
     labels: Mapping[str, torch.Tensor]
     weight: torch.Tensor
     user: torch.Tensor
     domain: torch.Tensor
+    time: torch.Tensor
+
+    @property
+    def has_users(self) -> bool:
+        """Whether any event names its user."""
+        return bool((self.user != -1).any())
+
+    @property
+    def clusters(self) -> torch.Tensor:
+        """[n]: what a bootstrap resamples whole: users, or days where the log has no users."""
+        return self.user if self.has_users else self.time // _DAY_MS
 
 
 def predict(model: torch.nn.Module, log: EventLog, start: int, stop: int, batch_size: int = 4096) -> Predictions:
@@ -34,7 +47,7 @@ def predict(model: torch.nn.Module, log: EventLog, start: int, stop: int, batch_
             for head, z in model(batch).items():
                 logits.setdefault(head, []).append(z)
                 labels.setdefault(head, []).append(batch.labels[head])
-            columns.append((batch.weight, batch.user, batch.domain))
+            columns.append((batch.weight, batch.user, batch.domain, batch.time))
     if not columns:
         raise ValueError(f"start, stop: no events between {start} and {stop}")
     joined = {head: torch.cat(parts) for head, parts in logits.items()}
