@@ -24,7 +24,7 @@ from octavo.config.models import (
     TableOptimizerConfig,
     WukongConfig,
 )
-from octavo.config.sections import DataConfig, OptimizerConfig, PlanConfig, RunConfig, TrainingConfig
+from octavo.config.sections import DataConfig, LabelConfig, OptimizerConfig, PlanConfig, RunConfig, TrainingConfig
 
 __all__ = [
     "AnyModelConfig",
@@ -35,6 +35,7 @@ __all__ = [
     "DataConfig",
     "DeepFMConfig",
     "HeadsConfig",
+    "LabelConfig",
     "MMoEConfig",
     "ModelConfig",
     "OptimizerConfig",

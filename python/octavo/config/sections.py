@@ -13,6 +13,16 @@ from octavo.config.models import AnyModelConfig, DLRMConfig
 from octavo.config.section import Section
 
 
+class LabelConfig(Section):
+    """A task as :class:`octavo.data.Label` has it: its outcome's column, the column of its delay, the task whose
+    outcome starts the clock, windows such as ``7d``."""
+
+    task: str
+    delay: str | None = None
+    anchor: str | None = None
+    windows: list[str] = []
+
+
 class DataConfig(Section):
     """Where the events come from.
 
@@ -36,6 +46,7 @@ class DataConfig(Section):
     days: PositiveFloat | None = Field(default=None, description="source=world: how many days, instead of events")
     seed: int = Field(default=0, ge=0, description="source=demo or world: seed of the world")
     limit: PositiveInt | None = Field(default=None, description="use only the first events of the log")
+    labels: list[LabelConfig] = Field(default=[], description="tasks and windows in place of the log's own")
 
     @model_validator(mode="after")
     def _keys_fit_the_source(self) -> DataConfig:

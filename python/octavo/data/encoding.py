@@ -14,6 +14,7 @@ import torch
 
 from octavo.data.batch import Batch
 from octavo.data.errors import DataError, one_line
+from octavo.data.labels import labels_as_of
 from octavo.data.schema import Dense, Schema, Sparse
 from octavo.ops.jagged import Jagged
 
@@ -21,16 +22,19 @@ Ids = npt.NDArray[np.int64]
 _OF_TEXT = ("hash_text", "vocabulary", "dynamic_text")
 
 
-def encode_table(schema: Schema, table: pa.Table, where: str = "table") -> Batch:
-    """A batch of the table's rows. ``where`` names the file in errors.
+def encode_table(schema: Schema, table: pa.Table, where: str = "table", as_of: int | None = None) -> Batch:
+    """A batch of the table's rows. ``where`` names the file in errors. ``as_of`` (ms): labels and delays as they were
+    known then (:func:`octavo.data.labels.labels_as_of`); None = as the table has them.
 
     Raises :class:`DataError` for a missing column, a column of the wrong type, a null in time, id or a dense column
-    without ``missing``, an id out of range, a value that a transform cannot take.
+    without ``missing``, an id out of range, a value that a transform cannot take, an event after ``as_of``.
     """
     absent = [name for name in schema.columns() if name not in table.column_names]
     if absent:
         raise DataError(f"{where}: column {absent[0]!r} is missing; it has {', '.join(table.column_names)}")
-    return _encode(schema, {name: table.column(name).combine_chunks() for name in schema.columns()}, len(table), where)
+    return _encode(
+        schema, {name: table.column(name).combine_chunks() for name in schema.columns()}, len(table), where, as_of
+    )
 
 
 def encode_events(schema: Schema, events: Sequence[Mapping[str, Any]], where: str = "events") -> Batch:
@@ -61,13 +65,15 @@ def _null_type(schema: Schema, name: str) -> pa.DataType:
     return pa.int64() if name in integers else pa.float64()
 
 
-def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: str) -> Batch:
+def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: str, as_of: int | None = None) -> Batch:
     for name, column in columns.items():
         if pa.types.is_null(column.type):
             columns[name] = column.cast(_null_type(schema, name))
     dense = np.empty((events, len(schema.dense)), np.float32)
     for position, feature in enumerate(schema.dense):
         dense[:, position] = _dense(feature, columns[feature.name], where)
+    time = _required(columns, schema.time, events, where)
+    labels, delay = _labels(schema, columns, time, where, as_of)
     return Batch(
         dense=torch.from_numpy(dense),
         sparse=_jagged([_bags(feature, columns[feature.name], where) for feature in schema.sparse], events),
@@ -75,18 +81,14 @@ def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: st
             feature.name: _jagged([_bags(feature, columns[feature.name], where)], events)
             for feature in schema.sequences
         },
-        labels={label.task: _outcome(columns[label.task], label.task, where, limit=1.0) for label in schema.labels},
-        delay={
-            label.task: _outcome(columns[label.delay], label.delay, where)
-            for label in schema.labels
-            if label.delay is not None
-        },
+        labels=labels,
+        delay=delay,
         user=_ids(columns, schema.user, events, where),
         item=_ids(columns, schema.item, events, where),
         request=_ids(columns, schema.request, events, where),
         domain=_ids(columns, schema.domain, events, where),
         weight=torch.ones(events) if schema.weight is None else _weight(columns[schema.weight], schema.weight, where),
-        time=_required(columns, schema.time, events, where),
+        time=time,
         id=_required(columns, schema.id, events, where),
     )
 
@@ -177,13 +179,36 @@ def _jagged(features: list[tuple[Ids, Ids]], events: int) -> Jagged:
     return Jagged(torch.from_numpy(values), torch.from_numpy(offsets))
 
 
-def _outcome(column: pa.Array, name: str, where: str, limit: float = np.inf) -> torch.Tensor:
-    values = _single(_numbers(column, f"{where}: column {name!r}"))
+def _labels(
+    schema: Schema, columns: Mapping[str, pa.Array], time: torch.Tensor, where: str, as_of: int | None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    age = None
+    if as_of is not None:
+        age = (as_of - time.numpy()) / 1000
+        if (age < 0).any():
+            at = int((age < 0).argmax())
+            raise DataError(f"{where}: event at row {at} is of {int(time[at])} ms, after as_of={as_of}; stop before it")
+    outcomes = {label.task: _outcome(columns[label.task], label.task, where, limit=1.0) for label in schema.labels}
+    delays = {
+        label.task: _outcome(columns[label.delay], label.delay, where)
+        for label in schema.labels
+        if label.delay is not None
+    }
+    labels, delays = labels_as_of(schema, outcomes, delays, age, where)
+    return _tensors(labels), _tensors(delays)
+
+
+def _tensors(columns: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(_single(column)) for name, column in columns.items()}
+
+
+def _outcome(column: pa.Array, name: str, where: str, limit: float = np.inf) -> npt.NDArray[np.float64]:
+    values = _numbers(column, f"{where}: column {name!r}")
     wrong = (values < 0) | (values > limit) | np.isinf(values)
     if wrong.any():
         span = f"0..{limit:g}" if np.isfinite(limit) else "0 or more seconds"
         raise DataError(f"{where}: column {name!r}: {values[wrong][0]} is outside {span} (null = not known)")
-    return torch.from_numpy(values)
+    return values
 
 
 def _weight(column: pa.Array, name: str, where: str) -> torch.Tensor:

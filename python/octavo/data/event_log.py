@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import LogFile, read_index
 from octavo.data.log_writer import write_log
-from octavo.data.schema import Schema
+from octavo.data.schema import Label, Schema
 
 
 class EventLog:
@@ -34,6 +35,7 @@ class EventLog:
         self.schema = Schema.from_json(content["schema"], where=str(self.path / "log.json"))
         self.files = tuple(LogFile(**entry) for entry in content["files"])
         self.fingerprint: str = content["sha256"]
+        self.observed_until: int | None = content.get("observed_until")
         self._verified: set[str] = set()
         self._limit: int | None = None
         for file in self.files:
@@ -50,14 +52,16 @@ class EventLog:
         tables: Iterable[pa.Table | str | Path],
         rows_per_file: int = 1 << 20,
         rows_per_group: int = 1 << 14,
+        observed_until: int | None = None,
     ) -> EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
         Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
-        The directory appears whole or not at all. Raises :class:`DataError` that names the table or file for events the
+        ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known. None:
+        after the last window had closed. The directory appears whole or not at all. Raises :class:`DataError` that names the table or file for events the
         schema does not take, unsorted time, unreadable parquet, and for a path that exists.
         """
-        write_log(Path(path), schema, tables, rows_per_file, rows_per_group)
+        write_log(Path(path), schema, tables, rows_per_file, rows_per_group, observed_until)
         return cls(path)
 
     def __len__(self) -> int:
@@ -80,16 +84,32 @@ class EventLog:
     def __repr__(self) -> str:
         return f"EventLog({str(self.path)!r}: {len(self)} events, {len(self.files)} files, tasks {self.schema.tasks})"
 
-    def batches(self, batch_size: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last."""
+    def with_labels(self, *labels: Label) -> EventLog:
+        """The same log with other tasks or windows, of columns that it has. Raises :class:`DataError` for others."""
+        other = copy.copy(self)
+        other.schema = dataclasses.replace(self.schema, labels=labels)
+        absent = [name for name in other.schema.columns() if name not in self.column_names]
+        if absent:
+            raise DataError(f"{self.path}: column {absent[0]!r} is missing; it has {', '.join(self.column_names)}")
+        return other
+
+    def batches(
+        self, batch_size: int, start: int = 0, stop: int | None = None, as_of: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last.
+
+        ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at
+        ``observed_until``. Raises :class:`DataError` for a time after ``observed_until``, and for events after it.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         begin, end = self._span(start, stop)
-        return self._batches(batch_size, begin, end)
+        return self._batches(batch_size, begin, end, self._moment(as_of))
 
-    def read(self, start: int = 0, stop: int | None = None) -> Batch:
-        """Positions ``start`` to ``stop`` (exclusive) as one batch."""
-        return encode_table(self.schema, self.columns(self.schema.columns(), start, stop), str(self.path))
+    def read(self, start: int = 0, stop: int | None = None, as_of: int | None = None) -> Batch:
+        """Positions ``start`` to ``stop`` (exclusive) as one batch; ``as_of`` as for :meth:`batches`."""
+        table = self.columns(self.schema.columns(), start, stop)
+        return encode_table(self.schema, table, str(self.path), self._moment(as_of))
 
     def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """Raw columns, those outside the schema included (a demo log keeps the true probability in ``_p_true``)."""
@@ -100,7 +120,19 @@ class EventLog:
         with self._open(self.files[0], names) as parquet:
             return parquet.schema_arrow.empty_table().select(list(names))
 
-    def _batches(self, batch_size: int, begin: int, end: int) -> Iterator[Batch]:
+    def _moment(self, as_of: int | None) -> int | None:
+        """When labels are asked for. Where the log says when it was collected, open windows are not known; outcomes
+        without a window are as it has them."""
+        if as_of is None:
+            windowed = any(label.windows for label in self.schema.labels)
+            return self.observed_until if windowed else None
+        if self.observed_until is not None and as_of > self.observed_until:
+            raise DataError(
+                f"{self.path}: as_of={as_of}: the log was collected at {self.observed_until} ms and knows nothing later"
+            )
+        return as_of
+
+    def _batches(self, batch_size: int, begin: int, end: int, as_of: int | None) -> Iterator[Batch]:
         waiting: list[pa.Table] = []
         held = 0
         for table, where in self._tables(self.schema.columns(), begin, end):
@@ -110,12 +142,12 @@ class EventLog:
                 continue
             joined = pa.concat_tables(waiting)
             whole = held - held % batch_size
-            encoded = encode_table(self.schema, joined.slice(0, whole), where)
+            encoded = encode_table(self.schema, joined.slice(0, whole), where, as_of)
             for first in range(0, whole, batch_size):
                 yield encoded.rows(first, first + batch_size)
             waiting, held = [joined.slice(whole)], held - whole
         if held:
-            yield encode_table(self.schema, pa.concat_tables(waiting), where)
+            yield encode_table(self.schema, pa.concat_tables(waiting), where, as_of)
 
     def _span(self, start: int, stop: int | None) -> tuple[int, int]:
         end = len(self) if stop is None else stop

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,12 @@ from octavo.data.schema import Schema
 
 
 def write_log(
-    path: Path, schema: Schema, tables: Iterable[pa.Table | str | Path], rows_per_file: int, rows_per_group: int
+    path: Path,
+    schema: Schema,
+    tables: Iterable[pa.Table | str | Path],
+    rows_per_file: int,
+    rows_per_group: int,
+    observed_until: int | None,
 ) -> None:
     """See :meth:`octavo.data.EventLog.write`."""
     if rows_per_file < 1 or rows_per_group < 1:
@@ -38,13 +44,19 @@ def write_log(
         ]
         if not files:
             raise DataError(f"{path}: no events to write; a log holds at least one")
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "fingerprint": schema.fingerprint,
             "schema": schema.to_json(),
             "events": sum(file.rows for file in files),
             "files": [asdict(file) for file in files],
         }
+        if observed_until is not None:
+            if observed_until < files[-1].last_time:
+                raise DataError(
+                    f"observed_until: {observed_until} ms is before the last event ({files[-1].last_time} ms)"
+                )
+            content["observed_until"] = observed_until
         with (temporary / "log.json").open("w", encoding="utf-8") as index:
             json.dump({**content, "sha256": content_hash(content)}, index, indent=1)
             index.flush()

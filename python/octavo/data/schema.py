@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from octavo.data import transforms as transform_room
+from octavo.data.durations import parse_duration
 from octavo.data.errors import DataError
 from octavo.data.transforms import Transform
 
@@ -85,10 +86,35 @@ class Sparse:
 @dataclass(frozen=True)
 class Label:
     """A task: its 0/1 outcome in the column of the same name (null = not known) and, optionally, the column that holds
-    the outcome's delay in seconds after the event (null = not yet)."""
+    the outcome's delay in seconds after the event (null = not yet).
+
+    ``windows``, such as ``("1d", "7d")``: a head for each, ``task@1d`` and ``task@7d``, whose label is whether the
+    outcome came at most that long after its anchor. ``anchor``: the task whose outcome starts the clock (a conversion's
+    click), which has a delay; None = the event itself. Where the anchor never came the label is 0.
+    """
 
     task: str
     delay: str | None = None
+    anchor: str | None = None
+    windows: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"label {self.task!r}"
+        if self.windows and self.delay is None:
+            raise DataError(f"{where}: windows need delay, the column with the outcome's delay")
+        if self.anchor is not None and not self.windows:
+            raise DataError(f"{where}: an anchor starts the clock of windows; give windows too")
+        if len(set(self.windows_ms)) != len(self.windows):
+            raise DataError(f"{where}: windows {', '.join(self.windows)} are not distinct")
+
+    @property
+    def windows_ms(self) -> tuple[int, ...]:
+        return tuple(parse_duration(window, f"label {self.task!r}: windows") for window in self.windows)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What a model predicts: the task, or one head a window."""
+        return tuple(f"{self.task}@{window}" for window in self.windows) or (self.task,)
 
 
 @dataclass(frozen=True)
@@ -120,6 +146,7 @@ class Schema:
                 raise DataError(f"sequence {sequence.name!r}: expected multi=True, found a single-valued feature")
         for feature in (*self.sparse, *self.sequences):
             _expect_table(feature, self.sparse)
+        _expect_anchors(self.labels)
         inputs = self._features()
         for label in self.labels:
             leak = next((name for name in (label.task, label.delay) if name in inputs), None)
@@ -129,6 +156,33 @@ class Schema:
     @property
     def tasks(self) -> list[str]:
         return [label.task for label in self.labels]
+
+    @property
+    def heads(self) -> list[str]:
+        """What a model predicts, in the order of the labels: a task without windows, or ``task@window``."""
+        return [head for label in self.labels for head in label.heads]
+
+    def label(self, task: str) -> Label:
+        """The label of a task. Raises KeyError for one that is not declared."""
+        return {label.task: label for label in self.labels}[task]
+
+    def wait_ms(self, head: str) -> int | None:
+        """How long after the event a head's label is known for certain: its anchor's longest wait and its window. None:
+        there is no such time, as for an outcome without a window."""
+        for label in self.labels:
+            if head in label.heads:
+                return self._wait_ms(label, label.heads.index(head))
+        raise KeyError(head)
+
+    def _wait_ms(self, label: Label, window: int | None) -> int | None:
+        """``window``: its number; None = the longest."""
+        if label.delay is None:
+            return 0
+        if not label.windows:
+            return None
+        before = 0 if label.anchor is None else self._wait_ms(self.label(label.anchor), None)
+        spans = label.windows_ms
+        return None if before is None else before + (max(spans) if window is None else spans[window])
 
     @property
     def fingerprint(self) -> str:
@@ -144,6 +198,9 @@ class Schema:
         for entry in (*value["sparse"], *value["sequences"]):
             if entry["table"] is None:  # as schemas were written before tables could be shared: the same fingerprint
                 del entry["table"]
+        for entry in value["labels"]:
+            if not entry["windows"]:
+                del entry["windows"], entry["anchor"]
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
         return plain
 
@@ -160,7 +217,7 @@ class Schema:
                 "dense": tuple(_dense(entry, where) for entry in rest.pop("dense", ())),
                 "sparse": tuple(_sparse(entry, where) for entry in rest.pop("sparse", ())),
                 "sequences": tuple(_sparse(entry, where) for entry in rest.pop("sequences", ())),
-                "labels": tuple(_build(Label, entry, where) for entry in rest.pop("labels", ())),
+                "labels": tuple(_label(entry, where) for entry in rest.pop("labels", ())),
             }
             schema: Schema = _build(cls, {**rest, **groups}, where)
         except DataError:
@@ -194,6 +251,11 @@ def _sparse(entry: Mapping[str, Any], where: str) -> Sparse:
     return feature
 
 
+def _label(entry: Mapping[str, Any], where: str) -> Label:
+    label: Label = _build(Label, {**entry, "windows": tuple(entry.get("windows", ()))}, where)
+    return label
+
+
 def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     unknown = sorted(values.keys() - {field.name for field in fields(cls)})
     if unknown:
@@ -215,6 +277,22 @@ def _expect_table(feature: Sparse, sparse: tuple[Sparse, ...]) -> None:
     for key in ("encoding", "rows", "vocabulary"):
         if getattr(feature, key) != getattr(owner, key):
             raise DataError(f"{where} has another {key}; features that share a table need the same one")
+
+
+def _expect_anchors(labels: tuple[Label, ...]) -> None:
+    """Anchors are other tasks with delays, and lead to the event."""
+    by_task = {label.task: label for label in labels}
+    for label in labels:
+        seen = [label.task]
+        while (anchor := by_task[seen[-1]].anchor) is not None:
+            where = f"label {seen[-1]!r}: anchor {anchor!r}"
+            if anchor in seen:
+                raise DataError(f"{where} leads back to it; an anchor comes before its outcome")
+            if anchor not in by_task:
+                raise DataError(f"{where} is not a task; expected one of: {', '.join(by_task)}")
+            if by_task[anchor].delay is None:
+                raise DataError(f"{where} has no delay; name the column that says when it happened")
+            seen.append(anchor)
 
 
 def _expect_distinct(group: str, names: list[str]) -> None:

@@ -23,7 +23,7 @@ class Ranker(torch.nn.Module):
             raise ValueError("schema: has no labels; a ranker needs at least one task")
         if not schema.sparse and not schema.sequences:
             raise ValueError("schema: has no sparse features and no sequences; a ranker needs at least one table")
-        self.tasks = schema.tasks
+        self.tasks = schema.heads
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """[B, embed_dim] float32: the last representation that all tasks share. Logits are a function of it alone, so

@@ -85,8 +85,18 @@ def as_known(batch: Batch, heads: Sequence[str], wait_ms: int) -> Batch:
 
 
 def _wait_ms(schema: Schema, head: str, wait_hours: Mapping[str, float]) -> int:
+    label = next(label for label in schema.labels if head in label.heads)
+    if label.windows:
+        wait = schema.wait_ms(head)
+        if head in wait_hours:
+            raise ValueError(f"training.wait_hours: {head!r} is known when its window closes; leave it out")
+        if wait is None:
+            raise ValueError(
+                f"training.labels=known: {head!r} may wait for {label.anchor!r} forever; give that windows"
+            )
+        return wait
     if head in wait_hours:
         return round(wait_hours[head] * 3_600_000)
-    if all(label.task != head or label.delay is not None for label in schema.labels):
+    if label.delay is not None:
         raise ValueError(f"training.wait_hours: the outcomes of task {head!r} are late; say after how many hours")
     return 0

@@ -16,7 +16,7 @@ import torch
 
 import octavo
 from octavo.config import DataConfig, RunConfig, config_hash, run_id, save_config
-from octavo.data import SETS, AdsWorld, EventLog, movielens, preset_hash, write_demo_log
+from octavo.data import SETS, AdsWorld, EventLog, Label, movielens, preset_hash, write_demo_log
 from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import numerics, precision
@@ -34,7 +34,16 @@ Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else
 
 
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
-    """The log that ``config`` names; a log that octavo makes is written below ``run_dir`` once."""
+    """The log that ``config`` names, with the labels it wants; one that octavo makes is written below ``run_dir`` once."""
+    log = _source(config, run_dir)
+    if not config.labels:
+        return log
+    return log.with_labels(
+        *(Label(entry.task, entry.delay, entry.anchor, tuple(entry.windows)) for entry in config.labels)
+    )
+
+
+def _source(config: DataConfig, run_dir: Path) -> EventLog:
     if config.source == "movielens":
         return movielens(config.path, split=config.split)
     if config.source in SETS:

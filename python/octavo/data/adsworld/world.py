@@ -91,7 +91,7 @@ class AdsWorld:
             observed_until = self.time(days)
         if candidates is None:
             tables = self.tables(events, days, observed_until=observed_until)
-            return EventLog.write(path, self.schema, tables)
+            return EventLog.write(path, self.schema, tables, observed_until=observed_until)
         target = Path(candidates)
         if target.exists():
             raise DataError(f"{target}: exists; remove it or choose another path")
@@ -101,7 +101,9 @@ class AdsWorld:
         try:
             with pq.ParquetWriter(partial, candidate_schema(self.config)) as writer:
                 ticks = _noted(self._ticks(simulation, events, days), simulation, writer)
-                log = EventLog.write(path, self.schema, self._observed(ticks, observed_until))
+                log = EventLog.write(
+                    path, self.schema, self._observed(ticks, observed_until), observed_until=observed_until
+                )
             partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
