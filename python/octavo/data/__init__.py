@@ -8,6 +8,7 @@ from octavo.data.demo import write_demo_log
 from octavo.data.encoding import encode_events, encode_table
 from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
+from octavo.data.labels import labels_as_of
 from octavo.data.prefetch import prefetched
 from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
@@ -34,6 +35,7 @@ __all__ = [
     "data_root",
     "encode_events",
     "encode_table",
+    "labels_as_of",
     "movielens",
     "prefetched",
     "preset",

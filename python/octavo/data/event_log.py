@@ -57,9 +57,10 @@ class EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
         Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
-        ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known. None:
-        after the last window had closed. The directory appears whole or not at all. Raises :class:`DataError` that names the table or file for events the
-        schema does not take, unsorted time, unreadable parquet, and for a path that exists.
+        ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known.
+        None: after the last window had closed. The directory appears whole or not at all. Raises :class:`DataError`
+        that names the table or file for events the schema does not take, unsorted time, unreadable parquet, and for a
+        path that exists.
         """
         write_log(Path(path), schema, tables, rows_per_file, rows_per_group, observed_until)
         return cls(path)

@@ -63,8 +63,8 @@ def labels_as_of(
 def _anchor(
     schema: Schema, label: Label, outcomes: Mapping[str, Floats], delays: Mapping[str, Floats], now: Floats | float
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Seconds from the event to the label's anchor (nan: it did not come in time), and whether it is known that it never
-    will. An anchor with windows counts within the longest of them."""
+    """Seconds from the event to the label's anchor (nan: it did not come in time), and whether it is known that it
+    never will. An anchor with windows counts within the longest of them."""
     events = len(outcomes[label.task])
     if label.anchor is None:
         return np.zeros(events), np.zeros(events, bool)

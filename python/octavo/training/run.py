@@ -34,7 +34,7 @@ Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else
 
 
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
-    """The log that ``config`` names, with the labels it wants; one that octavo makes is written below ``run_dir`` once."""
+    """The log that ``config`` names, with its labels; one that octavo makes is written below ``run_dir`` once."""
     log = _source(config, run_dir)
     if not config.labels:
         return log
