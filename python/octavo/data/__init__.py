@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.data.adsworld import PRESETS, AdsWorld, AdsWorldConfig, bayes_optimum, preset, preset_hash
 from octavo.data.batch import Batch
+from octavo.data.convert import Conversion, convert
 from octavo.data.demo import write_demo_log
 from octavo.data.encoding import encode_events, encode_table
 from octavo.data.errors import DataError
@@ -12,6 +13,7 @@ from octavo.data.prefetch import prefetched
 from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.sets import SETS, RealSet, movielens
+from octavo.data.source import Made, Source
 from octavo.data.transforms import Clip, Log1p, Standardise
 
 __all__ = [
@@ -21,16 +23,20 @@ __all__ = [
     "AdsWorldConfig",
     "Batch",
     "Clip",
+    "Conversion",
     "DataError",
     "Dense",
     "EventLog",
     "Label",
     "Log1p",
+    "Made",
     "RealSet",
     "Schema",
+    "Source",
     "Sparse",
     "Standardise",
     "bayes_optimum",
+    "convert",
     "data_root",
     "encode_events",
     "encode_table",

@@ -66,6 +66,11 @@ class Sparse:
         """Whether ids are not rows: the table finds the row of each."""
         return self.encoding.startswith("dynamic")
 
+    @property
+    def of_text(self) -> bool:
+        """Whether raw values are words."""
+        return self.encoding in ("hash_text", "vocabulary", "dynamic_text")
+
     def __post_init__(self) -> None:
         where = f"sparse feature {self.name!r}"
         if self.encoding not in ENCODINGS:
