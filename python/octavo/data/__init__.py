@@ -9,9 +9,11 @@ from octavo.data.demo import write_demo_log
 from octavo.data.encoding import encode_events, encode_table
 from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
+from octavo.data.infer import Inferred, infer_schema
 from octavo.data.prefetch import prefetched
 from octavo.data.roots import data_root
 from octavo.data.schema import Dense, Label, Schema, Sparse
+from octavo.data.schema_file import dump_schema, load_schema, save_schema, shipped_schemas
 from octavo.data.sets import SETS, RealSet, movielens
 from octavo.data.source import Made, Source
 from octavo.data.transforms import Clip, Log1p, Standardise
@@ -27,6 +29,7 @@ __all__ = [
     "DataError",
     "Dense",
     "EventLog",
+    "Inferred",
     "Label",
     "Log1p",
     "Made",
@@ -38,11 +41,16 @@ __all__ = [
     "bayes_optimum",
     "convert",
     "data_root",
+    "dump_schema",
     "encode_events",
     "encode_table",
+    "infer_schema",
+    "load_schema",
     "movielens",
     "prefetched",
     "preset",
     "preset_hash",
+    "save_schema",
+    "shipped_schemas",
     "write_demo_log",
 ]

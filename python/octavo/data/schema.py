@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from octavo.data import transforms as transform_room
@@ -173,6 +174,19 @@ class Schema:
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{where}: not a schema ({' '.join(str(error).split())})") from None
         return schema
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Schema:
+        """The schema of a YAML file or of a shipped name. Raises :class:`DataError` that names file and key."""
+        from octavo.data.schema_file import load_schema  # it reads schemas
+
+        return load_schema(path)[0]
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write what :meth:`from_yaml` reads, without what is usual. Atomic."""
+        from octavo.data.schema_file import save_schema
+
+        save_schema(self, path)
 
     def _features(self) -> list[str]:
         return [f.name for f in self.dense] + [f.name for f in (*self.sparse, *self.sequences)]

@@ -86,7 +86,10 @@ class Source:
         try:
             for name, entry in (rest.pop("make", None) or {}).items():
                 place = f"{where}: make: {name}"
-                make[name] = Made(**_keys(entry, Made, place))
+                try:
+                    make[name] = Made(**_keys(entry, Made, place))
+                except DataError as error:
+                    raise DataError(str(error) if str(error).startswith(where) else f"{place}: {error}") from None
             for key in ("names", "nulls"):
                 if key in rest:
                     rest[key] = tuple(rest[key])
