@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from octavo.data import AdsWorld, DataError, EventLog, Label, Schema, encode_events, encode_table
 from octavo.data.durations import parse_duration
 from octavo.data.labels import labels_as_of
+from octavo.data.schema_file import load_schema, save_schema
 
 HOUR, DAY = 3_600, 86_400
 CLICK = Label("click", "click_delay", windows=("2h",))
@@ -151,8 +152,9 @@ def test_outcomes_that_contradict_their_delays(row, message) -> None:
 BAD_LABELS = [
     (lambda: Label("a", windows=("1d",)), "label 'a': windows need delay"),
     (lambda: Label("a", "d", anchor="b"), "label 'a': an anchor starts the clock of windows"),
-    (lambda: Label("a", "d", windows=("24h", "1d")), "label 'a': windows 24h, 1d are not distinct"),
-    (lambda: Label("a", "d", windows=("1 day",)), "label 'a': windows: found '1 day'; expected a number above 0"),
+    (lambda: Label("a", "d", windows=("24h", "1d")), "label 'a': windows 24h, 1d: expected distinct ones above 0"),
+    (lambda: Label("a", "d", windows=("0d",)), "label 'a': windows 0d: expected distinct ones above 0"),
+    (lambda: Label("a", "d", windows=("1 day",)), "label 'a': windows: found '1 day'; expected a number and a unit"),
     (lambda: Schema(labels=(BUY,)), "label 'buy': anchor 'click' is not a task; expected one of: buy"),
     (lambda: Schema(labels=(Label("click"), BUY)), "label 'buy': anchor 'click' has no delay"),
     (
@@ -169,15 +171,17 @@ def test_labels_that_make_no_sense(make, message) -> None:
 
 
 def test_durations() -> None:
-    for text, ms in (("90s", 90_000), ("30m", 1_800_000), ("12h", 43_200_000), ("7d", 7 * DAY * 1000)):
+    for text, ms in (("500ms", 500), ("90s", 90_000), ("30m", 1_800_000), ("12h", 43_200_000), ("7d", 7 * DAY * 1000)):
         assert parse_duration(text, "x") == ms
-    for text in ("0d", "-1d", "1.5h", "d", "", 7):
+    for text in ("-1d", "1.5h", "d", "", 7):
         with pytest.raises(DataError, match="x: found"):
             parse_duration(text, "x")  # type: ignore[arg-type]
 
 
-def test_schemas_round_trip_and_old_ones_keep_their_fingerprint() -> None:
+def test_schemas_round_trip_and_old_ones_keep_their_fingerprint(tmp_path) -> None:
     assert Schema.from_json(SCHEMA.to_json()) == SCHEMA
+    save_schema(SCHEMA, tmp_path / "schema.yaml")
+    assert load_schema(tmp_path / "schema.yaml")[0] == SCHEMA
     plain = Schema(labels=(Label("click", "click_delay"),))
     assert plain.to_json()["labels"] == [{"task": "click", "delay": "click_delay"}]
     assert plain.fingerprint != Schema(labels=(CLICK,)).fingerprint

@@ -35,12 +35,55 @@ def simulate(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A log's directory, or a real data set's name.")]) -> None:
-    """What a log holds: events, time, features, and for every task how often and how late it came true."""
-    from octavo.data import SETS, EventLog
+def convert(
+    schema: Annotated[str, typer.Argument(help="A schema's YAML, or a shipped name (docs/data.md).")],
+    inputs: Annotated[list[str], typer.Argument(help="Parquet or CSV files, paths or URIs, then the log's directory.")],
+    max_lateness: Annotated[str, typer.Option(help="How late an event may come: 500ms, 30s, 10m, 2h, 1d.")] = "0s",
+    duplicates: Annotated[str, typer.Option(help="Events whose id came before: error, drop, or keep.")] = "error",
+    observed_until: Annotated[
+        datetime | None, typer.Option(help="Until when outcomes were collected (UTC); open windows are not known.")
+    ] = None,
+) -> None:
+    """Write raw files as an event log, in event time; what was repaired is counted."""
+    from octavo.data import load_schema
+    from octavo.data.convert import DUPLICATES
+    from octavo.data.convert import convert as write
+    from octavo.data.durations import parse_duration
 
-    is_set = str(path) in SETS and not path.exists()
-    log, console = SETS[str(path)].open() if is_set else EventLog(path), Console()
+    if len(inputs) < 2:
+        raise typer.BadParameter("give at least one input file and the log's directory")
+    if duplicates not in DUPLICATES:
+        raise typer.BadParameter(f"--duplicates: expected one of {', '.join(DUPLICATES)}, found {duplicates}")
+    lateness = parse_duration(max_lateness, "--max-lateness")
+    meaning, source = load_schema(schema)
+    *files, path = inputs
+    until = None if observed_until is None else round(observed_until.replace(tzinfo=UTC).timestamp() * 1000)
+    log, done = write(meaning, files, path, source, lateness, duplicates, observed_until=until)  # type: ignore[arg-type]
+    Console().print(
+        f"{log}\n{done.events} events written, {done.moved} moved into time order, {done.dropped} duplicates dropped",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A log's directory, a real data set's name, or a raw file.")],
+) -> None:
+    """What a log holds: events, time, features, and for every task how often and how late it came true.
+
+    Of a parquet or CSV file: the schema it seems to have, as YAML to review, with the reasons.
+    """
+    from octavo.data import SETS, EventLog, dump_schema, infer_schema
+
+    if "://" in path or Path(path).is_file():
+        typer.echo(f"# Inferred from {path}: review every DECIDE before octavo data convert.")
+        found = infer_schema(path)
+        typer.echo(dump_schema(found.schema, found.source, found.notes), nl=False)
+        return
+
+    is_set = path in SETS and not Path(path).exists()
+    log, console = SETS[path].open() if is_set else EventLog(path), Console()
     console.print(repr(log), highlight=False, soft_wrap=True)
     console.print(_span(log), highlight=False)
     console.print(_features(log))

@@ -19,7 +19,6 @@ from octavo.data.schema import Dense, Schema, Sparse
 from octavo.ops.jagged import Jagged
 
 Ids = npt.NDArray[np.int64]
-_OF_TEXT = ("hash_text", "vocabulary", "dynamic_text")
 
 
 def encode_table(schema: Schema, table: pa.Table, where: str = "table", as_of: int | None = None) -> Batch:
@@ -59,7 +58,7 @@ def _null_type(schema: Schema, name: str) -> pa.DataType:
     """The type of a column that holds nothing but nulls."""
     for feature in (*schema.sparse, *schema.sequences):
         if feature.name == name:
-            item = pa.string() if feature.encoding in _OF_TEXT else pa.int64()
+            item = pa.string() if feature.of_text else pa.int64()
             return pa.list_(item) if feature.multi else item
     integers = (schema.time, schema.id, schema.user, schema.item, schema.request, schema.domain)
     return pa.int64() if name in integers else pa.float64()
@@ -133,7 +132,7 @@ def _row_ids(feature: Sparse, values: pa.Array, where: str) -> Ids:
         return np.empty(0, np.int64)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    text = feature.encoding in _OF_TEXT
+    text = feature.of_text
     if not (_is_text(values.type) if text else pa.types.is_integer(values.type)):
         wanted = "text" if text else "integers"
         raise DataError(f"{where}: encoding {feature.encoding} takes {wanted}, found {values.type}; convert the column")

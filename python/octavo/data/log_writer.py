@@ -27,8 +27,9 @@ def write_log(
     rows_per_file: int,
     rows_per_group: int,
     observed_until: int | None,
+    proved: bool = False,
 ) -> None:
-    """See :meth:`octavo.data.EventLog.write`."""
+    """See :meth:`octavo.data.EventLog.write`. ``proved``: whoever gives the tables has encoded and sorted them."""
     if rows_per_file < 1 or rows_per_group < 1:
         raise ValueError(f"rows_per_file, rows_per_group: expected at least 1, found {rows_per_file}, {rows_per_group}")
     if path.exists():
@@ -37,10 +38,11 @@ def write_log(
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    checked = tables if proved else _proved(schema, tables)
     try:
         files = [
             _write_file(temporary / f"events-{number:05d}.parquet", schema, table, rows_per_group)
-            for number, table in enumerate(regroup(_proved(schema, tables), rows_per_file))
+            for number, table in enumerate(regroup(checked, rows_per_file))
         ]
         if not files:
             raise DataError(f"{path}: no events to write; a log holds at least one")
@@ -131,9 +133,12 @@ def _check_sorted(time: pa.ChunkedArray, last: int | None, where: str) -> int:
 
 
 def _write_file(path: Path, schema: Schema, table: pa.Table, rows_per_group: int) -> LogFile:
-    pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    try:
+        pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({one_line(error)}); nothing of the log is left behind") from None
     time = table.column(schema.time)
     first, last = int(time[0].as_py()), int(time[-1].as_py())
     return LogFile(path.name, len(table), path.stat().st_size, file_hash(path), first, last)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from octavo.data import transforms as transform_room
@@ -67,6 +68,11 @@ class Sparse:
         """Whether ids are not rows: the table finds the row of each."""
         return self.encoding.startswith("dynamic")
 
+    @property
+    def of_text(self) -> bool:
+        """Whether raw values are words."""
+        return self.encoding in ("hash_text", "vocabulary", "dynamic_text")
+
     def __post_init__(self) -> None:
         where = f"sparse feature {self.name!r}"
         if self.encoding not in ENCODINGS:
@@ -104,8 +110,8 @@ class Label:
             raise DataError(f"{where}: windows need delay, the column with the outcome's delay")
         if self.anchor is not None and not self.windows:
             raise DataError(f"{where}: an anchor starts the clock of windows; give windows too")
-        if len(set(self.windows_ms)) != len(self.windows):
-            raise DataError(f"{where}: windows {', '.join(self.windows)} are not distinct")
+        if len({0, *self.windows_ms}) != 1 + len(self.windows):
+            raise DataError(f"{where}: windows {', '.join(self.windows)}: expected distinct ones above 0")
 
     @property
     def windows_ms(self) -> tuple[int, ...]:
@@ -225,6 +231,19 @@ class Schema:
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{where}: not a schema ({' '.join(str(error).split())})") from None
         return schema
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Schema:
+        """The schema of a YAML file or of a shipped name. Raises :class:`DataError` that names file and key."""
+        from octavo.data.schema_file import load_schema  # it reads schemas
+
+        return load_schema(path)[0]
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write what :meth:`from_yaml` reads, without what is usual. Atomic."""
+        from octavo.data.schema_file import save_schema
+
+        save_schema(self, path)
 
     def _features(self) -> list[str]:
         return [f.name for f in self.dense] + [f.name for f in (*self.sparse, *self.sequences)]

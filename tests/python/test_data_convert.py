@@ -1,0 +1,192 @@
+"""Raw files become logs: order, duplicates, bad files, and every repair counted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.data import DataError, Dense, Label, Made, Schema, Source, Sparse, convert
+from octavo.data.convert import SeenIds
+
+SCHEMA = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
+
+
+def table_of(times: list[int], ids: list[int] | None = None) -> pa.Table:
+    rows = len(times)
+    return pa.table(
+        {
+            "time": pa.array(times, pa.int64()),
+            "id": pa.array(range(rows) if ids is None else ids, pa.int64()),
+            "x": np.arange(rows, dtype=np.float64),
+            "s": pa.array(np.arange(rows) % 8, pa.int64()),
+            "y": pa.array(np.arange(rows) % 2, pa.int64()),
+        }
+    )
+
+
+def parquet_of(folder: Path, table: pa.Table, group: int = 4) -> Path:
+    path = folder / "raw.parquet"
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.integers(0, 40), st.integers(1, 9))
+def test_order_is_that_of_a_stable_sort_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, times: list[int], window: int, group: int
+) -> None:
+    folder = tmp_path_factory.mktemp("sorting")
+    raw = parquet_of(folder, table_of(times), group)
+    newest = np.maximum.accumulate([0, *times])[:-1]
+    late = newest - np.array(times)
+    late[0] = 0
+    if late.max() > window:
+        at = int((late > window).argmax())
+        with pytest.raises(DataError, match=f"row group {at // group}: column 'time': time falls from") as caught:
+            convert(SCHEMA, [raw], folder / "log", max_lateness_ms=window)
+        assert f"to {times[at]} ms at row {at % group}," in str(caught.value)
+        assert not (folder / "log").exists()
+        return
+    log, done = convert(SCHEMA, [raw], folder / "log", max_lateness_ms=window, rows_per_file=7, rows_per_group=3)
+    order = np.argsort(times, kind="stable")
+    assert log.read().id.tolist() == order.tolist()
+    assert log.read().time.tolist() == np.array(times)[order].tolist()
+    assert (done.events, done.moved, done.dropped) == (len(times), int((late > 0).sum()), 0)
+
+
+@given(st.lists(st.lists(st.integers(-5, 30), min_size=1, max_size=12), max_size=12))
+def test_seen_ids_are_a_set(chunks: list[list[int]]) -> None:
+    seen, known = SeenIds(), set[int]()
+    for chunk in chunks:
+        expected = [value in known or value in chunk[:at] for at, value in enumerate(chunk)]
+        assert seen.add(np.array(chunk)).tolist() == expected
+        known |= set(chunk)
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    raw = parquet_of(tmp_path, table_of([1, 2, 3, 4, 5, 6], [5, 6, 5, 7, 6, 8]))
+    with pytest.raises(DataError, match="row group 0: column 'id': id 5 at row 2 came before"):
+        convert(SCHEMA, [raw], tmp_path / "log")
+    log, done = convert(SCHEMA, [raw], tmp_path / "dropped", duplicates="drop")
+    assert log.read().id.tolist() == [5, 6, 7, 8]
+    assert log.read().time.tolist() == [1, 2, 4, 6]
+    assert (done.events, done.dropped) == (4, 2)
+    assert len(convert(SCHEMA, [raw], tmp_path / "kept", duplicates="keep")[0]) == 6
+    with pytest.raises(ValueError, match="duplicates: expected one of"):
+        convert(SCHEMA, [raw], tmp_path / "x", duplicates="any")  # type: ignore[arg-type]
+
+
+def test_csv_and_parquet_and_uri_are_one_log(tmp_path: Path) -> None:
+    table = table_of([1, 1, 2, 9])
+    raw = parquet_of(tmp_path, table)
+    csv.write_csv(table, tmp_path / "raw.csv")
+    logs = [
+        convert(SCHEMA, [name], tmp_path / f"log{number}", Source(types={"y": "int64"}))[0]
+        for number, name in enumerate([raw, tmp_path / "raw.csv", raw.as_uri()])
+    ]
+    assert logs[0].fingerprint == logs[1].fingerprint == logs[2].fingerprint
+
+
+def test_made_columns_by_hand(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.csv"
+    raw.write_text("a\t14102101\t18446744073709551615\t4\t100\t-1\nb\t14102102\t7\t3\t200\t260\n")
+    source = Source(
+        delimiter="\t",
+        names=("w", "hour", "big", "stars", "at", "bought"),
+        types={"big": "uint64"},
+        make={
+            "time": Made("yymmddhh", "hour"),
+            "id": Made("bits", "big"),
+            "user": Made("text_key", "w"),
+            "y": Made("at_least", "stars", value=4),
+            "wait": Made("delay", "bought", value=-1, since="at"),
+            "row": Made("row"),
+            "sec": Made("s", "at"),
+            "us": Made("us", "bought"),
+        },
+    )
+    schema = Schema(user="user", item="row", labels=(Label("y", "wait"),))
+    log, _ = convert(schema, [raw], tmp_path / "log", source)
+    batch = log.read()
+    assert batch.time.tolist() == [1413853200000, 1413856800000]  # 2014-10-21 01:00 and 02:00 UTC
+    assert batch.id.tolist() == [-1, 7]
+    assert batch.user[0] != batch.user[1]
+    assert batch.labels["y"].tolist() == [1.0, 0.0]
+    assert batch.delay["y"].isnan().tolist() == [True, False]
+    assert batch.delay["y"][1] == 60
+    assert batch.item.tolist() == [0, 1]
+    assert log.columns(["sec"]).column("sec").to_pylist() == [100_000, 200_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "time,id,x,s,y\n1,0,1.5,0,1\n2,1,oops,0,1\n",
+            "raw.csv rows from 0: not readable as CSV .*column #2.*double.*'oops'",
+        ),
+        ("time,id,x,s\n1,0,1.5,0\n", "raw.csv rows from 0: column 'y' is missing"),
+        ("time,id,x,s,y\n1,0,,0,1\n", "raw.csv rows from 0: dense column 'x': null or nan at row 0"),
+        ("time,id,x,s,y\n1,0,inf,0,1\n", "raw.csv rows from 0: dense column 'x': inf at row 0"),
+        ("time,id,x,s,y\n1,0,1.5,8,1\n", "raw.csv rows from 0: sparse column 's': id 8 is outside 0..7"),
+        ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 is outside 0..1"),
+        ("time,id,x,s,y\n1,0,1.5\n", "raw.csv rows from 0: not readable as CSV .*Expected 5 columns, got 3"),
+        ("time,id,x,s,y\n", "no events to write"),
+        ("", "raw.csv rows from 0: not readable as CSV .*Empty CSV"),
+    ],
+)
+def test_bad_csv_names_file_row_column_value(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "raw.csv").write_text(text)
+    with pytest.raises(DataError, match=says):
+        convert(SCHEMA, [tmp_path / "raw.csv"], tmp_path / "log")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["raw.csv"]
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    raw = parquet_of(tmp_path, table_of([1, 2, 3]))
+    raw.write_bytes(raw.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"raw\.parquet: not readable as parquet"):
+        convert(SCHEMA, [raw], tmp_path / "log")
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        convert(SCHEMA, [tmp_path / "none.csv"], tmp_path / "log")
+    with pytest.raises(DataError, match=r"what://x: cannot be opened"):
+        convert(SCHEMA, ["what://x"], tmp_path / "log")
+
+
+def test_files_of_different_types(tmp_path: Path) -> None:
+    pq.write_table(table_of([1, 2]), tmp_path / "a.parquet")
+    other = table_of([3, 4], [7, 8])
+    pq.write_table(other.set_column(4, "y", other["y"].cast("float")), tmp_path / "b.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    with pytest.raises(DataError, match=r"b\.parquet row group 0: column 'y' is float, was int64 before"):
+        convert(SCHEMA, files, tmp_path / "log")
+    log, _ = convert(SCHEMA, files, tmp_path / "log", Source(types={"y": "int64"}))
+    assert len(log) == 4
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = table_of(list(range(40_000))).set_column(2, "x", pa.array(rng.random(40_000)))
+    raw = parquet_of(tmp_path, table, 1 << 14)
+    program = (
+        "import resource, signal, sys\n"
+        "from test_data_convert import SCHEMA\n"
+        "from octavo.data import DataError, convert\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n    convert(SCHEMA, [sys.argv[1]], sys.argv[2])\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, raw, tmp_path / "log"], capture_output=True, text=True,
+                          cwd=Path(__file__).parent, check=True)  # fmt: skip
+    assert "events-00000.parquet: cannot be written" in done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["raw.parquet"]
