@@ -25,8 +25,9 @@ OPS = {
     "dynamic_table": "bag_forward bag_backward",
     "simulate": "simulate",
     "memory": "memory",
+    "data_throughput": "data_throughput",
 }
-NO_KERNELS = {"simulate", "memory"}  # their rows are of whole systems; memory has figures alone
+NO_KERNELS = {"simulate", "memory", "data_throughput"}  # their rows are of whole systems; memory has figures alone
 # What one call of an op may run, where that is more than kernels of its name.
 PARTS = {
     "linear_backward": {"linear", "linear_epilogue_backward", "linear_grad_input", "linear_grad_weight", "quantize"}
