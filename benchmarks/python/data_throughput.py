@@ -1,9 +1,9 @@
 """From parquet to batches: octavo's reader against torch's DataLoader as the toolkits use it, over the same log.
 
 ``rows``: a Dataset of rows, collated (RecBole's and most tutorials' way, large batches). ``array``: the file once as
-one float64 array, rows stacked by the default collate (FuxiCTR's way). ``slices``: that array cut a batch at a time by a
-batch sampler, the best a DataLoader can do; its reading of the file is counted in each pass, as is ours. Each call is a
-pass over the whole log. Batches are looked at by their length only.
+one float64 array, rows stacked by the default collate (FuxiCTR's way). ``slices``: that array cut a batch at a time by
+a batch sampler, the best a DataLoader can do; its reading of the file is counted in each pass, as is ours. Each call is
+a pass over the whole log. Batches are looked at by their length only.
 
 Then the trainer's idle share: time it waits for a batch, of the time of its pass, after the first batch.
 """
@@ -29,7 +29,7 @@ from octavo.data import AdsWorld, EventLog, prefetched
 from octavo.training import Trainer, trainer
 
 PRESET, BATCH = "reference", 4096
-EVENTS = {"smoke": 2 * BATCH, "quick": 32 * BATCH, "full": 64 * BATCH}
+EVENTS = {"smoke": 2 * BATCH, "quick": 12 * BATCH, "full": 64 * BATCH}
 PASSES = {"smoke": 1, "quick": 3, "full": 5}  # of the trainer
 
 
