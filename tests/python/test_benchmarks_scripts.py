@@ -26,8 +26,10 @@ OPS = {
     "simulate": "simulate",
     "memory": "memory",
     "quality_parity": "quality_parity",
+    "data_throughput": "data_throughput",
 }
-NO_KERNELS = {"simulate", "memory", "quality_parity"}  # their rows are of whole systems; the last two have none
+# Their rows are of whole systems; memory and quality_parity have none.
+NO_KERNELS = {"simulate", "memory", "quality_parity", "data_throughput"}
 # What one call of an op may run, where that is more than kernels of its name.
 PARTS = {
     "linear_backward": {"linear", "linear_epilogue_backward", "linear_grad_input", "linear_grad_weight", "quantize"}

@@ -133,6 +133,15 @@ def test_avazu_sample(tmp_path: Path) -> None:
     assert batch.labels["click"].tolist() == raw.column("click").to_pylist()
 
 
+def test_kuaivideo_histories(tmp_path: Path) -> None:
+    raw = tmp_path / "train.csv"
+    raw.write_text("timestamp,user_id,item_id,is_click,is_like,is_follow,pos_items,neg_items\n5,1,2,1,0,0,7^2,\n")
+    batch = convert(*_swap(load_schema("kuaivideo"), raw, tmp_path / "log"))[0].read()
+    assert batch.sequences["pos_items"].lengths().tolist() == [2]
+    assert batch.sequences["pos_items"].values[1] == batch.sparse.values[1]  # the item's own row
+    assert batch.sequences["neg_items"].lengths().tolist() == [0]
+
+
 def _swap(loaded: tuple[Schema, Source], path: Path, out: Path) -> tuple[Schema, list[Path], Path, Source]:
     return loaded[0], [path], out, loaded[1]
 

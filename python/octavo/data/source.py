@@ -20,8 +20,13 @@ from octavo.data.errors import DataError, one_line
 
 _MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 _NO_COLUMN, _WITH_VALUE = ("row",), ("at_least", "null_if")
-_RAW = {"bits": pa.uint64(), "text_key": pa.string(), "yymmddhh": pa.int64()}  # what they are made from
-KINDS = (*_MS, "yymmddhh", "row", "bits", "text_key", "at_least", "null_if", "delay")
+_RAW = {
+    "bits": pa.uint64(),
+    "text_key": pa.string(),
+    "yymmddhh": pa.int64(),
+    "split": pa.string(),
+}  # what they are made from
+KINDS = (*_MS, "yymmddhh", "row", "bits", "text_key", "at_least", "null_if", "delay", "split")
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Made:
     * ``at_least``: 1 where the number is ``value`` or more, else 0
     * ``null_if``: the number, null where it is ``value``
     * ``delay``: seconds from ``since`` to the column, null where the column is ``value``
+    * ``split``: integers joined by ``by``, as a list
     """
 
     kind: str
     column: str | None = None
     value: float | None = None
     since: str | None = None
+    by: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -50,6 +57,8 @@ class Made:
             raise DataError(f"value: kind {self.kind!r} needs one")
         if (self.since is None) != (self.kind != "delay"):
             raise DataError("since: kind 'delay' needs it, no other takes it")
+        if (not self.by) != (self.kind != "split"):
+            raise DataError("by: kind 'split' needs it, no other takes it")
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,8 @@ def _make(how: Made, table: pa.Table, first_row: int, where: str) -> pa.Array | 
         return _without(column, how.value)
     if how.kind == "delay":
         return pc.subtract(_without(column, how.value), table.column(how.since)).cast(pa.float64())
+    if how.kind == "split":
+        return pc.split_pattern(column, how.by).cast(pa.list_(pa.int64()))
     return _BY_VALUES[how.kind](column, where)
 
 
