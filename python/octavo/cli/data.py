@@ -43,6 +43,8 @@ def convert(
     observed_until: Annotated[
         datetime | None, typer.Option(help="Until when outcomes were collected (UTC); open windows are not known.")
     ] = None,
+    negatives: Annotated[float, typer.Option(help="Share of the events without the outcome that is kept.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another sample of the negatives.", min=0)] = 0,
 ) -> None:
     """Write raw files as an event log, in event time; what was repaired is counted."""
     from octavo.data import load_schema
@@ -58,7 +60,12 @@ def convert(
     meaning, source = load_schema(schema)
     *files, path = inputs
     until = None if observed_until is None else round(observed_until.replace(tzinfo=UTC).timestamp() * 1000)
-    log, done = write(meaning, files, path, source, lateness, duplicates, observed_until=until)  # type: ignore[arg-type]
+    if not 0 < negatives <= 1:
+        raise typer.BadParameter(f"--negatives: expected a share above 0 and up to 1, found {negatives}")
+    log, done = write(
+        meaning, files, path, source, lateness, duplicates,  # type: ignore[arg-type]
+        observed_until=until, negatives=negatives, seed=seed,
+    )  # fmt: skip
     Console().print(
         f"{log}\n{done.events} events written, {done.moved} moved into time order, {done.dropped} duplicates dropped",
         highlight=False,

@@ -41,13 +41,15 @@ def convert(
     rows_per_file: int = 1 << 20,
     rows_per_group: int = 1 << 14,
     observed_until: int | None = None,
+    negatives: float = 1.0,
+    seed: int = 0,
 ) -> tuple[EventLog, Conversion]:
     """Write raw files (parquet or CSV; paths or pyarrow filesystem URIs) as the log ``path``.
 
     An event may come up to ``max_lateness_ms`` of event time after a younger one: events are sorted again within that
     window, stably. Duplicate ids are found exactly: the first in the files stays; ``keep`` does not look. Memory is the
     window, a few row groups, one file of the log and, unless ``keep``, 8 bytes an event (twice that at times).
-    ``observed_until`` (ms): until when the outcomes were collected, as for :meth:`EventLog.write`.
+    ``observed_until``, ``negatives``, ``seed``: as for :meth:`EventLog.write`.
 
     Raises :class:`DataError` that names the file, the row group (or first CSV row), the column and the value.
     """
@@ -60,7 +62,9 @@ def convert(
     if duplicates != "keep":
         tables = _distinct(schema.id, tables, duplicates == "drop", done)
     ordered = _ordered(schema.time, tables, max_lateness_ms, done)
-    write_log(Path(path), schema, ordered, rows_per_file, rows_per_group, observed_until, proved=True)
+    write_log(
+        Path(path), schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
+    )
     log = EventLog(path)
     done.events = len(log)
     return log, done

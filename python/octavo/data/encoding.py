@@ -14,6 +14,7 @@ import torch
 
 from octavo.data.batch import Batch
 from octavo.data.errors import DataError, one_line
+from octavo.data.hashing import mix_bits
 from octavo.data.labels import labels_as_of
 from octavo.data.schema import Dense, Schema, Sparse
 from octavo.ops.jagged import Jagged
@@ -160,12 +161,7 @@ def _text_key(word: str) -> int:
 
 
 def _hash(keys: npt.NDArray[np.uint64], rows: int) -> Ids:
-    """splitmix64's finaliser, modulo rows."""
-    z = keys + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    ids: Ids = (z % np.uint64(rows)).astype(np.int64)
+    ids: Ids = (mix_bits(keys) % np.uint64(rows)).astype(np.int64)
     return ids
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from octavo._files import file_hash
 from octavo.data.batch import Batch
+from octavo.data.downsampling import logit_shift
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import LogFile, read_index
@@ -36,6 +38,7 @@ class EventLog:
         self.files = tuple(LogFile(**entry) for entry in content["files"])
         self.fingerprint: str = content["sha256"]
         self.observed_until: int | None = content.get("observed_until")
+        self.negatives: float = content.get("negatives", 1.0)
         self._verified: set[str] = set()
         self._limit: int | None = None
         for file in self.files:
@@ -53,16 +56,22 @@ class EventLog:
         rows_per_file: int = 1 << 20,
         rows_per_group: int = 1 << 14,
         observed_until: int | None = None,
+        negatives: float = 1.0,
+        seed: int = 0,
     ) -> EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
         Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
         ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known.
-        None: after the last window had closed. The directory appears whole or not at all. Raises :class:`DataError`
-        that names the table or file for events the schema does not take, unsorted time, unreadable parquet, and for a
-        path that exists.
+        None: after the last window had closed. ``negatives``: the share that is kept of events whose outcome is 0, by
+        (id, ``seed``); models of such a log are trained and scored with the shift of its logits, so that what they
+        predict is the truth (:mod:`octavo.data.downsampling`). The directory appears whole or not at all. Raises
+        :class:`DataError` that names the table or file for events the schema does not take, unsorted time, unreadable
+        parquet, and for a path that exists.
         """
-        write_log(Path(path), schema, tables, rows_per_file, rows_per_group, observed_until)
+        write_log(
+            Path(path), schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed
+        )
         return cls(path)
 
     def __len__(self) -> int:
@@ -109,7 +118,16 @@ class EventLog:
 
     def read(self, start: int = 0, stop: int | None = None, as_of: int | None = None) -> Batch:
         """Positions ``start`` to ``stop`` (exclusive) as one batch; ``as_of`` as for :meth:`batches`."""
-        table = self.columns(self.schema.columns(), start, stop)
+        return self.encode(self.columns(self.schema.columns(), start, stop), as_of)
+
+    def as_sampled(self, logits: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Logits of the truth, by head, as logits of this log's events, of whose negatives a share is kept."""
+        if self.negatives == 1:
+            return logits
+        return {head: z + logit_shift(self.negatives) for head, z in logits.items()}
+
+    def encode(self, table: pa.Table, as_of: int | None = None) -> Batch:
+        """Events of this log, raw, as one batch; ``as_of`` as for :meth:`batches`."""
         return encode_table(self.schema, table, str(self.path), self._moment(as_of))
 
     def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:

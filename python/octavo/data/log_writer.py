@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from octavo._files import content_hash, file_hash, sync_directory
+from octavo.data.downsampling import sampled
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import FORMAT, LogFile
@@ -28,6 +29,8 @@ def write_log(
     rows_per_group: int,
     observed_until: int | None,
     proved: bool = False,
+    negatives: float = 1.0,
+    seed: int = 0,
 ) -> None:
     """See :meth:`octavo.data.EventLog.write`. ``proved``: whoever gives the tables has encoded and sorted them."""
     if rows_per_file < 1 or rows_per_group < 1:
@@ -39,6 +42,8 @@ def write_log(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     checked = tables if proved else _proved(schema, tables)
+    if negatives != 1:
+        checked = sampled(schema, checked, negatives, seed)
     try:
         files = [
             _write_file(temporary / f"events-{number:05d}.parquet", schema, table, rows_per_group)
@@ -59,6 +64,8 @@ def write_log(
                     f"observed_until: {observed_until} ms is before the last event ({files[-1].last_time} ms)"
                 )
             content["observed_until"] = observed_until
+        if negatives != 1:
+            content |= {"negatives": negatives, "negatives_seed": seed}
         with (temporary / "log.json").open("w", encoding="utf-8") as index:
             json.dump({**content, "sha256": content_hash(content)}, index, indent=1)
             index.flush()

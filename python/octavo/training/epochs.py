@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from octavo.data import Batch, EventLog, encode_table
+from octavo.data import Batch, EventLog
 from octavo.evaluation import Quality, quality
 from octavo.training.checkpoint import Checkpoint, CheckpointError, TableState, list_checkpoints, write_checkpoint
 from octavo.training.slices import predict
@@ -30,7 +30,7 @@ class Shuffled:
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._table))
         for begin in range(start, len(order), batch_size):
             part = self._table.take(pa.array(order[begin : begin + batch_size]))
-            yield encode_table(self._log.schema, part, str(self._log.path))
+            yield self._log.encode(part)
 
 
 @dataclass

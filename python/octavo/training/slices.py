@@ -37,14 +37,15 @@ class Predictions:
 
 
 def predict(model: torch.nn.Module, log: EventLog, start: int, stop: int, batch_size: int = 4096) -> Predictions:
-    """Predictions for the events at positions ``start`` to ``stop`` (exclusive), in evaluation mode."""
+    """Predictions for the events at positions ``start`` to ``stop`` (exclusive), in evaluation mode; of a log with
+    fewer negatives, as they are for its events."""
     model.eval()
     logits: dict[str, list[torch.Tensor]] = {}
     labels: dict[str, list[torch.Tensor]] = {}
     columns: list[tuple[torch.Tensor, ...]] = []
     with torch.inference_mode():
         for batch in log.batches(batch_size, start, stop):
-            for head, z in model(batch).items():
+            for head, z in log.as_sampled(model(batch)).items():
                 logits.setdefault(head, []).append(z)
                 labels.setdefault(head, []).append(batch.labels[head])
             columns.append((batch.weight, batch.user, batch.domain, batch.time))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ class Trainer:
             self._learn_late(int(batch.time[0]))
         self.model.train()
         with torch.no_grad():
-            logits = self._joined(self.model(self.group.part(batch)), len(batch))
+            logits = self._joined(self.log.as_sampled(self.model(self.group.part(batch))), len(batch))
         for lane in self._lanes:
             lane.hold(logits)
 
@@ -233,7 +233,7 @@ class Trainer:
         self.model.train()
         part = self.group.part(batch)
         totals = learning.total_weights(batch, tasks)
-        logits = self.model(part)
+        logits = self.log.as_sampled(self.model(part))
         loss = learning.loss_of(logits, part, totals)
         whole = self._joined(logits, len(batch))
         value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
@@ -254,7 +254,7 @@ class Trainer:
         learning.update(self.model, self.optimizer, loss, self._lr(), chosen.clip_norm, self.group)
         self.updates += 1
 
-    def _joined(self, logits: dict[str, torch.Tensor], events: int) -> dict[str, torch.Tensor]:
+    def _joined(self, logits: Mapping[str, torch.Tensor], events: int) -> dict[str, torch.Tensor]:
         """Every process's logits, [events] by task."""
         detached = {task: z.detach() for task, z in logits.items()}
         if self.group.world == 1:
