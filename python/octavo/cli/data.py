@@ -47,7 +47,7 @@ def convert(
     seed: Annotated[int, typer.Option(help="Another sample of the negatives.", min=0)] = 0,
 ) -> None:
     """Write raw files as an event log, in event time; what was repaired is counted."""
-    from octavo.data import load_schema
+    from octavo.data import DataError, load_schema
     from octavo.data.convert import DUPLICATES
     from octavo.data.convert import convert as write
     from octavo.data.durations import parse_duration
@@ -56,7 +56,10 @@ def convert(
         raise typer.BadParameter("give at least one input file and the log's directory")
     if duplicates not in DUPLICATES:
         raise typer.BadParameter(f"--duplicates: expected one of {', '.join(DUPLICATES)}, found {duplicates}")
-    lateness = parse_duration(max_lateness, "--max-lateness")
+    try:
+        lateness = parse_duration(max_lateness, "--max-lateness")
+    except DataError as error:
+        raise typer.BadParameter(str(error)) from None
     meaning, source = load_schema(schema)
     *files, path = inputs
     until = None if observed_until is None else round(observed_until.replace(tzinfo=UTC).timestamp() * 1000)

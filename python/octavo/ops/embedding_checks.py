@@ -67,7 +67,9 @@ def check_bag_backward(kernel: _core.Kernel) -> str:
             if found := _check_step(kernel, "fp32", "separate", optimizer, "nearest", bags, weighted, grad):
                 return found
     for format, place in _FORMATS:
-        for rounding in ("nearest", "stochastic") if format in ROUNDED and place != "power_of_two" else ():
+        if format not in ROUNDED or place == "power_of_two":
+            continue
+        for rounding in ("stochastic",) if place == "in_row" else ("nearest", "stochastic"):
             if found := _check_step(kernel, format, place, "row_wise_adagrad", rounding, bags, False, grad):
                 return found
     return ""
