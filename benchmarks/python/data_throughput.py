@@ -1,9 +1,9 @@
 """From parquet to batches: octavo's reader against torch's DataLoader as the toolkits use it, over the same log.
 
-``rows``: a Dataset of rows, collated (RecBole's and most tutorials' way, large batches). ``array``: the file once as
+``rows``: a Dataset of rows, collated (most tutorials' way, large batches). ``array``: the file once as
 one float64 array, rows stacked by the default collate (FuxiCTR's way). ``slices``: that array cut a batch at a time by
-a batch sampler, the best a DataLoader can do; its reading of the file is counted in each pass, as is ours. Each call is
-a pass over the whole log. Batches are looked at by their length only.
+a batch sampler (RecBole steps a batch at a time too), the best a DataLoader can do; its reading of the file is counted
+in each pass, as is ours. Each call is a pass over the whole log. Batches are looked at by their length only.
 
 Then the trainer's idle share: time it waits for a batch, of the time of its pass, after the first batch.
 """
@@ -148,8 +148,7 @@ def body(run: harness.Run) -> None:
         run.contest("data_throughput", {"preset": PRESET, "events": events, "batch": BATCH}, ours, peers)
         for kind in ("rows", "array", "slices"):
             names = [f"DataLoader {kind}, {workers} workers" for workers in (0, 2)]
-            bar = None if kind == "slices" else 10.0  # no toolkit reads so: a yardstick
-            run.finding(f"data_throughput_vs_{kind}", where(), where(kind=kind), names, bar)
+            run.finding(f"data_throughput_vs_{kind}", where(), where(kind=kind), names, 10.0)
         found = [idle_share(log, folder / f"run-{n}") for n in range(PASSES[run.effort.name])]
         shares = sorted(share for share, _ in found)
         middle = Interval(shares[len(shares) // 2], shares[0], shares[-1])
