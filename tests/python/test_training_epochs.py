@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from training_support import assert_same_bits, demo_log, everything, small_config
+from training_support import assert_same_bits, demo_log, everything, finished, small_config
 
 from octavo.config import ConfigError
 from octavo.data import EventLog
@@ -23,13 +23,6 @@ def log(tmp_path_factory) -> EventLog:
 def config(**overrides):
     values = {"training__epochs": 4, "training__validation": 0.25, "training__patience": 2, "training__shuffle": "true"}
     return small_config(**{**values, **overrides})
-
-
-def finished(trainer: Trainer) -> Trainer:
-    trainer.resume()
-    for _ in trainer.run():
-        pass
-    return trainer
 
 
 def epoch_lines(run_dir) -> list[dict]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from training_support import assert_same_bits, everything, small_config
+from training_support import assert_same_bits, everything, finished, small_config
 
 from octavo.config import ConfigError
 from octavo.data import AdsWorld, EventLog, preset
@@ -31,13 +31,6 @@ def log(tmp_path_factory) -> EventLog:
 def config(**overrides):
     values = {"training__labels": "known", "training__wait_hours": WAIT, "training__holdout": 0.25}
     return small_config(**{**values, **overrides})
-
-
-def finished(trainer: Trainer) -> Trainer:
-    trainer.resume()
-    for _ in trainer.run():
-        pass
-    return trainer
 
 
 def state_at(trainer: Trainer, moment: int) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training_support import assert_same_bits, demo_log, everything, small_config
+from training_support import assert_same_bits, demo_log, everything, finished, small_config
 
 from octavo import ops
 from octavo.data import EventLog
@@ -15,13 +15,6 @@ from octavo.training import Trainer, numerics
 @pytest.fixture(scope="module")
 def log(tmp_path_factory) -> EventLog:
     return demo_log(tmp_path_factory.mktemp("numerics") / "log", 3000)
-
-
-def finished(trainer: Trainer) -> Trainer:
-    trainer.resume()
-    for _ in trainer.run():
-        pass
-    return trainer
 
 
 def forward_classes(run) -> set[str]:

@@ -32,6 +32,14 @@ def demo_log(path: Path, events: int = EVENTS) -> EventLog:
     return EventLog(path) if path.exists() else write_demo_log(path, events, seed=3)
 
 
+def finished(trainer: Trainer) -> Trainer:
+    """The trainer, gone on from where it was to the end."""
+    trainer.resume()
+    for _ in trainer.run():
+        pass
+    return trainer
+
+
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that training changes, by name."""
     found = dict(dense_state(trainer.model))

@@ -2,9 +2,11 @@
 
 from octavo.nn.conversion import convert
 from octavo.nn.dynamic import Dynamic
-from octavo.nn.embedding_bags import SGD, Adagrad, Adam, EmbeddingBags, RowWiseAdagrad, Table
+from octavo.nn.embedding_bags import EmbeddingBags
 from octavo.nn.embedding_collection import EmbeddingCollection
 from octavo.nn.linear import Linear, LinearNorm
+from octavo.nn.table import Table
+from octavo.nn.table_optimizers import SGD, Adagrad, Adam, RowWiseAdagrad
 
 __all__ = ["SGD", "Adagrad", "Adam", "Dynamic", "EmbeddingBags", "EmbeddingCollection", "Linear", "LinearNorm",
            "RowWiseAdagrad", "Table", "convert"]  # fmt: skip

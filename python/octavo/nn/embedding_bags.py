@@ -6,164 +6,28 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from octavo import _core
-from octavo.nn.dynamic import SHARED, Dynamic, DynamicRows, IdRows
+from octavo.nn.dynamic import SHARED, DynamicRows, IdRows
+from octavo.nn.table import Table
+from octavo.nn.table_memory import TableTensors, allocate, put_rows, zeros
+from octavo.nn.table_optimizers import SGD, Adam, Optimizer
 from octavo.ops import embedding
 from octavo.ops._types import choice
 from octavo.ops.jagged import Jagged
 from octavo.ops.table_formats import (
     FORMATS,
-    PLACES,
     POWER_OF_TWO,
-    best_place,
     encode_rows,
     row_bytes,
     rows_in,
     stored_columns,
 )
 
-
-@dataclass(frozen=True)
-class Table:
-    """One embedding table: ``rows`` x ``dim`` numbers in ``dtype`` (``fp32 | fp16 | bf16 | e4m3 | int8 | int4``).
-
-    ``pooling``: ``sum | mean`` of a bag's rows. E4M3 has a scale per row, INT8 and INT4 (unsigned) a scale and a bias.
-    ``scale``: where they lie: ``separate``, ``in_row`` behind the codes, ``power_of_two`` (E4M3: a byte each), or
-    ``auto``: in the row where its codes fill less than a cache line, else separate.
-    ``dynamic``: the table takes any 64-bit ids, of which ``rows`` at once have a row of their own (:class:`Dynamic`).
-    """
-
-    name: str
-    rows: int
-    dim: int
-    dtype: str = "fp32"
-    pooling: str = "sum"
-    scale: str = "auto"
-    dynamic: Dynamic | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name or "." in self.name:
-            raise ValueError(f"name: found {self.name!r}; a table's name must not be empty nor hold a '.'")
-        choice(f"dtype of table '{self.name}'", self.dtype, tuple(FORMATS))
-        choice(f"scale of table '{self.name}'", self.scale, ("auto", *PLACES))
-        if self.scale == "power_of_two" and self.dtype != "e4m3":
-            raise ValueError(f"scale of table '{self.name}': power_of_two is for e4m3 rows, these are {self.dtype}")
-        choice(f"pooling of table '{self.name}'", self.pooling, embedding.POOLING)
-        if self.rows < 0 or self.dim < 1:
-            raise ValueError(f"table '{self.name}': expected rows >= 0 and dim >= 1, found {self.rows} x {self.dim}")
-
-    @property
-    def place(self) -> str:
-        """``scale``, ``auto`` resolved."""
-        return best_place(self.dtype, self.dim) if self.scale == "auto" else self.scale
-
-    @property
-    def stored(self) -> int:
-        """Rows in memory: a dynamic table has one more, row 0, for all ids that have none."""
-        return self.rows + (self.dynamic is not None)
-
-
-@dataclass(frozen=True)
-class SGD:
-    """row -= lr * g, where g includes weight_decay * row; for rows that a batch touched."""
-
-    lr: float
-    weight_decay: float = 0.0
-    kind = "sgd"
-    eps = 0.0
-    betas = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Adagrad:
-    """state += g^2; row -= lr * g / (sqrt(state) + eps), elementwise; g includes weight_decay * row.
-
-    State [rows, dim] per table; :class:`RowWiseAdagrad` has one number per row.
-    """
-
-    lr: float
-    eps: float = 1e-10
-    weight_decay: float = 0.0
-    kind = "adagrad"
-    betas = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class RowWiseAdagrad:
-    """state += mean(g^2) over the row; row -= lr / (sqrt(state) + eps) * g; g includes weight_decay * row.
-
-    One FP32 of state per row, as FBGEMM's EXACT_ROWWISE_ADAGRAD.
-    """
-
-    lr: float
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    kind = "row_wise_adagrad"
-    betas = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Lazy Adam, as torch.optim.SparseAdam: rows that a batch did not touch keep their row, m and v as they are.
-
-    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); row -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) +
-    eps), where g includes weight_decay * row and t counts the module's updates, not the row's.
-    State [rows, 2, dim] per table: m, then v.
-    """
-
-    lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    kind = "adam"
-
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas: found {self.betas}, expected two numbers in [0, 1)")
-
-
-Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam
 _FROZEN = SGD(0.0)
-
-
-class _Tensors(torch.nn.Module):
-    """Tensors by table name, in the state dict and moved by ``.to(device)``; their dtype is the table's own."""
-
-    def put(self, name: str, tensor: torch.Tensor) -> None:
-        self._buffers[name] = tensor  # not register_buffer: a table may be called 'type' or 'state'
-
-    def get(self, name: str) -> torch.Tensor | None:
-        return self._buffers.get(name)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> _Tensors:
-        for name, tensor in self._buffers.items():
-            assert tensor is not None
-            moved = fn(tensor)
-            self._buffers[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, tensor in self._buffers.items():
-            assert tensor is not None
-            destination[prefix + name] = _apart(destination[prefix + name])
-
-    def __getstate__(self) -> dict[str, Any]:
-        buffers = {name: None if t is None else _apart(t) for name, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": buffers}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Tensors:
-        twin = _Tensors()
-        memo[id(self)] = twin
-        for name, tensor in self._buffers.items():
-            assert tensor is not None
-            twin.put(name, _allocate(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor))
-        return twin.train(self.training)
 
 
 class EmbeddingBags(torch.nn.Module):
@@ -226,14 +90,14 @@ class EmbeddingBags(torch.nn.Module):
         self.tables = list(tables)
         self.optimizer = optimizer
         self.bounds, self.rounding, self.seed = bounds, rounding, seed
-        self.rows, self.scale, self.state = _Tensors(), _Tensors(), _Tensors()
+        self.rows, self.scale, self.state = TableTensors(), TableTensors(), TableTensors()
         for table in tables:
             self._put_rows(table)
             state_shape = None if optimizer is None else embedding.OPTIMIZERS[optimizer.kind].state
             if state_shape is not None:
                 shape = state_shape(table.stored, table.dim)
                 lazy = table.dynamic is not None  # pages of rows that no id has yet cost nothing
-                self.state.put(table.name, _zeros(shape) if lazy else _allocate(shape, torch.float32).zero_())
+                self.state.put(table.name, zeros(shape) if lazy else allocate(shape, torch.float32).zero_())
         draws = rounding == "stochastic" and any(table.dtype != "fp32" for table in tables)
         counts = isinstance(optimizer, Adam) or (optimizer is not None and draws)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if counts else None)
@@ -247,17 +111,17 @@ class EmbeddingBags(torch.nn.Module):
 
     def _put_rows(self, table: Table) -> None:
         element, scale_shape, _ = FORMATS[table.dtype]
-        allocate = _allocate if table.dynamic is None else _zeros
+        memory = allocate if table.dynamic is None else zeros
         shape = (table.stored, stored_columns(table.dtype, table.dim))
         scale = None
         if scale_shape is not None and table.place == "in_row":
-            buffer = allocate((table.stored, row_bytes(table.dtype, table.dim)), torch.uint8)
+            buffer = memory((table.stored, row_bytes(table.dtype, table.dim)), torch.uint8)
             rows, scale = rows_in(buffer, table.dtype, table.dim)
         else:
-            rows = allocate(shape, element)
+            rows = memory(shape, element)
             if scale_shape is not None:
                 kind = POWER_OF_TWO if table.place == "power_of_two" else torch.float32
-                scale = allocate((table.stored, *scale_shape), kind)
+                scale = memory((table.stored, *scale_shape), kind)
         self.rows.put(table.name, rows)
         if scale is not None:
             self.scale.put(table.name, scale)
@@ -442,7 +306,7 @@ class EmbeddingBags(torch.nn.Module):
         twin.tables = [dataclasses.replace(table, dtype=dtype, scale=scale) for table in self.tables]
         twin.optimizer, twin.bounds, twin.rounding, twin.seed = None, self.bounds, self.rounding, self.seed
         twin.register_buffer("step", None)
-        twin.rows, twin.scale, twin.state = _Tensors(), _Tensors(), _Tensors()
+        twin.rows, twin.scale, twin.state = TableTensors(), TableTensors(), TableTensors()
         twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
         twin.ids, twin._touched = copy.deepcopy(self.ids), {}
         for old, table in zip(self.tables, twin.tables, strict=True):
@@ -509,36 +373,6 @@ class EmbeddingBags(torch.nn.Module):
 
 
 _CHUNK = 1 << 16  # rows encoded at a time: bounds the FP32 copy of a table in a narrower format
-
-
-def put_rows(into: torch.Tensor | None, places: torch.Tensor, rows: torch.Tensor | None) -> None:
-    """into[places] = rows, for element types that torch cannot index too."""
-    if into is None or rows is None:
-        return
-    if into.element_size() == 1:
-        into, rows = into.view(torch.uint8), rows.view(torch.uint8)
-    into.index_copy_(0, places, rows)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Zeros on pages that the system hands out when they are first written."""
-    tensor = torch.zeros(shape, dtype=dtype)
-    _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-    return tensor
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Uninitialised memory, on transparent huge pages where the system grants them."""
-    tensor = torch.empty(shape, dtype=dtype, device=device)
-    if tensor.is_cpu:
-        _core.advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-    return tensor
-
-
-def _apart(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that shares no memory with one of another type (codes and scales of a row), which torch.save refuses."""
-    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _call_backward(

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from octavo.nn.dynamic import SHARED, DynamicRows
-from octavo.nn.embedding_bags import put_rows
+from octavo.nn.table_memory import put_rows
 
 
 class CheckpointError(RuntimeError):

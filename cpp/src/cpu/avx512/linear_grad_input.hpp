@@ -1,6 +1,7 @@
 // What the kernels of grad_x = grad W share: it is the linear layer of W^T, through the same driver.
 #pragma once
 
+#include "cpu/avx512/linear_activations.hpp"
 #include "cpu/avx512/linear_driver.hpp"
 #include "octavo/linear_backward.hpp"
 
@@ -19,6 +20,16 @@ struct ScaledRow {
     return _mm512_and_si512(_mm512_castps_si512(load(i, mask)), _mm512_set1_epi32(0x7fffffff));
   }
 };
+
+// Calls with_rows(row_at), where row_at(r) is row r of grad times `scale`, for grad's type.
+template <class WithRows>
+void over_scaled_rows(const MatrixView& grad, const float* scale, WithRows&& with_rows) {
+  if (grad.dtype == DType::bf16) {
+    with_rows([&](std::int64_t r) { return ScaledRow<Bf16Row>{Bf16Row(row_of(grad, r)), scale}; });
+  } else {
+    with_rows([&](std::int64_t r) { return ScaledRow<F32Row>{F32Row(row_of(grad, r)), scale}; });
+  }
+}
 
 template <class Class>
 void run_grad_input(const GradInputArgs& args, Class& kernel) {

@@ -22,9 +22,9 @@ struct RowClass : TransposedClass<true> {
   RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
     const std::int64_t stride = round_up(args.x.cols * 2, 64);
     char* out = static_cast<char*>(buffer);
-    const auto round_rows = [&]<class Plain>(Plain) {
+    over_scaled_rows(args.x, column, [&](const auto& row_at) {
       for (std::int64_t r = 0; r < count; ++r) {
-        const ScaledRow<Plain> row{Plain(row_of(args.x, first + r)), column};
+        const auto row = row_at(first + r);
         const Magnitude magnitude = magnitude_of(row, args.x.cols);
         const ScalePair pair = scale_for(magnitude.largest_finite, DType::e5m2, false);
         scale[r] = pair.scale;
@@ -34,12 +34,7 @@ struct RowClass : TransposedClass<true> {
           round_row<false>(row, args.x.cols, pair.multiplier, out + r * stride);
         }
       }
-    };
-    if (args.x.dtype == DType::bf16) {
-      round_rows(Bf16Row(nullptr));
-    } else {
-      round_rows(F32Row(nullptr));
-    }
+    });
     return {out, stride};
   }
 

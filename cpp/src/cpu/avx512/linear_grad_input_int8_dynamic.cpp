@@ -65,15 +65,8 @@ struct TransposedInt8 : Int8Panels {
   RoundedRows round(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) const {
     const std::int64_t stride = round_up(args.x.cols, 64);
     char* out = static_cast<char*>(buffer);
-    const auto round_rows = [&]<class Plain>(Plain) {
-      quantize_rows(first, count, args.x.cols, out, stride, scale,
-                    [&](std::int64_t r) { return ScaledRow<Plain>{Plain(row_of(args.x, r)), column}; });
-    };
-    if (args.x.dtype == DType::bf16) {
-      round_rows(Bf16Row(nullptr));
-    } else {
-      round_rows(F32Row(nullptr));
-    }
+    over_scaled_rows(args.x, column,
+                     [&](const auto& row_at) { quantize_rows(first, count, args.x.cols, out, stride, scale, row_at); });
     return {out, stride};
   }
 

@@ -1,0 +1,67 @@
+"""Optimizers of embedding tables: what the backward does to the rows that a batch touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SGD:
+    """row -= lr * g, where g includes weight_decay * row; for rows that a batch touched."""
+
+    lr: float
+    weight_decay: float = 0.0
+    kind = "sgd"
+    eps = 0.0
+    betas = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """state += g^2; row -= lr * g / (sqrt(state) + eps), elementwise; g includes weight_decay * row.
+
+    State [rows, dim] per table; :class:`RowWiseAdagrad` has one number per row.
+    """
+
+    lr: float
+    eps: float = 1e-10
+    weight_decay: float = 0.0
+    kind = "adagrad"
+    betas = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RowWiseAdagrad:
+    """state += mean(g^2) over the row; row -= lr / (sqrt(state) + eps) * g; g includes weight_decay * row.
+
+    One FP32 of state per row, as FBGEMM's EXACT_ROWWISE_ADAGRAD.
+    """
+
+    lr: float
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    kind = "row_wise_adagrad"
+    betas = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Lazy Adam, as torch.optim.SparseAdam: rows that a batch did not touch keep their row, m and v as they are.
+
+    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); row -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) +
+    eps), where g includes weight_decay * row and t counts the module's updates, not the row's.
+    State [rows, 2, dim] per table: m, then v.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    kind = "adam"
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas: found {self.betas}, expected two numbers in [0, 1)")
+
+
+Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam
