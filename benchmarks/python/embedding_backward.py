@@ -103,7 +103,7 @@ def octavo_trainer(bags: Bags) -> Fused:
 
 def fbgemm_trainer(bags: Bags, rows: list[torch.Tensor]) -> Fused:
     """FBGEMM's module over the same rows."""
-    return Fused(bags, embedding_peers.fbgemm_training(bags.case, rows, LR, EPS))
+    return Fused(bags, embedding_peers.fbgemm_training(rows, LR, EPS))
 
 
 def stepped(trainer: Trainer, rows: list[torch.Tensor], row_wise: bool) -> torch.Tensor:

@@ -151,7 +151,7 @@ def fbgemm_peers(rows: list[torch.Tensor], bags: Bags) -> dict[str, Callable[[],
                              group="fbgemm", facts={"numerics": width})  # fmt: skip
 
     def training() -> harness.Entry:
-        module = fbgemm_training(case, rows)
+        module = fbgemm_training(rows)
 
         def call(i: int) -> torch.Tensor:
             with torch.no_grad():
@@ -166,8 +166,8 @@ def fbgemm_peers(rows: list[torch.Tensor], bags: Bags) -> dict[str, Callable[[],
     return {**builders, "fbgemm split float32": training}
 
 
-def fbgemm_training(case: Case, rows: list[torch.Tensor], lr: float = 0.02, eps: float = 1e-8) -> torch.nn.Module:
-    """FBGEMM's FP32 tables with exact row-wise Adagrad, in the same state as ``rows``."""
+def fbgemm_training(rows: list[torch.Tensor], lr: float = 0.02, eps: float = 1e-8) -> torch.nn.Module:
+    """FBGEMM's FP32 tables with exact row-wise Adagrad, in the same state as ``rows``, [R, D] each."""
     peers.fbgemm()
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
@@ -177,7 +177,7 @@ def fbgemm_training(case: Case, rows: list[torch.Tensor], lr: float = 0.02, eps:
     )
 
     module = SplitTableBatchedEmbeddingBagsCodegen(
-        [(case.rows, case.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * case.tables,
+        [(len(table), table.shape[1], EmbeddingLocation.HOST, ComputeDevice.CPU) for table in rows],
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=lr,
         eps=eps,

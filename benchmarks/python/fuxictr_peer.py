@@ -1,8 +1,4 @@
-"""FuxiCTR's side of ``quality_parity``, run by an interpreter that has it: ``fuxictr_peer.py JOBS.json``.
-
-FuxiCTR's wheel leaves its model zoo out, so DeepFM and DCNv2 are put together here from FuxiCTR's own layers as the zoo
-has them; training loop, optimizer, regulariser, early stopping and initial values are FuxiCTR's.
-"""
+"""FuxiCTR's side of ``quality_parity``, run by an interpreter that has it: ``fuxictr_peer.py JOBS.json``."""
 
 from __future__ import annotations
 
@@ -16,48 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from fuxictr.features import FeatureMap
-from fuxictr.pytorch.layers import CrossNetV2, FactorizationMachine, FeatureEmbedding, MLP_Block
-from fuxictr.pytorch.models import BaseModel
 from fuxictr.pytorch.torch_utils import seed_everything
-
-
-class DeepFM(BaseModel):
-    """FuxiCTR's DeepFM: a factorization machine with a linear part, and an MLP."""
-
-    def __init__(self, feature_map, settings, **kwargs):
-        super().__init__(feature_map, "DeepFM", **kwargs)
-        self.embedding_layer = FeatureEmbedding(feature_map, settings["embedding_dim"])
-        self.fm = FactorizationMachine(feature_map)
-        self.mlp = MLP_Block(
-            feature_map.sum_emb_out_dim(), settings["deep"], "ReLU", 1, None, settings["dropout"], settings["norm"]
-        )
-        self.compile("adam", "binary_crossentropy", settings["lr"])
-        self.reset_parameters()
-
-    def forward(self, inputs):
-        """``{"y_pred": [B, 1]}``."""
-        x = self.get_inputs(inputs)
-        emb = self.embedding_layer(x)
-        return {"y_pred": self.output_activation(self.fm(x, emb) + self.mlp(emb.flatten(start_dim=1)))}
-
-
-class DCNv2(BaseModel):
-    """FuxiCTR's DCNv2, parallel: full-rank cross layers beside an MLP, one linear layer on both."""
-
-    def __init__(self, feature_map, settings, **kwargs):
-        super().__init__(feature_map, "DCNv2", **kwargs)
-        self.embedding_layer = FeatureEmbedding(feature_map, settings["embedding_dim"])
-        width = feature_map.sum_emb_out_dim()
-        self.crossnet = CrossNetV2(width, settings["cross_layers"])
-        self.mlp = MLP_Block(width, settings["deep"], "ReLU", None, None, settings["dropout"], settings["norm"])
-        self.fc = torch.nn.Linear(width + settings["deep"][-1], 1)
-        self.compile("adam", "binary_crossentropy", settings["lr"])
-        self.reset_parameters()
-
-    def forward(self, inputs):
-        """``{"y_pred": [B, 1]}``."""
-        emb = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
-        return {"y_pred": self.output_activation(self.fc(torch.cat([self.crossnet(emb), self.mlp(emb)], dim=-1)))}
+from fuxictr_models import MODELS
 
 
 class Batches:
@@ -88,7 +44,7 @@ def work(job, folder):
     features.total_features = sum(sizes)
     features.set_column_index()
     seed_everything(job["seed"])
-    model = {"deepfm": DeepFM, "dcnv2": DCNv2}[job["model"]](
+    model = MODELS[job["model"]](
         features, settings, monitor="logloss", monitor_mode="min", early_stop_patience=job["patience"], verbose=0,
         embedding_regularizer=settings["embedding_regularizer"], metrics=["logloss", "AUC"], model_root=folder,
     )  # fmt: skip

@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from environments import FUXICTR
 from harness import Interval
 
 from octavo.config import build_config
@@ -32,21 +32,7 @@ from octavo.training.slices import predict
 from octavo.training.trainer import Trainer
 
 HERE = Path(__file__).resolve()
-PEER = HERE.parents[2] / "build" / "peers" / "fuxictr"
 SETTINGS = HERE.with_name("quality_settings.json")
-PINNED = (
-    "fuxictr==2.3.10",
-    "torch==2.13.0",
-    "numpy",
-    "pandas",
-    "ray[data]",
-    "PyYAML",
-    "scikit-learn",
-    "h5py",
-    "tqdm",
-    "pyarrow",
-    "polars",
-)
 SEEDS = {"smoke": 2, "quick": 5, "full": 10}
 BATCH, EPOCHS, PATIENCE, VALIDATION, TEST = 256, 20, 2, 0.1, 0.2
 FEATURES = {
@@ -172,7 +158,7 @@ class Theirs:
     def __init__(self, jobs: list[tuple[Problem, str, dict[str, Any], int]], folder: Path) -> None:
         self._jobs = _described(jobs, folder)
         (folder / "jobs.json").write_text(json.dumps(self._jobs), encoding="utf-8")
-        command = [str(PEER / "bin" / "python"), str(HERE.with_name("fuxictr_peer.py")), str(folder / "jobs.json")]
+        command = [str(FUXICTR.python), str(HERE.with_name("fuxictr_peer.py")), str(folder / "jobs.json")]
         self._log = folder / "fuxictr.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -203,19 +189,6 @@ def _described(jobs: list[tuple[Problem, str, dict[str, Any], int]], folder: Pat
     return described
 
 
-def ready(build: bool) -> str | None:
-    """Why FuxiCTR cannot run here; None: it can. ``build``: make its environment where there is none."""
-    python = PEER / "bin" / "python"
-    if not python.exists():
-        if not build:
-            return f"fuxictr: no environment at {PEER}; quality_parity.py --quick makes it"
-        venv.create(PEER, with_pip=True)
-        for options in (["--no-deps", PINNED[0]], list(PINNED[1:])):
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *options], check=True)
-    done = subprocess.run([str(python), "-c", "import fuxictr"], capture_output=True, text=True, check=False)
-    return f"fuxictr: {done.stderr.strip().splitlines()[-1]}" if done.returncode else None
-
-
 def combinations(side: str) -> list[dict[str, Any]]:
     """Every point of a side's grid."""
     return [dict(zip(GRID[side], values)) for values in itertools.product(*GRID[side].values())]
@@ -223,7 +196,7 @@ def combinations(side: str) -> list[dict[str, Any]]:
 
 def tune(sets: list[str]) -> None:
     """Write ``quality_settings.json``, these sets of it or all; Deskdrop's are chosen on its commonest outcome."""
-    if reason := ready(build=True):
+    if reason := FUXICTR.missing(True, HERE.name):
         raise SystemExit(reason)
     torch.set_num_threads(1)
     chosen: dict[str, Any] = json.loads(SETTINGS.read_text(encoding="utf-8"))
@@ -257,7 +230,7 @@ def tune(sets: list[str]) -> None:
 
 def body(run: harness.Run) -> None:
     """Fit everything; one gate per model, its floor, and what the streaming pass reaches."""
-    absent = ready(build=not run.is_smoke)
+    absent = FUXICTR.missing(not run.is_smoke, HERE.name)
     try:
         problems = [problem(name, task) for name, task in (list(FLOORS)[:2] if run.is_smoke else FLOORS)]
     except DataError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ def ratio(bar: dict[str, Any]) -> str:
     return "{:.{d}f} ({:.{d}f} .. {:.{d}f})".format(bar["figure"], bar["low"], bar["high"], d=digits)
 
 
-def header(name: str) -> str:
-    """Machine, date, effort and command of a results file."""
-    head = lines(name)[0]
-    return (
-        f"{head['device']}, {head['threads']} threads, {head['isa']}, "
-        f"{head['date'][:10]}, commit {head['commit'][:7]}: "
-        f"`benchmarks/python/{name}.py --{head['effort']} --out benchmarks/results/{name}.jsonl`"
-    )
+def header(*names: str) -> str:
+    """Machine, date, commit and command of results files; what several share is said once."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        head = lines(name)[0]
+        effort = "" if head["effort"] == "full" else f" --{head['effort']}"
+        where = (f"{head['device']}, {head['threads']} threads, {head['isa']}", head["date"][:10], head["commit"][:7])
+        groups.setdefault(where, []).append(f"`{name}.py{effort}`")
+    said = [f"{where}, {day}, commit {commit}: {', '.join(ran)}" for (where, day, commit), ran in groups.items()]
+    return "; ".join(said) + " (`benchmarks/python`, with `--out benchmarks/results/NAME.jsonl`)"
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:
@@ -87,7 +90,7 @@ def embedding() -> str:
     return (
         "**Embedding bags**, times as fast as the peer:\n\n"
         + table(["", "ratio", "peer"], rows)
-        + f"\n{header('embedding_forward')}; {header('embedding_backward')}\n"
+        + f"\n{header('embedding_forward', 'embedding_backward')}\n"
     )
 
 
@@ -106,7 +109,7 @@ def small() -> str:
     return (
         "**Quantizers and the cost of a call**, times as fast as the peer:\n\n"
         + table(["", "ratio", "peer"], rows)
-        + f"\n{header('quantize')}; {header('overhead')}\n"
+        + f"\n{header('quantize', 'overhead')}\n"
     )
 
 
@@ -177,29 +180,36 @@ def real_runs() -> str:
     )
 
 
-def gates() -> str:
+# Whose gates are of the event-time core; the other benchmarks' are of the engine.
+CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+
+
+def gates(title: str, names: Sequence[str], legend: str) -> str:
     """Every figure with a bar."""
-    rows, headers = [], []
-    for name in NAMES:
-        if not (RESULTS / f"{name}.jsonl").exists():
-            continue
-        headers.append(header(name))
-        for slug, bar in bars(name).items():
-            if bar["bar"] is not None:
-                rows.append([slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"])
+    names = [name for name in names if (RESULTS / f"{name}.jsonl").exists()]
+    rows = [
+        [slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"]
+        for name in names
+        for slug, bar in bars(name).items()
+        if bar["bar"] is not None
+    ]
     return (
-        "**Gates of the CPU engine.** Ratios to the best peer named by the figure, or shares of a measured roof; "
-        "`worst`: the worst shape. What was missed and why: [docs/cpu-gates.md](docs/cpu-gates.md).\n\n"
+        f"**{title}.** {legend} What was missed and why: [docs/cpu-gates.md](docs/cpu-gates.md).\n\n"
         + table(["figure", "measured (95%)", "gate", "holds"], rows)
-        + "\n"
-        + "; ".join(headers)
-        + "\n"
+        + f"\n{header(*names)}\n"
     )
 
 
 def text() -> str:
     """All tables."""
-    return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), gates()])
+    engine = [name for name in NAMES if name not in CORE]
+    both = [
+        gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
+              "roof; `worst`: the worst shape."),
+        gates("Gates of the event-time core", CORE, "Ratios to the peer named by the figure, differences, or "
+              "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
+    ]  # fmt: skip
+    return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
 
 
 def main() -> int:

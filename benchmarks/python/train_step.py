@@ -217,7 +217,7 @@ def octavo_tables(size: Size, inputs: Inputs) -> Fused:
 
 def fbgemm_tables(size: Size, inputs: Inputs, rows: list[torch.Tensor]) -> Fused:
     """FBGEMM's module over the same rows."""
-    module = embedding_peers.fbgemm_training(size.case, rows, TABLE_LR, EPS)
+    module = embedding_peers.fbgemm_training(rows, TABLE_LR, EPS)
     states = [state for table in module.split_optimizer_states() for state in table]
     return Fused(inputs, module, module.split_embedding_weights(), states)
 

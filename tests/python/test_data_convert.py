@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.data import DataError, Dense, Label, Made, Schema, Source, Sparse, convert
+from octavo.data import DataError, Dense, EventLog, Label, Made, Schema, Source, Sparse, convert
 from octavo.data.convert import SeenIds
 
 SCHEMA = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
@@ -190,3 +192,38 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
                           cwd=Path(__file__).parent, check=True)  # fmt: skip
     assert "events-00000.parquet: cannot be written" in done.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ["raw.parquet"]
+
+
+CONVERTS = """
+import sys
+from octavo.data import Dense, Label, Schema, Sparse, convert
+
+schema = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
+print("ready", flush=True)
+convert(schema, [sys.argv[1]], sys.argv[2], max_lateness_ms=50, rows_per_file=500, rows_per_group=100)
+"""
+
+
+def test_sigkill_at_any_moment_leaves_the_whole_log_or_none(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    times = np.arange(20_000) + generator.integers(0, 40, 20_000)
+    raw, path = parquet_of(tmp_path, table_of(times.tolist()), 1000), tmp_path / "log"
+    command = [sys.executable, "-c", CONVERTS, str(raw), str(path)]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    whole, killed = EventLog(path).fingerprint, 0
+    seconds = time.perf_counter() - start
+    for share in (0.0, 0.05, 0.1, 0.2, 0.4):
+        shutil.rmtree(path, ignore_errors=True)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(share * seconds)
+            child.kill()
+        killed += not path.exists()
+        assert not path.exists() or EventLog(path).fingerprint == whole
+    assert killed >= 2
+    shutil.rmtree(path, ignore_errors=True)
+    convert(SCHEMA, [raw], path, max_lateness_ms=50, rows_per_file=500, rows_per_group=100)
+    assert EventLog(path).fingerprint == whole
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log", "raw.parquet"]

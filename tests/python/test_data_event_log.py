@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo._files import content_hash
+from octavo._files import content_hash, temporary_directory
 from octavo.data import Batch, DataError, Dense, EventLog, Label, Schema, Sparse, encode_table
 
 SCHEMA = Schema(
@@ -331,6 +331,9 @@ EventLog.write(sys.argv[1], Schema(), tables(), rows_per_file=1)
 """
 
 
+WRITES = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")
+
+
 def test_a_kill_while_writing_leaves_nothing_that_looks_like_a_log(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
@@ -340,6 +343,16 @@ def test_a_kill_while_writing_leaves_nothing_that_looks_like_a_log(tmp_path: Pat
         ["events-00000.parquet", "events-00001.parquet"]
     ]
     assert len(EventLog.write(path, SCHEMA, [events()])) == EVENTS
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log"]
+
+
+def test_two_writers_of_one_path_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with temporary_directory(tmp_path / "log") as held:
+        (held / "half").touch()
+        done = subprocess.run([sys.executable, "-c", WRITES, str(tmp_path / "log")], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (held / "half").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log"]
 
 
 def test_memory_is_one_row_group_whatever_the_log(tmp_path: Path) -> None:

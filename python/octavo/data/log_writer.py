@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from octavo._files import content_hash, file_hash, sync_directory
+from octavo._files import content_hash, file_hash, sync_directory, temporary_directory, write_atomically
 from octavo.data.downsampling import sampled
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
@@ -38,13 +38,10 @@ def write_log(
     if path.exists():
         raise DataError(f"{path}: exists; remove it or choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     checked = tables if proved else _proved(schema, tables)
     if negatives != 1:
         checked = sampled(schema, checked, negatives, seed)
-    try:
+    with temporary_directory(path) as temporary:
         files = [
             _write_file(temporary / f"events-{number:05d}.parquet", schema, table, rows_per_group)
             for number, table in enumerate(regroup(checked, rows_per_file))
@@ -66,11 +63,9 @@ def write_log(
             content["observed_until"] = observed_until
         if negatives != 1:
             content |= {"negatives": negatives, "negatives_seed": seed}
-        with (temporary / "log.json").open("w", encoding="utf-8") as index:
-            json.dump({**content, "sha256": content_hash(content)}, index, indent=1)
-            index.flush()
-            os.fsync(index.fileno())
-        sync_directory(temporary)
+        with _written(temporary / "log.json"):
+            write_atomically(temporary / "log.json", json.dumps({**content, "sha256": content_hash(content)}, indent=1))
+            sync_directory(temporary)
         try:
             temporary.rename(path)
         except OSError as error:
@@ -78,8 +73,6 @@ def write_log(
                 f"{path}: cannot be put in place ({error.strerror}); did another process write it?"
             ) from None
         sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _proved(schema: Schema, tables: Iterable[pa.Table | str | Path]) -> Iterator[pa.Table]:
@@ -140,12 +133,18 @@ def _check_sorted(time: pa.ChunkedArray, last: int | None, where: str) -> int:
 
 
 def _write_file(path: Path, schema: Schema, table: pa.Table, rows_per_group: int) -> LogFile:
-    try:
+    with _written(path):
         pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({one_line(error)}); nothing of the log is left behind") from None
     time = table.column(schema.time)
     first, last = int(time[0].as_py()), int(time[-1].as_py())
     return LogFile(path.name, len(table), path.stat().st_size, file_hash(path), first, last)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({one_line(error)}); nothing of the log is left behind") from None

@@ -27,7 +27,7 @@ COLOURS = {
     "bf16": "#8a5cc2",
     "e4m3_weight_only": "#c2a12b",
 }
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.edgecolor": GRID,
@@ -52,7 +52,7 @@ _STYLE: Any = {
 
 def progressive(points: Sequence[ProgressPoint], heldout: Quality | None, end_ms: int, floor: float | None) -> str:
     """NE, AUC and calibration over event time; the held-out stretch is shaded with its own value."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.2, 3.1), layout="constrained")
         axes = figure.subplots(1, 3)
         times = [datetime.fromtimestamp(p.time_ms / 1000, UTC) for p in points]
@@ -96,7 +96,7 @@ def by_domain(points: Sequence[ProgressPoint]) -> str:
     """A row per task: NE, AUC, GAUC and calibration over event time, of all events (dark) and of each domain; the
     domains with most events where there are more than ``SHOWN_DOMAINS``."""
     tasks = list(dict.fromkeys(point.task for point in points))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.2, 0.5 + 2.25 * len(tasks)), layout="constrained")
         axes = figure.subplots(len(tasks), 4, squeeze=False)
         domains = shown_domains(points)
@@ -146,7 +146,7 @@ def shown_domains(points: Sequence[ProgressPoint]) -> list[int]:
 
 def calibration(bins: Sequence[CalibrationBin]) -> str:
     """Reliability diagram over bins of equal count, with the labels' 95% intervals."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 4.0), layout="constrained")
         axis = figure.subplots()
         top = min(1.0, 1.08 * max([b.high for b in bins] + [b.predicted for b in bins]))
@@ -161,7 +161,7 @@ def calibration(bins: Sequence[CalibrationBin]) -> str:
 
 def ne_differences(rows: Sequence[NumericsRow]) -> str:
     """Forest plot: NE of each numerics minus NE of FP32 in units of 1e-4, with 95% intervals."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         shown = [row for row in rows if row.ne_difference is not None]
         figure = Figure(figsize=(4.9, 1.2 + 0.48 * len(shown)), layout="constrained")
         axis = figure.subplots()
@@ -183,7 +183,7 @@ def ne_differences(rows: Sequence[NumericsRow]) -> str:
 
 def speed(rows: Sequence[SpeedRow]) -> str:
     """Speed against torch's eager FP32 model per batch size: medians, with bars from p10 to p90 of the rounds."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         sizes = sorted({row.batch_size for row in rows})
         names = list(dict.fromkeys(row.contestant for row in rows))
         figure = Figure(figsize=(10.2, 3.3), layout="constrained")

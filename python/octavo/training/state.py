@@ -29,13 +29,15 @@ def table_states(model: torch.nn.Module) -> dict[str, TableState]:
 
 
 def dense_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The model's state dict without the embedding tables, as views of its memory."""
-    prefixes = []
-    for path, module in _bags(model):
-        kinds = ("rows", "state", "scale")
-        prefixes += [f"{path}{kind}.{table.name}" for table in module.tables for kind in kinds]
-        prefixes.append(f"{path}ids._extra_state")
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in prefixes}
+    """The model's state dict without the embedding tables and the ids of dynamic ones, as views of its memory."""
+    kinds = ("rows", "state", "scale", "ids")
+    tables = tuple(f"{path}{kind}." for path, _ in _bags(model) for kind in kinds)
+    state: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        if not prefix.startswith(tables):
+            module._save_to_state_dict(state, prefix, False)  # its own tensors; state_dict() would export every id
+    return state
 
 
 def _bags(model: torch.nn.Module) -> list[tuple[str, nn.EmbeddingBags]]:
