@@ -30,7 +30,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """A linear layer [n, k] as it was met: canonical module path, rows of a typical call, epilogue, its input's type."""
+    """A linear layer [n, k] as it was met: canonical module path, rows of a typical call, epilogue, input type."""
 
     path: str
     n: int
