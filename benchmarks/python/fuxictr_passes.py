@@ -1,4 +1,5 @@
-"""FuxiCTR's side of ``train_throughput``: a pass is its loader over its parquet file and its training epoch."""
+"""FuxiCTR's side of ``train_throughput``: a pass is its loader over its npz file (what it makes of raw data; its
+parquet loader starts a Ray cluster) and its training epoch."""
 
 from __future__ import annotations
 
@@ -38,10 +39,10 @@ def prepare(settings):
 
     def one_pass():
         start = time.perf_counter()
-        loader = RankDataLoader(
-            features, stage="train", train_data=settings["parquet"], batch_size=settings["batch_size"], shuffle=False,
-            data_format="parquet", num_workers=settings["workers"],
-        ).train_gen  # fmt: skip
+        loader, _ = RankDataLoader(
+            features, stage="train", train_data=settings["npz"], batch_size=settings["batch_size"], shuffle=False,
+            data_format="npz", num_workers=settings["workers"],
+        )  # fmt: skip
         # Without validation: ``fit`` would score and save after the epoch.
         model._max_gradient_norm, model._total_steps, model._eval_steps, model._stop_training = 10.0, 0, 1 << 60, False
         losses, step = [], model.train_step

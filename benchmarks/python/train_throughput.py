@@ -1,13 +1,15 @@
 """Training examples a second, from a file to updated weights: octavo's trainer against FuxiCTR, RecBole, FBGEMM.
 
-The log is AdsWorld's ``reference`` without its lists: numbers, single ids, clicks. Every contestant makes whole passes
-over it with the same DCN-V2 or DLRM (no norm, ReLU), batch and threads; a sample is one pass. octavo reads its log,
-hashes ids, scores each batch before it learns from it and writes a checkpoint at the end. FuxiCTR and RecBole read
-their own formats with ids encoded beforehand, score nothing and save nothing; they run in environments of their own
-below ``build/peers``, and train their tables as they do, with Adam on dense gradients (RecBole's MLP normalises
-batches; it has no DLRM). ``fbgemm``: its fused tables with row-wise Adagrad under torch layers in FP32 or autocast
-BF16, eager or compiled, fed by octavo's reader. Every peer must get below the loss of a constant prediction before it
-is timed.
+The log is AdsWorld's ``reference``, clicks. Every contestant makes whole passes over it with the same DCN-V2 or DLRM
+(no norm, ReLU), batch and threads; a sample is one pass. octavo reads its log, hashes ids, scores each batch before it
+learns from it and writes a checkpoint at the end.
+
+Against the toolkits the log has no lists. FuxiCTR and RecBole read their own formats with ids encoded beforehand, score
+nothing and save nothing; they run in environments of their own below ``build/peers``, and train their tables as they
+do, with Adam on dense gradients (RecBole's MLP normalises batches; it has no DLRM). ``fbgemm``: its fused tables with
+row-wise Adagrad under torch layers in FP32 or autocast BF16, eager or compiled, fed by octavo's reader; passes are four
+times as long, so that octavo's checkpoint weighs what it does in use. Every peer must get below the loss of a constant
+prediction before it is timed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import itertools
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +26,10 @@ from typing import Any
 
 import embedding_peers
 import harness
+import numpy as np
 import peers
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 import torch
 from environments import FUXICTR, RECBOLE, Environment
 from harness import Entry, where
@@ -41,23 +43,23 @@ from octavo.training import Trainer
 
 HERE = Path(__file__).resolve()
 PRESET, BATCH = "reference", 2048
-EVENTS = {"smoke": 2 * BATCH, "quick": 24 * BATCH, "full": 128 * BATCH}
+EVENTS = {"smoke": 4 * BATCH, "quick": 24 * BATCH, "full": 96 * BATCH}  # of a pass against the toolkits
+LONGER = 4  # against FBGEMM
 MODELS: dict[str, dict[str, Any]] = {
     "dcnv2": {"deep": [256, 128], "cross_layers": 3},
     "dlrm": {"bottom": [64], "top": [256, 128]},
 }
 PRECISIONS = ("fp32", "bf16", "plan")
 DIM, LR, TABLE_LR = 32, 1e-3, 0.02
-PASSES_TO_LEARN = 8
+PASSES_TO_LEARN = 12
 
 
-def plain(log: EventLog, path: Path) -> EventLog:
-    """The log's numbers, single ids and first outcome."""
-    schema = log.schema
-    kept = replace(
-        schema, sparse=tuple(f for f in schema.sparse if not f.multi), sequences=(), labels=schema.labels[:1]
-    )
-    return EventLog.write(path, kept, [log.columns(kept.columns())], rows_per_group=8 * BATCH)
+def prepared(world: EventLog, path: Path, events: int, lists: bool) -> EventLog:
+    """The first events with their first outcome, with or without lists of ids."""
+    schema = world.schema
+    features = tuple(feature for feature in schema.sparse if lists or not feature.multi)
+    kept = replace(schema, sparse=features, sequences=(), labels=schema.labels[:1])
+    return EventLog.write(path, kept, [world.columns(kept.columns(), 0, events)], rows_per_group=8 * BATCH)
 
 
 def encoded(log: EventLog) -> pa.Table:
@@ -77,9 +79,11 @@ def write_atomic(table: pa.Table, folder: Path) -> None:
     """RecBole's format: tab-separated, a type behind every name."""
     folder.mkdir(parents=True)
     kinds = ["token" if pa.types.is_integer(field.type) else "float" for field in table.schema]
-    named = table.rename_columns([f"{name}:{kind}" for name, kind in zip(table.column_names, kinds)])
-    options = pyarrow.csv.WriteOptions(delimiter="\t", quoting_style="none")
-    pyarrow.csv.write_csv(named, folder / f"{folder.name}.inter", options)
+    with (folder / f"{folder.name}.inter").open("wb") as file:
+        names = [f"{name}:{kind}" for name, kind in zip(table.column_names, kinds, strict=True)]
+        file.write(("\t".join(names) + "\n").encode())
+        options = pyarrow.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+        pyarrow.csv.write_csv(table, file, options)
 
 
 def octavo_pass(model: str, precision: str, log: EventLog, folder: Path) -> Entry:
@@ -184,82 +188,105 @@ def toolkit_pass(passes: Passes) -> Callable[[], float]:
     return lambda: float(passes.call()["loss"])
 
 
-def learning(name: str, group: str, one_pass: Callable[[], float], floor: float, events: int) -> Entry:
-    """The entry, once its mean loss over a pass lies below that of a constant prediction."""
-    losses: list[float] = []
-    while not losses or not losses[-1] < floor:
-        if len(losses) == PASSES_TO_LEARN:
-            raise peers.Wrong(f"mean losses {losses}, a constant prediction's is {floor:.4f}")
-        losses.append(one_pass())
-    return Entry(name, lambda _: one_pass(), group=group, items=events)
+class Contestants:
+    """The peers of one log that are there; who is not is ``absent``, with the reason."""
+
+    def __init__(self, log: EventLog, task: str) -> None:
+        rate = float(log.columns([task])[task].to_numpy().mean())
+        self.log, self.floor = log, -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        self.rivals: list[Entry] = []
+        self.absent: dict[str, str] = {}
+
+    def admit(self, name: str, group: str, make: Callable[[], Callable[[], float]]) -> None:
+        """Once its mean loss over a pass lies below that of a constant prediction."""
+        peers.admit(self.rivals, self.absent, name, lambda: self._learning(name, group, make()))
+
+    def _learning(self, name: str, group: str, one_pass: Callable[[], float]) -> Entry:
+        losses: list[float] = []
+        while not losses or not losses[-1] < self.floor:
+            if len(losses) == PASSES_TO_LEARN:
+                raise peers.Wrong(f"mean losses {losses}, a constant prediction's is {self.floor:.4f}")
+            losses.append(one_pass())
+        return Entry(name, lambda _: one_pass(), group=group, items=len(self.log))
 
 
-def body(run: harness.Run) -> None:
-    """A contest for each model."""
-    events = EVENTS[run.effort.name]
-    with tempfile.TemporaryDirectory() as name, ExitStack() as children:
-        folder = Path(name)
-        log = plain(AdsWorld(PRESET, seed=0).write(folder / "world", events=events), folder / "log")
-        table = encoded(log)
-        pq.write_table(table, folder / "encoded.parquet")
-        write_atomic(table, folder / "atomic" / "throughput")
-        base = float(table.column("label").to_numpy().mean())
-        floor = -(base * math.log(base) + (1 - base) * math.log(1 - base))
-        settings = {
-            "dense": [f.name for f in log.schema.dense], "sparse": {f.name: f.rows for f in log.schema.sparse},
-            "embedding_dim": DIM, "lr": LR, "batch_size": BATCH, "threads": torch.get_num_threads(), "dropout": 0,
-            "norm": False, "parquet": str(folder / "encoded.parquet"), "atomic": str(folder / "atomic"),
-        }  # fmt: skip
+def contest(run: harness.Run, model: str, against: str, found: Contestants, folder: Path) -> None:
+    """octavo in each precision against those that were admitted."""
+    ours = [octavo_pass(model, precision, found.log, folder) for precision in PRECISIONS]
+    shape = {"model": model, "preset": PRESET, "against": against, "events": len(found.log), "batch": BATCH, "dim": DIM}
+    run.contest("train_throughput", shape, ours, found.rivals, found.absent)
 
-        def toolkit(environment: Environment, label: str, **chosen: Any) -> Callable[[], Entry]:
-            def build() -> Entry:
+
+def toolkits(run: harness.Run, model: str, log: EventLog, settings: dict[str, Any], folder: Path) -> None:
+    """FuxiCTR, and RecBole where it has the model."""
+    names: list[tuple[str, Environment, dict[str, Any]]] = [
+        (f"fuxictr, {workers} workers", FUXICTR, {"model": model, "workers": workers}) for workers in (0, 1)
+    ]
+    if model == "dcnv2":
+        names.append(("recbole", RECBOLE, {"model": "DCNV2"}))
+    found = Contestants(log, log.schema.tasks[0])
+    with ExitStack() as children:
+        for name, environment, chosen in names:
+
+            def make(name: str = name, environment: Environment = environment, chosen: dict[str, Any] = chosen) -> Any:
                 if reason := environment.missing(not run.is_smoke, HERE.name):
                     raise ImportError(reason)
                 script = HERE.with_name(f"{environment.name}_passes.py")
-                passes = Passes(environment.python, script, {**settings, **chosen}, folder / label.replace(" ", "-"))
-                return learning(label, environment.name, toolkit_pass(children.enter_context(passes)), floor, events)
+                passes = Passes(environment.python, script, {**settings, **MODELS[model], **chosen}, folder / name)
+                return toolkit_pass(children.enter_context(passes))
 
-            return build
+            found.admit(name, environment.name, make)
+        contest(run, model, "toolkits", found, folder)
 
-        for model, widths in MODELS.items():
-            ours = [octavo_pass(model, precision, log, folder) for precision in PRECISIONS]
-            builders: dict[str, Callable[[], Entry]] = {
-                f"fuxictr, {workers} workers": toolkit(
-                    FUXICTR, f"fuxictr, {workers} workers", **widths, model=model, workers=workers
-                )
-                for workers in (0, 1)
-            }
-            if model == "dcnv2":
-                builders["recbole"] = toolkit(RECBOLE, "recbole", **widths, model="DCNV2")
-            rivals: list[Entry] = []
-            absent: dict[str, str] = {}
-            for dtype, mode in itertools.product(("float32", "bfloat16"), ("eager", "compiled")):
-                label = f"fbgemm + torch {dtype} {mode}"
-                if run.is_smoke and mode == "compiled":
-                    absent[label] = "not in the smoke run: compiling takes seconds"
-                    continue
 
-                def build(label: str = label, model: str = model, dtype: str = dtype, mode: str = mode) -> Entry:
-                    return learning(label, "fbgemm", fbgemm_pass(model, dtype, mode, log), floor, events)
+def fbgemm(run: harness.Run, model: str, log: EventLog, folder: Path) -> None:
+    """FBGEMM's tables under torch layers."""
+    found = Contestants(log, log.schema.tasks[0])
+    for dtype, mode in itertools.product(("float32", "bfloat16"), ("eager", "compiled")):
+        name = f"fbgemm + torch {dtype} {mode}"
+        if run.is_smoke and mode == "compiled":
+            found.absent[name] = "not in the smoke run: compiling takes seconds"
+        else:
+            found.admit(name, "fbgemm", lambda dtype=dtype, mode=mode: fbgemm_pass(model, dtype, mode, log))  # type: ignore[misc]
+    contest(run, model, "fbgemm", found, folder)
 
-                builders[label] = build
-            for label, make in builders.items():
-                peers.admit(rivals, absent, label, make)
-            shape = {"model": model, "preset": PRESET, "events": events, "batch": BATCH, "dim": DIM}
-            run.contest("train_throughput", shape, ours, rivals, absent)
-            children.close()
-    toolkits, fbgemm = ("fuxictr", "recbole"), [f"fbgemm + torch {d} eager" for d in ("float32", "bfloat16")]
 
-    def of(*groups: str) -> Callable[[Entry], bool]:
+def body(run: harness.Run) -> None:
+    """Two contests for each model."""
+    events = EVENTS[run.effort.name]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        world = AdsWorld(PRESET, seed=0).write(folder / "world", events=LONGER * events)
+        plain = prepared(world, folder / "plain", events, lists=False)
+        whole = prepared(world, folder / "whole", LONGER * events, lists=True)
+        table = encoded(plain)
+        np.savez(folder / "encoded.npz", **{column: table.column(column).to_numpy() for column in table.column_names})
+        write_atomic(table, folder / "atomic" / "throughput")
+        settings = {
+            "dense": [f.name for f in plain.schema.dense], "sparse": {f.name: f.rows for f in plain.schema.sparse},
+            "embedding_dim": DIM, "lr": LR, "batch_size": BATCH, "threads": torch.get_num_threads(), "dropout": 0,
+            "norm": False, "npz": str(folder / "encoded.npz"), "atomic": str(folder / "atomic"),
+        }  # fmt: skip
+        for model in MODELS:
+            toolkits(run, model, plain, settings, folder / f"toolkits-{model}")
+            fbgemm(run, model, whole, folder / f"fbgemm-{model}")
+
+    def against(*groups: str) -> Callable[[Entry], bool]:
         return lambda entry: entry.group in groups
 
-    run.finding("train_throughput_vs_toolkits", where(), of(*toolkits), ["fuxictr, 0 workers"], 3.0)
-    run.finding(
-        "train_throughput_vs_recbole", where(), of("recbole"), ["recbole"], 3.0, lambda s: s["model"] == "dcnv2"
-    )
-    run.finding("train_throughput_vs_fbgemm", where(), of("fbgemm"), fbgemm, 1.5)
-    run.finding("train_throughput_fp32_vs_toolkits", where(numerics="fp32"), of(*toolkits))
-    run.finding("train_throughput_fp32_vs_fbgemm", where(numerics="fp32"), of("fbgemm"))
+    both, eager = ("fuxictr", "recbole"), [f"fbgemm + torch {dtype} eager" for dtype in ("float32", "bfloat16")]
+    of_toolkits, of_fbgemm = (lambda shape, name=name: shape["against"] == name for name in ("toolkits", "fbgemm"))
+
+    def has_recbole(shape: Mapping[str, Any]) -> bool:
+        return of_toolkits(shape) and shape["model"] == "dcnv2"
+
+    run.finding("train_throughput_vs_toolkits", where(), against(*both), ["fuxictr, 0 workers"], 3.0, of_toolkits)
+    run.finding("train_throughput_vs_recbole", where(), against("recbole"), ["recbole"], 3.0, has_recbole)
+    run.finding("train_throughput_vs_fbgemm", where(), against("fbgemm"), eager, 1.5, of_fbgemm)
+    for precision in PRECISIONS:
+        mine = where(numerics=precision)
+        run.finding(f"train_throughput_{precision}_vs_toolkits", mine, against(*both), among=of_toolkits)
+        run.finding(f"train_throughput_{precision}_vs_fbgemm", mine, against("fbgemm"), among=of_fbgemm)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class ModelConfig(Section):
 
     ``embedding_dim``: width of every table. ``pooling``: of multi-valued features' rows. ``table_init``: half-width of
     the tables' uniform initial values. ``norm``, ``activation``, ``bias``: of every hidden layer; ``norm: null`` leaves
-    the norm out, ``norm: swish_rms`` is its own activation and wants ``activation: null``. ``seed`` alone decides the
-    initial values.
+    the norm out, ``norm: swish_rms`` is its own activation and wants ``activation: null``. ``dropout``: share of a
+    hidden layer's outputs that training leaves out. ``seed`` alone decides the initial values.
     """
 
     kind: str
@@ -83,6 +83,7 @@ class ModelConfig(Section):
     bias: bool = Field(
         default=True, description="biases of all layers but the heads' last ones (LoKA's No Bias: false)"
     )
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     table_init: float = Field(default=0.01, ge=0)
     table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
     dynamic: DynamicConfig = DynamicConfig()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from octavo.evaluation.inputs import Floats, as_array, known_events
 from octavo.evaluation.ranking import Ranking
@@ -45,18 +46,13 @@ def ne(predictions: Any, labels: Any, weight: Any = None, logits: bool = False) 
     """Normalised entropy: mean log loss / entropy of the mean label over the same events. Smaller is better; 1 is a
     model that always says the mean. nan without events or where the mean label is 0 or 1 (no entropy)."""
     scores, truth, loads, _ = known_events(predictions, labels, weight, logits)
-    total = float(loads.sum())
-    if total == 0:
-        return math.nan
-    entropy = entropy_of(float(loads @ truth) / total)
-    return float(loads @ event_losses(scores, truth, logits)) / total / entropy if entropy > 0 else math.nan
+    return _ne(scores, truth, loads, logits)
 
 
 def calibration(predictions: Any, labels: Any, weight: Any = None, logits: bool = False) -> float:
     """sum(p) / sum(y): above 1 the model promises too much. nan where no label is positive."""
     scores, truth, loads, _ = known_events(predictions, labels, weight, logits)
-    outcomes = float(loads @ truth)
-    return float(loads @ probabilities(scores, logits)) / outcomes if outcomes > 0 else math.nan
+    return _calibration(scores, truth, loads, logits)
 
 
 def auc(predictions: Any, labels: Any, weight: Any = None) -> float:
@@ -74,24 +70,44 @@ def gauc(predictions: Any, labels: Any, group: Any, weight: Any = None) -> float
     Groups without both classes and events of group -1 (none) do not count. nan where no group counts.
     """
     scores, truth, loads, known = known_events(predictions, labels, weight, logits=True, binary=True)
-    groups = as_array(group, "group")
-    if len(groups) != len(known):
-        raise ValueError(f"group: expected one per label ({len(known)}), found {len(groups)}")
-    groups = groups[known]
-    inside = groups != -1
-    return Ranking(scores[inside], truth[inside], groups[inside]).auc(loads[inside])
+    return _gauc(scores, truth, loads, _groups(group, known))
 
 
 def quality(predictions: Any, labels: Any, weight: Any = None, logits: bool = False, group: Any = None) -> Quality:
     """NE, AUC and calibration of the same events; GAUC too where their ``group`` (users) is given."""
-    events = int((~np.isnan(as_array(labels, "labels").astype(np.float64))).sum())
+    scores, truth, loads, known = known_events(predictions, labels, weight, logits, binary=True)
     values = (
-        ne(predictions, labels, weight, logits),
-        auc(predictions, labels, weight),
-        calibration(predictions, labels, weight, logits),
-        math.nan if group is None else gauc(predictions, labels, group, weight),
+        _ne(scores, truth, loads, logits),
+        Ranking(scores, truth, np.zeros(len(scores), np.int64)).auc(loads),
+        _calibration(scores, truth, loads, logits),
+        math.nan if group is None else _gauc(scores, truth, loads, _groups(group, known)),
     )
-    return Quality(events, *(None if math.isnan(value) else value for value in values))
+    return Quality(len(scores), *(None if math.isnan(value) else value for value in values))
+
+
+def _ne(scores: Floats, truth: Floats, loads: Floats, logits: bool) -> float:
+    total = float(loads.sum())
+    if total == 0:
+        return math.nan
+    entropy = entropy_of(float(loads @ truth) / total)
+    return float(loads @ event_losses(scores, truth, logits)) / total / entropy if entropy > 0 else math.nan
+
+
+def _calibration(scores: Floats, truth: Floats, loads: Floats, logits: bool) -> float:
+    outcomes = float(loads @ truth)
+    return float(loads @ probabilities(scores, logits)) / outcomes if outcomes > 0 else math.nan
+
+
+def _groups(group: Any, known: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    groups = as_array(group, "group")
+    if len(groups) != len(known):
+        raise ValueError(f"group: expected one per label ({len(known)}), found {len(groups)}")
+    return groups[known]
+
+
+def _gauc(scores: Floats, truth: Floats, loads: Floats, groups: npt.NDArray[Any]) -> float:
+    inside = groups != -1
+    return Ranking(scores[inside], truth[inside], groups[inside]).auc(loads[inside])
 
 
 def probabilities(scores: Floats, logits: bool) -> Floats:

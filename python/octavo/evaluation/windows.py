@@ -127,9 +127,7 @@ class HeadWindows:
         for domain in [EVERY, *present[present != -1].tolist()]:
             part = rows if domain == EVERY else rows[:, ids[1] == domain]
             sums, buckets = totals.setdefault(domain, _nothing())
-            more_sums, more_buckets = _count(*part)
-            sums += more_sums
-            buckets += more_buckets
+            sums += _count(buckets, *part)
 
 
 def state_names(head: str) -> set[str]:
@@ -141,16 +139,17 @@ def _nothing() -> tuple[Floats, Floats]:
     return np.zeros(len(_SUMS)), np.zeros((2, BUCKETS))
 
 
-def _count(scores: Any, truth: Any, loads: Any) -> tuple[Floats, Floats]:
-    """What is summed over the stream: see ``_SUMS``; and weights per (class, bucket of the logit) [2, 65536]."""
+def _count(buckets: Floats, scores: Any, truth: Any, loads: Any) -> Floats:
+    """What is summed over the stream: see ``_SUMS``. Weights are added to ``buckets`` (class, bucket of the logit)."""
     losses = log_loss(scores, truth, logits=True)
     known = ~np.isnan(truth)
     kept, outcome, load = scores[known], truth[known].astype(np.float64), loads[known].astype(np.float64)
     chance = probabilities(kept.astype(np.float64), logits=True)
     sums = np.array([known.sum(), load.sum(), load @ outcome, load @ losses[known], load @ chance])
     bucket = _bucket(kept)
-    counts = [np.bincount(bucket, share, minlength=BUCKETS) for share in (load * (1 - outcome), load * outcome)]
-    return sums, np.stack(counts)
+    for counts, share in zip(buckets, (load * (1 - outcome), load * outcome), strict=True):
+        np.add.at(counts, bucket, share)
+    return sums
 
 
 def _bucket(logits: Any) -> Any:

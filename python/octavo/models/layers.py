@@ -12,10 +12,12 @@ from octavo.ops.epilogue import apply_norm
 
 
 def mlp(inputs: int, widths: Sequence[int], config: ModelConfig) -> torch.nn.Sequential:
-    """Hidden layers ``inputs -> widths``, each linear, norm and activation in one (LoKA's Mods)."""
-    layers = []
+    """Hidden layers ``inputs -> widths``, each linear, norm and activation in one (LoKA's Mods), then dropout."""
+    layers: list[torch.nn.Module] = []
     for width in widths:
         layers.append(nn.LinearNorm(inputs, width, config.norm, config.activation, config.bias))
+        if config.dropout:
+            layers.append(torch.nn.Dropout(config.dropout))
         inputs = width
     return torch.nn.Sequential(*layers)
 

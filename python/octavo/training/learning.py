@@ -31,9 +31,9 @@ def loss_of(logits: Mapping[str, torch.Tensor], batch: Batch, totals: Mapping[st
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], chosen: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer of the dense parameters."""
+    """The optimizer of the dense parameters, one kernel for all of them."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
-    return kinds[chosen.kind](parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    return kinds[chosen.kind](parameters, lr=chosen.lr, weight_decay=chosen.weight_decay, fused=True)
 
 
 def update(
