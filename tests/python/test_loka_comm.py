@@ -140,7 +140,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # noqa: F401 - DDP wants it; once, before the fork
+    import torch._dynamo  # DDP wants it: once, before the fork
 
     for world in (2, 4):
         path = Path(sys.argv[1], str(world))
