@@ -197,7 +197,8 @@ class LinearNorm(_Numerics):
         spec = self._norm_spec
         if self.norm is None:
             return None
-        if not (spec and spec.weight is self.norm_weight and spec.bias is self.norm_bias and spec.kind == self.norm):
+        known = spec and spec.kind == self.norm and spec.block == self.block
+        if not (known and spec.weight is self.norm_weight and spec.bias is self.norm_bias):
             spec = self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
         return spec
 
