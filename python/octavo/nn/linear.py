@@ -197,8 +197,8 @@ class LinearNorm(_Numerics):
         spec = self._norm_spec
         if self.norm is None:
             return None
-        known = spec and spec.kind == self.norm and spec.block == self.block
-        if not (known and spec.weight is self.norm_weight and spec.bias is self.norm_bias):
+        known = spec is not None and (spec.kind, spec.block) == (self.norm, self.block)
+        if spec is None or not known or spec.weight is not self.norm_weight or spec.bias is not self.norm_bias:
             spec = self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
         return spec
 

@@ -41,11 +41,13 @@ def apply(
     Args:
         no_bias: linear layers and norms lose their biases; prediction layers (linear layers of one output, or the
             last one of a model that has none such) keep theirs.
-        block_norm: LayerNorm and RMSNorm over the last dimension become ``nn.BlockNorm`` of so many columns (LoKA: 256).
+        block_norm: LayerNorm and RMSNorm over the last dimension become ``nn.BlockNorm`` of so many columns
+            (LoKA: 256).
         hard_swish: SiLU and GELU become Hard Swish, modules and functional calls.
         swish_rms: in LinearNorm layers (fused ones too) norm and SiLU, GELU or Hard Swish become SwishRMSNorm.
         norm_first: with ``fuse``, Linear -> activation -> norm becomes Linear -> norm -> activation.
-        fuse: Linear -> norm -> activation chains become ``nn.LinearNorm`` with the same Parameters. Same values in FP32.
+        fuse: Linear -> norm -> activation chains become ``nn.LinearNorm`` with the same Parameters. Same values in
+            FP32.
         group: linear layers of one input become one with a longer weight, new Parameters.
         tables: a row format (``e4m3 | int8 | int4 | fp16 | bf16``) for ``torch.nn.Embedding``, ``EmbeddingBag`` and
             octavo's tables, which are frozen then: for serving.
@@ -149,7 +151,7 @@ def _copied(model: torch.nn.Module, keep: Iterable[str], tables: str | None) -> 
 
 
 def _traced(places: Places, record: Record, mod: str | None) -> list[Method]:
-    """The methods of all modules that have graphs; those that have none are reported where linear layers are in them."""
+    """The methods of all modules that have graphs; those that have none are reported where they hold linear layers."""
     found = []
     for path, host in places.hosts():
         if isinstance(host, torch.nn.Sequential) or is_list(host):

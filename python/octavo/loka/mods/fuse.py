@@ -49,7 +49,8 @@ def _fuse_sequential(path: str, host: torch.nn.Sequential, places: Places, recor
     for start, (name, linear) in enumerate(parts_of):
         if not parts.is_linear(linear) or id(linear) not in places.by_module:
             continue
-        chain, members = _Chain(), []
+        chain = _Chain()
+        members: list[tuple[torch.nn.Module, str]] = []
         for other, module in parts_of[start + 1 :]:
             norm, activation = parts.norm_of_module(module), parts.activation_of_module(module)
             if id(module) not in places.by_module or has_hooks(module) or (norm and places.is_shared(module)):

@@ -6,6 +6,7 @@ costs less than a group's lists (docs/decisions.md).
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,14 @@ class Merged:
     host: torch.nn.Module
     name: str
     layer: torch.nn.Module
-    old: list[tuple[torch.nn.Module, str, torch.nn.Module]]
+    old: list[tuple[torch.nn.Module, str, Any]]
 
     def revert(self) -> None:
         start = 0
         for parent, name, module in self.old:
             end = start + module.out_features
             for parameter in _PARAMETERS:
-                present = self.layer._parameters[parameter]
+                present = self.layer._parameters.get(parameter)
                 if present is not None:
                     value = present.detach()[start:end].clone()
                     module._parameters[parameter] = torch.nn.Parameter(value, present.requires_grad)
@@ -59,7 +60,7 @@ def group_graph(method: Method, places: Places, record: Record) -> None:
 
 def _key(method: Method, node: fx.Node, places: Places) -> Any:
     """What layers must have in common to be merged; None for what cannot be."""
-    layer = method.child(node)
+    layer: Any = method.child(node)
     if layer is None or id(layer) not in places.by_module or len(node.args) != 1 or node.kwargs:
         return None
     if not method.is_own(node) or method.calls(node) != 1 or places.is_shared(layer) or has_hooks(layer):
@@ -81,8 +82,8 @@ def _key(method: Method, node: fx.Node, places: Places) -> Any:
 
 
 def _merge(method: Method, nodes: list[fx.Node], places: Places, record: Record) -> None:
-    layers = [method.child(node) for node in nodes]
-    sizes = [layer.out_features for layer in layers]  # type: ignore[union-attr]
+    layers: list[Any] = [method.child(node) for node in nodes]
+    sizes: list[Any] = [layer.out_features for layer in layers]
     merged = _merged_layer(layers)
     name = _name(method.host, [str(node.target) for node in nodes])
     old = []
@@ -91,11 +92,11 @@ def _merge(method: Method, nodes: list[fx.Node], places: Places, record: Record)
         old.append((parent, own, layer))
         parent._modules[own] = torch.nn.Identity()
     method.host.add_module(name, merged)
-    record.edits.done.append(Merged(method.host, name, merged, old))  # type: ignore[arg-type]
+    record.edits.done.append(Merged(method.host, name, merged, old))
     with method.graph.inserting_before(nodes[0]):
         y = method.graph.call_module(name, nodes[0].args)
-        cut = method.graph.call_method("split", (y, sizes, -1))
-        pieces = [method.graph.call_function(parts.GETITEM, (cut, i)) for i in range(len(nodes))]
+        cut = method.graph.call_method("split", (y, list(sizes), -1))
+        pieces = [method.graph.call_function(operator.getitem, (cut, i)) for i in range(len(nodes))]
         whole = [method.graph.call_method("contiguous", (piece,)) for piece in pieces]
     for node, piece in zip(nodes, whole, strict=True):
         node.replace_all_uses_with(piece)
@@ -128,7 +129,7 @@ def _merged_layer(layers: list[Any]) -> torch.nn.Module:
         own = [getattr(layer, name) for layer in layers]
         if own[0] is not None:
             value = torch.nn.Parameter(torch.cat([p.detach() for p in own]), own[0].requires_grad)
-            merged.register_parameter(name, value)
+            setattr(merged, name, value)
     if hasattr(first, "numerics"):
         merged.numerics, merged.backward_numerics = first.numerics, first.backward_numerics
     return merged.train(first.training)  # type: ignore[no-any-return]

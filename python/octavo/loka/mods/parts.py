@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +53,7 @@ def is_linear(module: torch.nn.Module | None) -> bool:
     return type(module) in LINEAR
 
 
-def norm_of_module(module: torch.nn.Module | None) -> NormPart | None:
+def norm_of_module(module: Any) -> NormPart | None:
     """The norm that ``module`` is, None for one that LinearNorm cannot be."""
     if type(module) is nn.BlockNorm:
         return NormPart("block", module.eps, block=module.block)
@@ -89,8 +87,8 @@ def norm_of_call(node: fx.Node, host: torch.nn.Module) -> NormPart | None:
     if node.op != "call_function":
         return None
     if node.target is block_norm:
-        block, eps = node.args[1:]
-        return NormPart("block", float(eps), block=int(block))  # type: ignore[arg-type]
+        _, block, added = node.args
+        return NormPart("block", float(added), block=int(block))  # type: ignore[arg-type]
     if node.target not in _NORM_CALLS:
         return None
     kind, default = _NORM_CALLS[node.target]
@@ -100,8 +98,8 @@ def norm_of_call(node: fx.Node, host: torch.nn.Module) -> NormPart | None:
     shape = given["normalized_shape"]
     if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int):
         return None
-    eps = given.get("eps", default)
-    places = []
+    eps: Any = given.get("eps", default)
+    places: list[tuple[torch.nn.Module, str] | None] = []
     for name in ("weight", "bias"):
         value = given.get(name)
         if value is None:
@@ -112,7 +110,7 @@ def norm_of_call(node: fx.Node, host: torch.nn.Module) -> NormPart | None:
         if not isinstance(host._parameters.get(str(value.target)), torch.nn.Parameter):
             return None
         places.append((host, str(value.target)))
-    return NormPart(kind, _FP32_EPS if eps is None else float(eps), int(shape[0]), *places)
+    return NormPart(kind, _FP32_EPS if eps is None else float(eps), int(shape[0]), places[0], places[1])
 
 
 def block_norm(x: torch.Tensor, block: int, eps: float) -> torch.Tensor:
@@ -120,7 +118,7 @@ def block_norm(x: torch.Tensor, block: int, eps: float) -> torch.Tensor:
     return apply_norm(x, ops.Norm("block", eps=eps, block=block)) if x.shape[-1] else x
 
 
-def why_not(linear: torch.nn.Module, norm: NormPart | None) -> str | None:
+def why_not(linear: Any, norm: NormPart | None) -> str | None:
     """Why this chain cannot be one LinearNorm, None when it can."""
     n = linear.out_features
     if linear.weight.dtype != torch.float32:
@@ -135,10 +133,10 @@ def why_not(linear: torch.nn.Module, norm: NormPart | None) -> str | None:
     return None
 
 
-def linear_norm(linear: torch.nn.Module, norm: NormPart | None, activation: str | None) -> nn.LinearNorm:
+def linear_norm(linear: Any, norm: NormPart | None, activation: str | None) -> nn.LinearNorm:
     """The chain as one layer with the same Parameters."""
     kind = None if norm is None else norm.kind
-    options = {} if norm is None else {"eps": norm.eps, "block": norm.block}
+    options: dict[str, Any] = {} if norm is None else {"eps": norm.eps, "block": norm.block}
     with torch.device("meta"):  # draws nothing
         layer = nn.LinearNorm(linear.in_features, linear.out_features, kind, activation, bias=False, **options)
     layer.weight, layer.bias = linear.weight, linear.bias
@@ -155,7 +153,3 @@ def linear_norm(linear: torch.nn.Module, norm: NormPart | None, activation: str 
 def describe(kind: str, norm: NormPart | None, activation: str | None, norm_last: bool = False) -> str:
     parts = [None if norm is None else norm.kind, activation]
     return " -> ".join([kind, *(part for part in (reversed(parts) if norm_last else parts) if part)])
-
-
-Match = Callable[[fx.Node], Any]
-GETITEM = operator.getitem

@@ -1,4 +1,4 @@
-"""octavo's tables behind the signatures of ``torch.nn.Embedding`` and ``torch.nn.EmbeddingBag``, frozen, for serving."""
+"""octavo's tables behind the signatures of ``torch.nn.Embedding`` and ``EmbeddingBag``, frozen, for serving."""
 
 from __future__ import annotations
 

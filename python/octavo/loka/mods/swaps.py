@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from octavo import nn
@@ -42,7 +44,7 @@ def drop_biases(places: Places, record: Record) -> None:
 def block_norms(places: Places, record: Record, block: int) -> None:
     """BlockNorm for norms over the feature dimension."""
     for place in places.every:
-        module = place.module
+        module: Any = place.module
         if isinstance(module, _BATCH_NORMS):
             why = "normalises over the batch, which no norm of single rows replaces; retrain with nn.BlockNorm instead"
             record.changes.append(Change(place.path, "block_norm", type(module).__name__, None, why))

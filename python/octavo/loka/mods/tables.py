@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +20,20 @@ _OCTAVOS = (nn.EmbeddingBags, nn.EmbeddingCollection)
 
 @dataclass(eq=False)
 class Stored:
-    """Tables that became ``new``. The old rows are not kept; taking it back decodes the present ones."""
+    """Tables that became ``new`` at ``places`` [(parent, name)]. The old rows are not kept; taking it back decodes the
+    present ones.
+    """
 
-    parent: torch.nn.Module
-    name: str
+    places: list[tuple[torch.nn.Module, str]]
     new: nn.EmbeddingBags
     kind: type
     arguments: dict[str, Any]
 
     def revert(self) -> None:
         old = self._torchs() if self.kind in _TORCHS else self._octavos()
-        self.parent._modules[self.name] = old.train(self.new.training)
+        old.train(self.new.training)
+        for parent, name in self.places:
+            parent._modules[name] = old
 
     def _torchs(self) -> torch.nn.Module:
         rows = self.new.decoded()  # type: ignore[operator]
@@ -64,21 +67,22 @@ def convertible(places: Places, dtype: str) -> list[tuple[Place, str | None]]:
 
 def store_tables(places: Places, record: Record, dtype: str) -> None:
     """Convert what :func:`convertible` says; a module with several places is converted once."""
-    done: dict[int, nn.EmbeddingBags] = {}
+    done: dict[int, Stored] = {}
     for place, why in convertible(places, dtype):
         module = place.module
         before = type(module).__name__
         if why is not None:
             record.changes.append(Change(place.path, "tables", before, None, why))
             continue
-        new = done.get(id(module))
-        if new is None:
-            new = done[id(module)] = _converted(module, dtype)
-        new.train(module.training)
-        place.parent._modules[place.name] = new
-        record.edits.done.append(Stored(place.parent, place.name, new, type(module), _arguments(module)))
+        edit = done.get(id(module))
+        if edit is None:
+            edit = done[id(module)] = Stored([], _converted(module, dtype), type(module), _arguments(module))
+            edit.new.train(module.training)
+            record.edits.done.append(edit)
+        edit.places.append((place.parent, place.name))
+        place.parent._modules[place.name] = edit.new
         note = f"frozen, for serving; rows round to {dtype}, undo gives back the rounded rows"
-        record.changes.append(Change(place.path, "tables", before, f"{type(new).__name__}({dtype})", note))
+        record.changes.append(Change(place.path, "tables", before, f"{type(edit.new).__name__}({dtype})", note))
 
 
 def _why_not(module: Any, owners: Counter[int], dtype: str) -> str | None:
@@ -114,8 +118,8 @@ def _converted(module: Any, dtype: str) -> nn.EmbeddingBags:
 def _arguments(module: Any) -> dict[str, Any]:
     """What makes a module like ``module`` but for its rows."""
     if isinstance(module, nn.EmbeddingBags):
-        names = ("optimizer", "bounds", "rounding", "seed")
-        return {"tables": [replace(t) for t in module.tables], **{name: getattr(module, name) for name in names}}
+        names: tuple[str, ...] = ("optimizer", "bounds", "rounding", "seed")
+        return {"tables": list(module.tables), **{name: getattr(module, name) for name in names}}
     names = ("scale_grad_by_freq", "sparse", "padding_idx", "norm_type")
     if isinstance(module, torch.nn.EmbeddingBag):
         names = (*names, "mode", "include_last_offset")

@@ -57,10 +57,9 @@ class Method:
 
     def is_own(self, node: fx.Node) -> bool:
         """Whether this method alone runs the called module: a child that only it names, or in a list of such."""
-        before = str(node.target).split(".")[:-1]
-        return str(node.target).split(".")[0] not in self.foreign and all(
-            is_list(self.host.get_submodule(".".join(before[: i + 1]))) for i in range(len(before))
-        )
+        path = str(node.target).split(".")
+        outer = (self.host.get_submodule(".".join(path[:end])) for end in range(1, len(path)))
+        return path[0] not in self.foreign and all(is_list(module) for module in outer)
 
     def compiled(self) -> Any:
         """The function that the graph is now."""
@@ -106,9 +105,8 @@ def traced(host: torch.nn.Module, name: str, codes: list[CodeType]) -> fx.Graph:
             host.training = training
             graphs.append(_Tracer(name).trace(host))
     except Exception as error:
-        raise Untraceable(
-            f"cannot be traced ({str(error).strip().splitlines()[0][:160] if str(error) else error!r})"
-        ) from error
+        words = (str(error).strip() or repr(error)).splitlines()[0][:160]
+        raise Untraceable(f"cannot be traced ({words})") from error
     finally:
         host.training = mode
         changed = _restore(host, before)
