@@ -41,6 +41,7 @@ class ServedEmbedding(_Served, nn.EmbeddingCollection):
         values = input.reshape(-1).long()
         offsets = torch.arange(2, device=values.device) * values.numel()
         rows = super().forward(values, offsets)["weight"]
+        torch._check(rows.shape[0] == values.numel())  # else a graph does not know it
         return rows.view(*input.shape, rows.shape[1])
 
 
