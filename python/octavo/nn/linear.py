@@ -137,12 +137,13 @@ class LinearNorm(_Numerics):
 
     Args:
         in_features, out_features: K and N.
-        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns), ``swish_rms`` (Lattice's
-            SwishRMSNorm, its own activation: pass ``activation=None``) or None.
+        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over ``block`` columns), ``swish_rms``
+            (Lattice's SwishRMSNorm, its own activation: pass ``activation=None``) or None.
         activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
         bias: LoKA's No Bias leaves it out.
         eps: added to the norm's variance or mean square.
         backward: see ``backward_numerics``.
+        block: columns that share a mean square in ``block``.
 
     Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms, swish_rms), ``norm_bias`` [N]
     (layer).
@@ -159,6 +160,7 @@ class LinearNorm(_Numerics):
         bias: bool = True,
         eps: float = 1e-5,
         backward: str = "bf16",
+        block: int = 256,
     ) -> None:
         super().__init__()
         self.backward_numerics = backward
@@ -167,9 +169,9 @@ class LinearNorm(_Numerics):
         if activation is not None:
             choice("activation", activation, ACTIVATIONS)
         if norm is not None:
-            ops.Norm(norm).expect_activation(activation)
+            ops.Norm(norm, eps=eps, block=block).expect_activation(activation)
         self.in_features, self.out_features = in_features, out_features
-        self.norm, self.activation, self.eps = norm, activation, eps
+        self.norm, self.activation, self.eps, self.block = norm, activation, eps, block
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
         self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
         self.norm_weight = (
@@ -193,10 +195,12 @@ class LinearNorm(_Numerics):
     def norm_spec(self) -> ops.Norm | None:
         """The layer's norm with its present parameters."""
         spec = self._norm_spec
-        if self.norm is None or (spec and spec.weight is self.norm_weight and spec.bias is self.norm_bias):
-            return spec
-        self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps)
-        return self._norm_spec
+        if self.norm is None:
+            return None
+        known = spec is not None and (spec.kind, spec.block) == (self.norm, self.block)
+        if spec is None or not known or spec.weight is not self.norm_weight or spec.bias is not self.norm_bias:
+            spec = self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
+        return spec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] float32 or bfloat16 -> [..., N] in x's dtype."""
