@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from octavo.loka import sites as _sites
 from octavo.loka.candidates import Candidate
+from octavo.loka.eager import run_eagerly
 from octavo.loka.evaluation import Evaluation, Inputs
 from octavo.loka.findings import Report
 from octavo.ops._types import choice
@@ -197,12 +198,10 @@ class Probe:
         if not self._is_open or (self.steps + 1) % self.every:
             return
         self._watch = _sites.watch(self.sites, self.most_rows)
-        if "torch._dynamo" in sys.modules:
-            stance: Any = torch.compiler.set_stance("force_eager")
-            stance.__enter__()
-            self._watch.callback(stance.__exit__, None, None, None)
+        run_eagerly(self._watch)
+        self._finalizer = weakref.finalize(self, self._watch.close)  # of a Probe that nobody closed
 
     def _unwatch(self) -> None:
         if self._watch is not None:
-            self._watch.close()
+            self._finalizer()
             self._watch = None

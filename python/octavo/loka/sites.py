@@ -87,7 +87,7 @@ def find_sites(model: torch.nn.Module, tails: bool, models_weights: bool) -> dic
         if not is_linear(module):
             continue
         weight: Any = module.weight
-        if weight.dim() != 2 or isinstance(weight, torch.nn.parameter.UninitializedParameter):
+        if torch.nn.parameter.is_lazy(weight) or weight.dim() != 2:
             raise ValueError(f"model: {canonical(path)} has no weight [n, k] yet; run the model once before the Probe")
         if id(weight) in found:
             found[id(weight)].modules.append(module)
