@@ -14,7 +14,7 @@ from octavo.data import AdsWorld, Batch, EventLog
 from octavo.loka.sites import spread_rows
 from octavo.ops.dispatch import sites
 
-BATCH, STEPS = 256, 120
+BATCH, STEPS, WATCHED_FROM = 256, 128, 88
 
 
 def ads_log(path: Path) -> EventLog:
@@ -37,12 +37,12 @@ def loss_of(model: models.Ranker, batch: Batch) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def trained(log: EventLog, model: models.Ranker, every: int = 8, **options: Any) -> loka.Probe:
-    """A Probe, closed, that watched the later two thirds of a short training of ``model``."""
+def trained(log: EventLog, model: models.Ranker, every: int = 4, **options: Any) -> loka.Probe:
+    """A Probe, closed, that watched the last third of a short training of ``model``."""
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     probe = None
     for step in range(STEPS):
-        if step == STEPS // 3:
+        if step == WATCHED_FROM:
             probe = loka.Probe(model, every, **options)
         loss = loss_of(model, log.read(step * BATCH, (step + 1) * BATCH))
         optimizer.zero_grad()
