@@ -11,7 +11,7 @@ from torch.nn import functional
 from octavo import loka, models
 from octavo.config import build_config
 from octavo.data import AdsWorld, Batch, EventLog
-from octavo.loka.sites import spread_rows
+from octavo.loka.sites import rows_of
 from octavo.ops.dispatch import sites
 
 BATCH, STEPS, WATCHED_FROM = 256, 128, 88
@@ -58,5 +58,5 @@ def trained(log: EventLog, model: models.Ranker, every: int = 4, **options: Any)
 def real_inputs(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
     """Each site's input rows [M, K] on ``batch``, shuffled."""
     generator = torch.Generator().manual_seed(0)
-    found = {site.path: spread_rows(site.x, 1 << 20).float() for site in sites(model, batch)}
+    found = {site.path: rows_of(site.x, None).float() for site in sites(model, batch)}
     return {path: x[torch.randperm(len(x), generator=generator)] for path, x in found.items()}

@@ -81,7 +81,7 @@ def test_predictions_are_what_held_out_inputs_show(tmp_path: Path) -> None:
             "N(0, 1)": (_spearman(blind_, real_), _log_ratio(blind_, real_)),
         }
         print(f"{name} {numerics} {len(real_)} sites: Spearman, median |log ratio| {line}")
-        assert line["learned"][0] >= 0.85, name
+        assert line["learned"][0] >= 0.9, name
         assert line["learned"][1] <= 0.1, name
         assert line["N(0, 1)"][0] < 0.8, name
         assert line["N(0, 1)"][1] > 2 * line["learned"][1], name

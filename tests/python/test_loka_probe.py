@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from octavo import loka, nn
 from octavo.loka.candidates import own_candidate
-from octavo.loka.sites import parts_of
+from octavo.loka.sites import parts_of, picked_rows
 from octavo.ops.dispatch import Requirement
 
 
@@ -86,7 +86,7 @@ def test_inputs_and_gradients_are_the_products() -> None:
     assert probe.sites["2"].epilogue == "bias+layer+hardswish"
 
 
-def test_rows_are_spread_and_calls_may_be_many() -> None:
+def test_rows_are_picked_and_calls_may_be_many() -> None:
     layer = torch.nn.Linear(2, 1)
     probe = loka.Probe(torch.nn.Sequential(layer), every=1, most_rows=4)
     model = probe.model
@@ -97,7 +97,20 @@ def test_rows_are_spread_and_calls_may_be_many() -> None:
     probe.step()
     site = probe.sites["0"]
     assert (site.input.rows, site.gradient.rows, site.m) == (7, 4, 3)
-    assert float(site.input.mean[0]) == pytest.approx((0 + 2 + 5 + 7 + 0 + 1 + 2) / 7)
+    picks = picked_rows(10, 4, 0)
+    assert picks is not None
+    assert float(site.input.mean[0]) == pytest.approx((float(picks.sum()) + 0 + 1 + 2) / 7)
+
+
+def test_picked_rows_reach_all_and_fall_in_with_no_period() -> None:
+    counts = torch.zeros(64)
+    for seed in range(2000):
+        picks = picked_rows(64, 8, seed)
+        assert picks is not None
+        assert (picks // 8).tolist() == list(range(8))
+        counts[picks] += 1
+    assert float((counts / 250 - 1).abs().max()) < 0.3
+    assert picked_rows(8, 8, 0) is None
 
 
 def test_a_shared_weight_is_one_site() -> None:
@@ -269,6 +282,7 @@ def test_drawing_stops_when_the_requirement_is_decided() -> None:
     with loka.Probe(model, every=1) as probe:
         _step(model, 0, 512)
         probe.step()
+    assert probe.sites["0"].input.rows == 128
     decided = probe.evaluate(["int8_dynamic"], 64, requirement=Requirement(max_rel_l1=0.5), measure_costs=False)
     assert {finding.draws for finding in decided.findings} == {8}
     value = decided.at("0")[0].errors["rel_l1"].value

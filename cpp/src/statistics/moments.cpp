@@ -46,13 +46,12 @@ FiniteRows finite_rows(const MatrixView& x, std::int64_t* counts) {
 }  // namespace
 
 Status observe(const MatrixView& x, const Moments& moments, const Tails* tails) {
-  if (x.dtype != DType::f32 && x.dtype != DType::bf16)
-    return Status::invalid("observe: x must be float32 or bfloat16");
+  if (x.dtype != DType::f32 && x.dtype != DType::bf16) return Status::invalid("observe: x must be float32 or bfloat16");
   if (x.cols != moments.k)
     return Status::invalid("observe: x has rows of " + std::to_string(x.cols) + ", the moments are of rows of " +
                            std::to_string(moments.k));
-  const FiniteRows rows = x.dtype == DType::f32 ? finite_rows<float>(x, moments.counts)
-                                                : finite_rows<std::uint16_t>(x, moments.counts);
+  const FiniteRows rows =
+      x.dtype == DType::f32 ? finite_rows<float>(x, moments.counts) : finite_rows<std::uint16_t>(x, moments.counts);
   if (rows.count == 0) return {};
   OCTAVO_CALL_GENERIC(add_moments, (MomentsArgs{rows, moments}));
   if (tails != nullptr && x.cols > 0) OCTAVO_CALL_GENERIC(add_tails, (TailsArgs{rows, *tails}));

@@ -1,4 +1,4 @@
-"""What may multiply at a site: octavo's numerics classes, each by the kernels that really run, and kernels of others."""
+"""What may multiply at a site: octavo's numerics classes by the kernels that really run, and kernels of others."""
 
 from __future__ import annotations
 

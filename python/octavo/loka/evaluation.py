@@ -49,9 +49,7 @@ class Evaluation:
         self.draws, self.requirement, self.inputs, self.rows = draws, requirement, inputs, rows
         self.measure_costs, self.seed = measure_costs, seed
 
-    def report(
-        self, sites: Sequence[ProbedSite], fingerprint: str, steps: int, settings: Mapping[str, Any]
-    ) -> Report:
+    def report(self, sites: Sequence[ProbedSite], fingerprint: str, steps: int, settings: Mapping[str, Any]) -> Report:
         """All sites, in every direction that they were seen in."""
         findings: list[Finding] = []
         for number, site in enumerate(sites):
@@ -80,7 +78,9 @@ class Evaluation:
         normal = learned
         if self.inputs == "learned":
             standard = _Source(site, "standard_normal", self.seed)
-            normal = [torch.stack(values) for values in self._drawn(site, direction, candidates, standard, _NORMAL_DRAWS)]
+            normal = [
+                torch.stack(values) for values in self._drawn(site, direction, candidates, standard, _NORMAL_DRAWS)
+            ]
         costs = self._costs(site, direction, candidates)
         reference = costs.get(REFERENCE)
         quantized = site.input if direction == "forward" else site.gradient

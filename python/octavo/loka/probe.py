@@ -18,7 +18,7 @@ from octavo.loka.findings import Report
 from octavo.ops._types import choice
 from octavo.ops.dispatch import Requirement
 
-MOST_ROWS = 512
+MOST_ROWS = 128  # with all their columns, at every=100, within 1% of training time
 WEIGHT_MODELS = ("snapshot", "matrix_normal")
 
 
@@ -27,8 +27,8 @@ class Probe:
 
     Sites are ``torch.nn.Linear`` and octavo's ``nn.Linear`` and ``nn.LinearNorm``, as
     :func:`octavo.ops.dispatch.plan` finds them; layers that share a weight are one. Call :meth:`step` after each
-    training step. In an observed step, at most ``most_rows`` rows of each call, evenly spread, enter the statistics of
-    the layer's input and of the gradient of x W^T + bias; in the steps between, the model has no hooks at all.
+    training step. In an observed step, at most ``most_rows`` rows of each call, picked at random, enter the statistics
+    of the layer's input and of the gradient of x W^T + bias; in the steps between, the model has no hooks at all.
 
     Gradients: of ``torch.nn.Linear`` and ``nn.Linear`` the gradient of their output; of ``nn.LinearNorm``, whose norm
     and activation are inside, that gradient carried back through them (FP32, x W^T + bias computed again for the rows

@@ -55,9 +55,7 @@ class RowModel:
             x += torch.randn(m, self.k, generator=generator, dtype=torch.float64) * self._rest
         return x
 
-    def _compared(
-        self, statistics: Statistics, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _compared(self, statistics: Statistics, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
         # The ends of few rows are noise: the grid stops where a quantile has some rows beyond it.
         end = min(0.5, 4 / min(statistics.rows, _PILOT))
         q = torch.linspace(end, 1 - end, _GRID, dtype=torch.float64)

@@ -107,7 +107,7 @@ def fingerprint(sites: dict[str, ProbedSite]) -> str:
 
 
 def watch(sites: dict[str, ProbedSite], most_rows: int) -> ExitStack:
-    """Hooks that feed the sites until the stack is closed. At most ``most_rows`` rows of a call, evenly spread."""
+    """Hooks that feed the sites until the stack is closed, at most ``most_rows`` rows of a call."""
     stack = ExitStack()
     for site in sites.values():
         for module in site.modules:
@@ -125,25 +125,26 @@ def _watcher(site: ProbedSite, most: int) -> Callable[..., None]:
         if m == 0:
             return
         site.m, site.dtype = m, "bfloat16" if x.dtype == torch.bfloat16 else "float32"
-        rows = spread_rows(x, most)
+        picks = picked_rows(m, most, site.input.rows)
+        rows = rows_of(x, picks)
         site.input.observe(rows)
         if not isinstance(output, torch.Tensor) or not output.requires_grad:
             return
         has_epilogue = site.norm is not None or site.activation is not None
-        output.register_hook(_gradient_watcher(site, rows if has_epilogue else None, most))
+        output.register_hook(_gradient_watcher(site, rows if has_epilogue else None, picks))
 
     return hook
 
 
 def _gradient_watcher(
-    site: ProbedSite, x: torch.Tensor | None, most: int
+    site: ProbedSite, x: torch.Tensor | None, picks: torch.Tensor | None
 ) -> Callable[[torch.Tensor], None]:
     """Of the layer's output. Where norm and activation are inside the layer, what they saw is computed again for the
-    rows taken, in FP32, and the gradient carried through them."""
+    rows picked, in FP32, and the gradient carried through them."""
 
     @torch.no_grad()
     def hook(grad: torch.Tensor) -> None:
-        rows = spread_rows(grad, most)
+        rows = rows_of(grad, picks)
         if x is not None:
             weight, bias = site.weight, site.bias
             z = torch.nn.functional.linear(x.float(), weight, bias)
@@ -153,13 +154,20 @@ def _gradient_watcher(
     return hook
 
 
-def spread_rows(x: torch.Tensor, most: int) -> torch.Tensor:
-    """At most ``most`` rows of x [..., K], evenly spread, as a matrix on the CPU in float32 or bfloat16. A copy of its
-    own, whatever becomes of x."""
+def picked_rows(m: int, most: int, seed: int) -> torch.Tensor | None:
+    """One row at random of each of ``most`` equal parts of m rows; None: all. Equal steps would fall in with what rows
+    are made of: a layer over [B, D, tokens] would see the same few of D."""
+    if m <= most:
+        return None
+    inside = torch.rand(most, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((torch.arange(most) + inside) * (m / most)).long().clamp_max(m - 1)
+
+
+def rows_of(x: torch.Tensor, picks: torch.Tensor | None) -> torch.Tensor:
+    """The picked rows of x [..., K] as a matrix on the CPU, float32 or bfloat16; a copy, whatever becomes of x."""
     rows = as_rows(x.detach())
-    m = rows.shape[0]
-    if m > most:
-        rows = rows[torch.arange(most, device=rows.device) * m // most]
+    if picks is not None:
+        rows = rows[picks.to(rows.device)]
     dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
     copy = rows.to("cpu", dtype)
     return copy.clone() if copy.data_ptr() == x.data_ptr() else copy

@@ -27,19 +27,18 @@ class Statistics:
 
     def __init__(self, k: int, tails: bool = True, full: int = FULL_COVARIANCE, rank: int = SKETCH_RANK) -> None:
         self.k, self.rank, self.tails = k, 0 if k <= full else rank, tails
-        ints, reals = {"dtype": torch.int64}, {"dtype": torch.float64}
         self._state = {
-            "counts": torch.zeros(len(_core.MomentCount), **ints),
-            "mean": torch.zeros(k, **reals),
-            "scatter": torch.zeros(k, self.rank or k, **reals),
-            "diagonal": torch.zeros(k if self.rank else 0, **reals),
+            "counts": torch.zeros(len(_core.MomentCount), dtype=torch.int64),
+            "mean": torch.zeros(k, dtype=torch.float64),
+            "scatter": torch.zeros(k, self.rank or k, dtype=torch.float64),
+            "diagonal": torch.zeros(k if self.rank else 0, dtype=torch.float64),
         }
         if tails:
             self._state |= {
-                "tail_counts": torch.zeros(len(_core.TailCount), **ints),
-                "tail_sums": torch.zeros(len(_core.TailSum), **reals),
-                "row_amax": torch.zeros(_core.AMAX_BINS, **ints),
-                "shares": torch.zeros(_core.SHARE_BINS, **ints),
+                "tail_counts": torch.zeros(len(_core.TailCount), dtype=torch.int64),
+                "tail_sums": torch.zeros(len(_core.TailSum), dtype=torch.float64),
+                "row_amax": torch.zeros(_core.AMAX_BINS, dtype=torch.int64),
+                "shares": torch.zeros(_core.SHARE_BINS, dtype=torch.int64),
             }
         self._moments = _core.Moments(k, self.rank, *(self._state[name].data_ptr() for name in _MOMENTS))
         self._tails = _core.Tails(*(self._state[name].data_ptr() for name in _TAILS)) if tails else None

@@ -24,12 +24,11 @@ class WeightModel:
         if not 0 < memory < 1:
             raise ValueError(f"memory: expected a number between 0 and 1, found {memory}")
         self.n, self.k, self.memory = n, k, memory
-        real = {"dtype": torch.float64}
         self._state = {
             "updates": torch.zeros(1, dtype=torch.int64),
-            "mean": torch.zeros(n, k, **real),
-            "rows": torch.eye(n, **real),
-            "columns": torch.eye(k, **real),
+            "mean": torch.zeros(n, k, dtype=torch.float64),
+            "rows": torch.eye(n, dtype=torch.float64),
+            "columns": torch.eye(k, dtype=torch.float64),
         }
 
     @property

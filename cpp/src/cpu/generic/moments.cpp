@@ -165,8 +165,8 @@ void add_sketch(const Batch& batch, const float* panels, std::int64_t count) {
   if (batch.weight > 0)
     for (std::int64_t i = 0; i < k; ++i)
       for (std::int64_t c = 0; c < rank; ++c)
-        lift[static_cast<std::size_t>(c)] += batch.weight * batch.difference[static_cast<std::size_t>(i)] *
-                                             static_cast<double>(signs[i * rank + c]);
+        lift[static_cast<std::size_t>(c)] +=
+            batch.weight * batch.difference[static_cast<std::size_t>(i)] * static_cast<double>(signs[i * rank + c]);
   const double square = batch.unit[0] * batch.unit[0];  // one unit for all columns
   parallel_region(of, [&](int thread, int n) {
     alignas(64) float tile[kTile * kPanel];
