@@ -4,7 +4,26 @@ Works on any ``torch.nn.Module``; needs nothing of octavo's but operators, dispa
 """
 
 from octavo.loka import comm, mods
+from octavo.loka.candidates import Candidate, Operands
 from octavo.loka.findings import DIRECTIONS, ERRORS, Estimate, Finding, Report, SiteInfo
+from octavo.loka.probe import Probe
+from octavo.loka.row_model import RowModel
+from octavo.loka.statistics import Statistics
+from octavo.loka.weight_model import WeightModel
 
-__all__ = ["DIRECTIONS", "ERRORS", "Estimate", "Finding", "Report", "SiteInfo"]
-__all__ += ["comm", "mods"]
+__all__ = [
+    "DIRECTIONS",
+    "ERRORS",
+    "Candidate",
+    "Estimate",
+    "Finding",
+    "Operands",
+    "Probe",
+    "Report",
+    "RowModel",
+    "SiteInfo",
+    "Statistics",
+    "WeightModel",
+    "comm",
+    "mods",
+]
