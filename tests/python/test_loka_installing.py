@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from loka_support import SITES, Net, X, report_for
+from loka_reports import SITES, Net, X, report_for
 
 from octavo import _core, loka, nn, ops
 from octavo.loka import DIRECTIONS

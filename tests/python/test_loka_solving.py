@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from loka_support import SITES, finding, report
+from loka_reports import SITES, finding, report
 
 from octavo.loka import DIRECTIONS, Estimate, Finding, solve
 from octavo.ops import kernels
@@ -116,7 +116,11 @@ def test_classes_that_no_gradient_kernel_has_are_refused() -> None:
     )
     by_direction = {e.direction: e for e in solve(made, Requirement(max_post_norm=0.05), training=True)}
     assert by_direction["grad_input"].numerics == "int8_dynamic"  # rel_l1 stands for post_norm
-    assert by_direction["grad_weight"].reason.endswith("int8_dynamic: no kernel computes grad_weight in this class")
+    assert by_direction["grad_weight"].reason.endswith(
+        "int8_dynamic: octavo has no kernel of grad_weight in this class"
+    )
+    theirs = report(finding("middle", "forward", "fp8_tensor", 5.0, rel_l1=0.01), sites=ONE)
+    assert "fp8_tensor: octavo has no kernel of forward" in solve(theirs, Requirement())["middle"].reason
 
 
 def test_each_direction_may_have_its_own_requirement() -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from loka_support import SITES, Net, X, finding, report, report_for
+from loka_reports import SITES, Net, X, finding, report, report_for
 
 from octavo import loka
 from octavo.loka import Closing, RecentRows, SafetyValve
@@ -144,7 +144,7 @@ def test_recent_rows_are_what_they_say() -> None:
 
 
 def test_a_report_is_enough() -> None:
-    kept = {site.path: dict(CALM) for site in SITES}
+    kept = {site.path: {"input": dict(CALM), "gradient": {}} for site in SITES}
     model = _installed()
     valve = SafetyValve(model, report(settings={"statistics": kept}), every=4)
     for _ in range(4):

@@ -5,11 +5,11 @@ Works on any ``torch.nn.Module``; needs nothing of octavo's but operators, dispa
 
 from octavo.loka.explaining import explain
 from octavo.loka.findings import DIRECTIONS, ERRORS, Estimate, Finding, Report, SiteInfo
-from octavo.loka.identity import fingerprint, machine
+from octavo.loka.identity import machine
 from octavo.loka.installing import install, uninstall
 from octavo.loka.solving import solve
 from octavo.loka.valve import Closing, SafetyValve
 from octavo.loka.watching import RecentRows, Watcher
 
 __all__ = ["DIRECTIONS", "ERRORS", "Closing", "Estimate", "Finding", "RecentRows", "Report", "SafetyValve", "SiteInfo",
-           "Watcher", "explain", "fingerprint", "install", "machine", "solve", "uninstall"]  # fmt: skip
+           "Watcher", "explain", "install", "machine", "solve", "uninstall"]  # fmt: skip

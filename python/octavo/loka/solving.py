@@ -16,6 +16,7 @@ from octavo.ops.linear_backward import GRAD_INPUT, GRAD_WEIGHT
 
 HIGH_PRECISION = "fp32"
 SERVED = {"forward": NUMERICS, "grad_input": GRAD_INPUT, "grad_weight": GRAD_WEIGHT}
+_PRECISION = {numerics: place for place, numerics in enumerate(NUMERICS)}
 log = logging.getLogger("octavo.loka")
 
 
@@ -75,16 +76,15 @@ def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedu
 
     def order(verdict: Verdict) -> tuple[bool, float, int]:
         us = verdict.finding.us
-        return not verdict.admitted, math.inf if us is None else us, NUMERICS.index(verdict.finding.numerics)
+        return not verdict.admitted, math.inf if us is None else us, _PRECISION.get(verdict.finding.numerics, 0)
 
     return sorted(judged, key=order)
 
 
 def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Verdict:
-    choice(f"report: numerics at {finding.site}", finding.numerics, NUMERICS)
     why = f" ({', '.join(finding.concerns)})" if finding.concerns else ""
     if finding.numerics not in SERVED[finding.direction]:
-        return Verdict(finding, False, f"no kernel computes {finding.direction} in this class")
+        return Verdict(finding, False, f"octavo has no kernel of {finding.direction} in this class")
     promises = []
     for name, bound in requirement.demands().items():
         if name == "deterministic":

@@ -179,4 +179,4 @@ def _of_report(report: Report, sites: list[str]) -> dict[str, dict[str, float]]:
             f"statistics: the report has no statistics of {', '.join(missing)} in settings['statistics']; it is of "
             f"another model, or give the Probe instead"
         )
-    return {site: {name: float(value) for name, value in kept[site].items()} for site in sites}
+    return {site: {n: float(v) for n, v in kept[site].get("input", kept[site]).items()} for site in sites}

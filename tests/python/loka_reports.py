@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from octavo import nn
-from octavo.loka import DIRECTIONS, Estimate, Finding, Report, SiteInfo, fingerprint, machine
+from octavo.loka import DIRECTIONS, Estimate, Finding, Report, SiteInfo, machine
 from octavo.ops._types import NUMERICS
 
 X = torch.randn(300, 20, generator=torch.Generator().manual_seed(9))
@@ -51,8 +51,7 @@ def finding(
 def report(*findings: Finding, sites: tuple[SiteInfo, ...] = SITES, settings: Mapping[str, object] | None = None,
            where: str | None = None) -> Report:  # fmt: skip
     """About this machine, unless ``where``."""
-    model = fingerprint((s.path, s.n, s.k, s.epilogue) for s in sites)
-    return Report(model, where or machine(), 100, sites, findings, settings or {})
+    return Report("0123abcd", where or machine(), 100, sites, findings, settings or {})
 
 
 def report_for(choices: Mapping[tuple[str, str], str]) -> Report:
