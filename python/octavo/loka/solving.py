@@ -22,11 +22,16 @@ log = logging.getLogger("octavo.loka")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One class at one site and direction: ``reason`` says what it promises, or why it is refused."""
+    """One class at one site and direction: ``state`` is ``admitted``, ``unsafe``, ``slow`` or ``unknown`` (no kernel,
+    not estimated, not timed); ``reason`` says what it promises, or why it is refused."""
 
     finding: Finding
-    admitted: bool
+    state: str
     reason: str
+
+    @property
+    def admitted(self) -> bool:
+        return self.state == "admitted"
 
 
 def solve(
@@ -84,7 +89,7 @@ def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedu
 def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Verdict:
     why = f" ({', '.join(finding.concerns)})" if finding.concerns else ""
     if finding.numerics not in SERVED[finding.direction]:
-        return Verdict(finding, False, f"octavo has no kernel of {finding.direction} in this class")
+        return Verdict(finding, "unknown", f"octavo has no kernel of {finding.direction} in this class")
     promises = []
     for name, bound in requirement.demands().items():
         if name == "deterministic":
@@ -94,21 +99,19 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
             error = "rel_l1"
         estimate, is_floor = finding.errors.get(error), name.startswith("min_")
         if estimate is None:
-            return Verdict(finding, False, f"{error} was not estimated")
+            return Verdict(finding, "unknown", f"{error} was not estimated")
         end = estimate.low if is_floor else estimate.high
         sign = ">=" if is_floor else "<="
         if not (end >= bound if is_floor else end <= bound):  # nan meets nothing
             text = f"{error} {_interval(estimate)}, not {sign} {bound:g} with its whole interval"
-            return Verdict(finding, False, text + why)
+            return Verdict(finding, "unsafe", text + why)
         promises.append(f"{error} {_interval(estimate)} {sign} {bound:g}")
     if math.isnan(finding.speedup):
-        return Verdict(finding, False, "was not timed")
+        return Verdict(finding, "unknown", "was not timed")
+    speed = f"{finding.speedup:.2f} times as fast as high precision"
     if not finding.speedup >= min_speedup:
-        return Verdict(
-            finding, False, f"{finding.speedup:.2f} times as fast as high precision, not {min_speedup:g}" + why
-        )
-    return Verdict(finding, True, f"{finding.speedup:.2f} times as fast as high precision; "
-                   + ("; ".join(promises) or "nothing was demanded of its errors"))  # fmt: skip
+        return Verdict(finding, "slow", f"{speed}, not {min_speedup:g}{why}")
+    return Verdict(finding, "admitted", f"{speed}; {'; '.join(promises) or 'nothing was demanded of its errors'}")
 
 
 def _interval(estimate: Estimate) -> str:
