@@ -212,7 +212,7 @@ def test_explain_shows_errors_speed_and_reasons(capsys, monkeypatch) -> None:
         "rel_l1 0.02 (0.018-0.022), signal_rel 0.5 (0.45-0.55)",
         "2.50x",
     )
-    assert rows[1][5].startswith("2.50 times as fast")
+    assert rows[1][5].startswith("2.50x; rel_l1 0.02 (to 0.022) <= 0.05")
     assert rows[3][2:5] == ("fp32", "", "")
     assert explain_rows(plan)[1][3:5] == ("rel_l1 0.02, signal_rel 0.5", "")
     loka.explain(plan, made)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from octavo.loka.findings import DIRECTIONS, Estimate, Finding, Report, SiteInfo
+from octavo.loka.findings import DIRECTIONS, Finding, Report, SiteInfo
 from octavo.loka.identity import machine
 from octavo.ops._types import NUMERICS, choice
 from octavo.ops.dispatch import Plan, PlanEntry, Problem, Requirement, choose
@@ -43,9 +43,10 @@ def solve(
     """The plan that Probe's evidence supports.
 
     At each site and direction: of the classes whose errors meet ``requirement`` with the whole 95% interval (its worse
-    end) and whose speedup is at least ``min_speedup``, the one with the least time; else high precision, and the entry
-    says what stood against every class. ``requirement`` may be a mapping of directions (``forward``, ``grad_input``,
-    ``grad_weight``) to requirements. No norm follows a gradient: there ``max_post_norm`` is a demand on ``rel_l1``.
+    end, which reasons give as ``to``) and whose speedup is at least ``min_speedup``, the one with the least time; else
+    high precision, and the entry says what stood against every class. ``requirement`` may be a mapping of directions
+    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient: there ``max_post_norm``
+    is a demand on ``rel_l1``.
     A demanded error that was not estimated is not met.
 
     ``training``: entries of all three directions, else of the forward alone. The plan depends on the report and, in
@@ -87,7 +88,6 @@ def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedu
 
 
 def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Verdict:
-    why = f" ({', '.join(finding.concerns)})" if finding.concerns else ""
     if finding.numerics not in SERVED[finding.direction]:
         return Verdict(finding, "unknown", f"octavo has no kernel of {finding.direction} in this class")
     promises = []
@@ -100,22 +100,18 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
         estimate, is_floor = finding.errors.get(error), name.startswith("min_")
         if estimate is None:
             return Verdict(finding, "unknown", f"{error} was not estimated")
-        end = estimate.low if is_floor else estimate.high
-        sign = ">=" if is_floor else "<="
-        if not (end >= bound if is_floor else end <= bound):  # nan meets nothing
-            text = f"{error} {_interval(estimate)}, not {sign} {bound:g} with its whole interval"
-            return Verdict(finding, "unsafe", text + why)
-        promises.append(f"{error} {_interval(estimate)} {sign} {bound:g}")
+        end = estimate.low if is_floor else estimate.high  # nan meets nothing
+        text = f"{error} {estimate.value:.3g} (to {end:.3g})"
+        if not (end >= bound if is_floor else end <= bound):
+            why = [concern for concern in finding.concerns if concern != "speed"]
+            because = f" ({', '.join(why)})" if why else ""
+            return Verdict(finding, "unsafe", f"{text}, not {'>=' if is_floor else '<='} {bound:g}{because}")
+        promises.append(f"{text} {'>=' if is_floor else '<='} {bound:g}")
     if math.isnan(finding.speedup):
         return Verdict(finding, "unknown", "was not timed")
-    speed = f"{finding.speedup:.2f} times as fast as high precision"
     if not finding.speedup >= min_speedup:
-        return Verdict(finding, "slow", f"{speed}, not {min_speedup:g}{why}")
-    return Verdict(finding, "admitted", f"{speed}; {'; '.join(promises) or 'nothing was demanded of its errors'}")
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} ({estimate.low:.3g} to {estimate.high:.3g})"
+        return Verdict(finding, "slow", f"{finding.speedup:.2f}x, not {min_speedup:g}x (speed)")
+    return Verdict(finding, "admitted", f"{finding.speedup:.2f}x; {', '.join(promises) or 'no error is demanded'}")
 
 
 def _entry(
@@ -125,7 +121,7 @@ def _entry(
     judged = verdicts(findings, requirement, min_speedup)
     is_here = is_here and direction == "forward"  # gradients' kernels are the fastest of their class
     kernels: dict[str, str] = {}
-    chosen, refused = None, []
+    chosen, refused, slow = None, [], []
     for verdict in judged:
         if verdict.admitted and chosen is None:
             try:
@@ -134,6 +130,8 @@ def _entry(
                 refused.append(f"{verdict.finding.numerics}: no kernel of it may run here")
                 continue
             chosen = verdict
+        elif verdict.state == "slow":
+            slow.append(f"{verdict.finding.numerics} {verdict.finding.speedup:.2f}x")
         elif not verdict.admitted:
             refused.append(f"{verdict.finding.numerics}: {verdict.reason}")
     if chosen is not None:
@@ -141,6 +139,7 @@ def _entry(
     else:
         us = next((f.reference_us for f in findings if f.reference_us is not None), None)
         numerics = HIGH_PRECISION
+        refused += [f"{', '.join(slow)}, not {min_speedup:g}x (speed)"] if slow else []
         reason = f"nothing meets: {'; '.join(refused)}" if refused else f"the report has no {direction} of this site"
         if is_here:
             kernels = _kernels(site, numerics, requirement)

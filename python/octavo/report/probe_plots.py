@@ -17,6 +17,7 @@ from octavo.report.probe_results import InputShape
 MARKS = {"bf16": "s", "e4m3_row": "D", "e4m3_weight_only": "^", "int8_dynamic": "o"}
 GOOD = "#2a9d78"
 TITLES = {"forward": "Forward", "grad_input": "Gradient of the input", "grad_weight": "Gradient of the weight"}
+SLOWEST = 0.25  # what is slower stands at the edge
 NAMED = 7  # points of a panel that get their site's name
 
 
@@ -50,7 +51,7 @@ def site_map(panels: Mapping[str, Sequence[Point]], min_speedup: float, label: s
         every = [point for points in panels.values() for point in points]
         speeds = [p.speedup for p in every] + [min_speedup, 1.0]
         ends = [v for p in every for v in (p.usage.low, p.usage.high) if 0 < v < math.inf] + [1.0]
-        left, right = min(speeds) / 1.15, max(speeds) * 1.2
+        left, right = max(min(speeds) / 1.15, SLOWEST), max(speeds) * 1.2
         bottom, top = max(min(ends) / 1.6, 1e-4), max(ends) * 1.8
         for axis, (direction, points) in zip(axes, panels.items(), strict=True):
             axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
@@ -77,9 +78,10 @@ def _mark(axis: Axes, point: Point, bottom: float, top: float) -> None:
     colour, is_chosen = COLOURS.get(point.numerics, INK), point.verdict == "chosen"
     middle, low, high = (min(max(v, bottom), top) for v in (point.usage.value, point.usage.low, point.usage.high))
     alpha = 1.0 if is_chosen else 0.4
-    axis.plot([point.speedup] * 2, [low, high], color=colour, linewidth=1.1, alpha=alpha)
+    speedup = max(point.speedup, SLOWEST * 1.04)
+    axis.plot([speedup] * 2, [low, high], color=colour, linewidth=1.1, alpha=alpha)
     axis.plot(
-        [point.speedup], [middle], MARKS.get(point.numerics, "o"), color=colour, alpha=alpha,
+        [speedup], [middle], MARKS.get(point.numerics, "o"), color=colour, alpha=alpha,
         markersize=8.5 if is_chosen else 4.5, markeredgecolor="white" if is_chosen else colour, markeredgewidth=0.9,
     )  # fmt: skip
 
@@ -91,12 +93,13 @@ def _name(axis: Axes, points: Sequence[Point]) -> None:
     shown = [*chosen[: NAMED - 3], *unsafe[:3]]
     placed: list[tuple[float, float]] = []
     for point in shown:
-        x, y = math.log10(point.speedup), math.log10(max(point.usage.value, 1e-12))
+        x, y = math.log10(max(point.speedup, SLOWEST)), math.log10(max(point.usage.value, 1e-12))
         if any(abs(x - a) < 0.12 and abs(y - b) < 0.07 for a, b in placed):
             continue
         placed.append((x, y))
-        axis.annotate(point.site, (point.speedup, point.usage.value), (6, 3), textcoords="offset points", fontsize=7.5,
-                      color=INK if point.verdict == "chosen" else MUTED, annotation_clip=True)  # fmt: skip
+        axis.annotate(point.site, (max(point.speedup, SLOWEST), point.usage.value), (6, 3),
+                      textcoords="offset points", fontsize=7.5, annotation_clip=True,
+                      color=INK if point.verdict == "chosen" else MUTED)  # fmt: skip
 
 
 def _corner(axis: Axes, min_speedup: float, bottom: float) -> None:
@@ -106,7 +109,7 @@ def _corner(axis: Axes, min_speedup: float, bottom: float) -> None:
 
 
 def _plain_ticks(axis: Axes, left: float, right: float) -> None:
-    steps = [0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100]
+    steps = [0.25, 0.5, 1, 2, 4, 8, 16, 32, 64]
     shown = [v for v in steps if left <= v <= right]
     axis.set_xticks(shown, [f"{v:g}x" for v in shown])
     axis.minorticks_off()
@@ -169,9 +172,10 @@ def input_shapes(shapes: Sequence[InputShape]) -> str:
                           ha="right", va="top", fontsize=7, color=MUTED)  # fmt: skip
         for axis in axes[len(shapes) :]:
             axis.set_visible(False)
+        for axis in axes[max(0, len(shapes) - columns) : len(shapes)]:
+            axis.tick_params(labelbottom=True)  # the last of each column
         handles = [line(ACCENT, "elements of the input"),
                    line(WARM, "normal, same mean and variance", (0, (3, 2))), line(MUTED, "mean")]  # fmt: skip
-        figure.supxlabel("element / root mean square", fontsize=8.5, color=MUTED)
         figure.supylabel("density", fontsize=8.5, color=MUTED)
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         return uri(figure)
