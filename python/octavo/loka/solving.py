@@ -45,8 +45,9 @@ def solve(
     At each site and direction: of the classes whose errors meet ``requirement`` with the whole 95% interval (its worse
     end, which reasons give as ``to``) and whose speedup is at least ``min_speedup``, the one with the least time; else
     high precision, and the entry says what stood against every class. ``requirement`` may be a mapping of directions
-    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient: there ``max_post_norm``
-    is a demand on ``rel_l1``.
+    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient,
+    and columns of a weight's gradient are no batch: there ``max_post_norm`` and ``max_signal_rel`` are demands on
+    ``rel_l1``.
     A demanded error that was not estimated is not met.
 
     ``training``: entries of all three directions, else of the forward alone. The plan depends on the report and, in
@@ -75,6 +76,14 @@ def solve(
     return Plan(tuple(entries), origin)
 
 
+def error_of(demand: str, direction: str) -> str:
+    """The error that a field of Requirement limits in a direction."""
+    error = demand.partition("_")[2]
+    has_no_norm = error == "post_norm" and direction != "forward"
+    has_no_batch = error == "signal_rel" and direction == "grad_weight"
+    return "rel_l1" if has_no_norm or has_no_batch else error
+
+
 def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedup: float) -> list[Verdict]:
     """Every class of one site and direction, the admitted first, the fastest first; of equally fast ones that of higher
     precision."""
@@ -94,9 +103,7 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
     for name, bound in requirement.demands().items():
         if name == "deterministic":
             continue  # of kernels, not of classes
-        error = name.partition("_")[2]
-        if error == "post_norm" and finding.direction != "forward":
-            error = "rel_l1"
+        error = error_of(name, finding.direction)
         estimate, is_floor = finding.errors.get(error), name.startswith("min_")
         if estimate is None:
             return Verdict(finding, "unknown", f"{error} was not estimated")
