@@ -74,10 +74,12 @@ def click_inputs(events: int = 9) -> tuple[torch.Tensor, ...]:
 
 @torch.no_grad()
 def trained(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """``model`` in evaluation mode with no parameter at its initial value."""
+    """``model`` in evaluation mode with parameters drawn anew, gains around 1."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        is_gain = bool((parameter == 1).all())
+        drawn = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.copy_(drawn / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 0.2 * drawn + is_gain)
     return model.eval()
 
 

@@ -109,7 +109,7 @@ def test_undo_has_the_present_parameters() -> None:
     plain = copy.deepcopy(model)
     changed = mods.apply(mods.apply(model, fuse=True), group=True)
     for one in (plain, changed):
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()
             one(x).square().mean().backward()
