@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 class Ranker(torch.nn.Module):
-    """Functional calls, dropout, a shared activation, two projections of one input."""
+    """Functional calls, dropout, a shared activation, three projections of one input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -15,15 +15,15 @@ class Ranker(torch.nn.Module):
         self.second, self.rms = torch.nn.Linear(37, 64), torch.nn.RMSNorm(64)
         self.third = torch.nn.Linear(64, 48)
         self.act = torch.nn.SiLU()
-        self.query, self.key = torch.nn.Linear(48, 16), torch.nn.Linear(48, 24)
-        self.out = torch.nn.Linear(40, 1)
+        self.query, self.key, self.value = (torch.nn.Linear(48, n) for n in (16, 24, 9))
+        self.out = torch.nn.Linear(49, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.gelu(self.norm(self.first(x)))
         x = functional.dropout(x, 0.5, self.training)
         x = self.act(self.rms(self.second(x)))
         x = self.act(self.third(x))
-        return self.out(torch.cat([self.query(x), self.key(x)], 1)).squeeze(1)
+        return self.out(torch.cat([self.query(x), self.key(x), self.value(x)], 1)).squeeze(1)
 
 
 class Branching(torch.nn.Module):
@@ -74,10 +74,12 @@ def click_inputs(events: int = 9) -> tuple[torch.Tensor, ...]:
 
 @torch.no_grad()
 def trained(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """``model`` in evaluation mode with no parameter at its initial value."""
+    """``model`` in evaluation mode with parameters drawn anew, gains around 1."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        is_gain = bool((parameter == 1).all())
+        drawn = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.copy_(drawn / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 0.2 * drawn + is_gain)
     return model.eval()
 
 

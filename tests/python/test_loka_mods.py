@@ -44,7 +44,7 @@ def _ranker(model: Ranker, x: torch.Tensor, bias: bool = True, block: int | None
         x = swish(_blocks(z, block), functional.gelu)
         z = _blocks(linear(x, "second"), block, EPS)
     x = swish(linear(swish(z, functional.silu), "third"), functional.silu)
-    return linear(torch.cat([linear(x, "query"), linear(x, "key")], 1), "out").squeeze(1)
+    return linear(torch.cat([linear(x, name) for name in ("query", "key", "value")], 1), "out").squeeze(1)
 
 
 @pytest.mark.parametrize(("asked", "means"), [
@@ -109,7 +109,7 @@ def test_undo_has_the_present_parameters() -> None:
     plain = copy.deepcopy(model)
     changed = mods.apply(mods.apply(model, fuse=True), group=True)
     for one in (plain, changed):
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()
             one(x).square().mean().backward()
@@ -120,7 +120,7 @@ def test_undo_has_the_present_parameters() -> None:
         assert torch.allclose(back.state_dict()[name], tensor, rtol=1e-4, atol=1e-6), name
     where = mods.names(changed)
     assert where["norm.weight"] == "first.norm_weight"
-    assert where["key.weight"] == "query_key.weight[16:40]"
+    assert where["key.weight"] == "query_key_value.weight[16:40]"
     loaded = mods.apply(model, no_bias=True, fuse=True)
     loaded.load_state_dict({name: t + 1 for name, t in loaded.state_dict().items()}, assign=True)
     back = mods.undo(loaded)
@@ -155,7 +155,7 @@ def test_changes_say_what_was_lost() -> None:
     assert str(fused) == (
         "second [fuse] Linear -> block -> hardswish -> LinearNorm(block, hardswish): same values in FP32"
     )
-    assert found["query_key", "group", "2 layers of one input: query, key"].after == "Linear(40)"
+    assert found["query_key_value", "group", "3 layers of one input: query, key, value"].after == "Linear(49)"
 
 
 def test_kept_modules_are_not_touched() -> None:

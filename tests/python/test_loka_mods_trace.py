@@ -191,14 +191,18 @@ class Heads(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = torch.nn.Linear(13, 8), torch.nn.Linear(13, 3), torch.nn.Linear(13, 5, bias=False)
+        self.a, self.b, self.c = (torch.nn.Linear(13, n) for n in (8, 3, 5))
+        self.plain = torch.nn.ModuleList(torch.nn.Linear(13, 2, bias=False) for _ in range(2))
+        self.seen = torch.nn.ModuleList(torch.nn.Linear(13, 2) for _ in range(3))
         self.experts = torch.nn.ModuleList(nn.LinearNorm(13, 8, "block", block=4) for _ in range(5))
-        self.layered = torch.nn.ModuleList(nn.LinearNorm(13, 8, "layer") for _ in range(2))
+        self.layered = torch.nn.ModuleList(nn.LinearNorm(13, 8, "layer") for _ in range(3))
 
     def forward(self, x):
         mixed = torch.stack([e(x) for e in self.experts], 1).view(-1, 40)
-        return torch.cat([self.b(x).view(-1), self.c(x).flatten(), mixed.flatten(), self.layered[0](x).flatten(),
-                          self.layered[1](x).flatten(), self.a(x).view(-1)])  # fmt: skip
+        layered = torch.cat([layer(x) for layer in self.layered], 1)
+        seen = [layer(x).view(-1) for layer in self.seen]  # a view of a piece would fail
+        rest = torch.cat([self.b(x), self.c(x) * 2, *(layer(x) for layer in self.plain), torch.relu(self.a(x))], 1)
+        return torch.cat([mixed.flatten(), layered.flatten(), *seen, rest.flatten()])
 
 
 def test_layers_of_one_input_are_merged() -> None:
@@ -206,7 +210,7 @@ def test_layers_of_one_input_are_merged() -> None:
     changed = mods.apply(model, group=True)
     assert torch.allclose(changed(x), model(x), rtol=1e-5, atol=1e-6)
     made = {change.site: change.after for change in mods.changes(changed)}
-    assert made == {"b_a": "Linear(11)", "experts_0_to_experts_4": "LinearNorm(40)"}
+    assert made == {"b_c_a": "Linear(16)", "experts_0_to_experts_4": "LinearNorm(40)"}
     where = mods.names(changed)
     assert where["experts.1.weight"] == "experts_0_to_experts_4.weight[8:16]"
     state = changed.state_dict()

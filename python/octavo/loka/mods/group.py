@@ -1,7 +1,9 @@
-"""Parallel linear layers of one input become one layer whose weight is theirs, one below the other; its output is cut.
+"""Parallel linear layers of one input become one layer whose weight is theirs, one below the other; its output is cut
+into views.
 
 One concatenated weight, not ``ops.grouped_linear``: the layers share x, which is read and quantized once, and one call
-costs less than a group's lists (docs/decisions.md).
+costs less than a group's lists. Measured (docs/decisions.md): it pays from three layers on, and only without copies of
+the pieces. So layers whose results go where strides may matter are not merged.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import functional
 
 from octavo import nn
 from octavo.loka.mods import parts
@@ -20,6 +23,13 @@ from octavo.loka.mods.record import Change, Record
 from octavo.loka.mods.trace import Method
 
 _PARAMETERS = ("weight", "bias")
+_LEAST = 3  # layers
+_ANY_STRIDES = {
+    torch.cat, torch.stack, torch.matmul, torch.bmm, torch.add, torch.sub, torch.mul, torch.addcmul, torch.sum,
+    torch.softmax, torch.sigmoid, torch.tanh, torch.relu, functional.relu, functional.silu, functional.gelu,
+    functional.hardswish, functional.softmax, functional.layer_norm, functional.rms_norm, functional.linear,
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, parts.block_norm,
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -47,14 +57,14 @@ class Merged:
 
 
 def group_graph(method: Method, places: Places, record: Record) -> None:
-    """Merge the method's linear layers that read the same value, in a row of calls."""
+    """Merge the method's linear layers that read the same value."""
     found: dict[Any, list[fx.Node]] = {}
     for node in method.graph.nodes:
         key = _key(method, node, places)
         if key is not None:
             found.setdefault(key, []).append(node)
     for nodes in found.values():
-        if len(nodes) > 1:
+        if len(nodes) >= _LEAST:
             _merge(method, nodes, places, record)
 
 
@@ -64,6 +74,8 @@ def _key(method: Method, node: fx.Node, places: Places) -> Any:
     if layer is None or id(layer) not in places.by_module or len(node.args) != 1 or node.kwargs:
         return None
     if not method.is_own(node) or method.calls(node) != 1 or places.is_shared(layer) or has_hooks(layer):
+        return None
+    if not all(_takes_any_strides(method, user) for user in node.users):
         return None
     common: tuple[Any, ...]
     if isinstance(layer, nn.LinearNorm):
@@ -79,6 +91,15 @@ def _key(method: Method, node: fx.Node, places: Places) -> Any:
     states = tuple(None if p is None else p.requires_grad for p in (layer.weight, layer.bias))
     precision = (getattr(layer, "numerics", None), getattr(layer, "backward_numerics", None))
     return (node.args[0], type(layer), layer.in_features, weight.dtype, weight.device, states, precision, *common)
+
+
+def _takes_any_strides(method: Method, user: fx.Node) -> bool:
+    """Whether ``user`` may read a view and gives a result of its own."""
+    module: Any = method.child(user)
+    if module is None:
+        return user.op == "call_function" and user.target in _ANY_STRIDES
+    known = parts.is_linear(module) or isinstance(module, nn.LinearNorm) or parts.norm_of_module(module) is not None
+    return known or parts.activation_of_module(module) is not None
 
 
 def _merge(method: Method, nodes: list[fx.Node], places: Places, record: Record) -> None:
@@ -97,8 +118,7 @@ def _merge(method: Method, nodes: list[fx.Node], places: Places, record: Record)
         y = method.graph.call_module(name, nodes[0].args)
         cut = method.graph.call_method("split", (y, list(sizes), -1))
         pieces = [method.graph.call_function(operator.getitem, (cut, i)) for i in range(len(nodes))]
-        whole = [method.graph.call_method("contiguous", (piece,)) for piece in pieces]
-    for node, piece in zip(nodes, whole, strict=True):
+    for node, piece in zip(nodes, pieces, strict=True):
         node.replace_all_uses_with(piece)
         method.graph.erase_node(node)
     method.changed = True
