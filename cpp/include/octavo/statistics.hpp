@@ -43,12 +43,13 @@ enum TailSum : int { kMean, kSecond, kThird, kFourth, kShareSquares, kAmax, kLas
 
 // Bins that are linear inside octaves, so that a bin's number is the upper bits of an FP32.
 constexpr int kAmaxBins = 4096;  // row's largest magnitude: bin b from the FP32 with bits b << 19 on
-constexpr int kShareBins = 256;  // |x| / row's largest: bin b from the FP32 with bits (0x3f8 - b) << 20 on
+// x / row's largest, negative ones first: bin b of a sign from the FP32 with bits (0x3f8 - b) << 20 on.
+constexpr int kShareBins = 256;
 struct Tails {
   std::int64_t* counts = nullptr;    // [kTailCounts]
   double* sums = nullptr;            // [kTailSums]
   std::int64_t* row_amax = nullptr;  // [kAmaxBins], rows of zeros left out
-  std::int64_t* shares = nullptr;    // [kShareBins], zeros left out
+  std::int64_t* shares = nullptr;    // [2, kShareBins], zeros left out
 };
 
 // Takes the rows of x [M, K] (f32 or bf16) into both; tails may be null. Any M, K >= 0.

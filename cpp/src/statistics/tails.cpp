@@ -25,7 +25,7 @@ void merge(const Tails& from, const Tails& into) {
   for (const int largest : {kAmax, kLastAmax}) into.sums[largest] = std::max(into.sums[largest], from.sums[largest]);
   for (int c = 0; c < kTailCounts; ++c) into.counts[c] += from.counts[c];
   for (int b = 0; b < kAmaxBins; ++b) into.row_amax[b] += from.row_amax[b];
-  for (int b = 0; b < kShareBins; ++b) into.shares[b] += from.shares[b];
+  for (int b = 0; b < 2 * kShareBins; ++b) into.shares[b] += from.shares[b];
 }
 
 }  // namespace octavo

@@ -8,16 +8,28 @@ import torch
 
 from octavo.loka.statistics import Statistics
 
-# Sizes are touched where a quantile of the rows' largest magnitudes is off by more than this factor.
-SIZE_TOLERANCE = 1.1
-_PILOT = 4096  # rows that show how large the normal rows are
-_GRID = 257  # quantiles that are compared
+SIZE_TOLERANCE = 1.1  # factor by which quantiles of rows' largest magnitudes may be off before they are corrected
+SHAPE_TOLERANCE = 0.02  # mean difference that quantiles of elements over their row's largest magnitude may have
+_PILOT = 4096  # rows that show what normal rows look like
+_SIZES = 257  # quantiles of sizes that are compared
+_ENDS = torch.logspace(-5, -2, 40, dtype=torch.float64)
+_SHAPES = torch.cat([  # and of shapes: closer at the ends
+    torch.zeros(1, dtype=torch.float64), _ENDS, torch.linspace(0.0101, 0.9899, 400, dtype=torch.float64),
+    1 - _ENDS.flip(0), torch.ones(1, dtype=torch.float64),
+])  # fmt: skip
+
+_Map = tuple[torch.Tensor, torch.Tensor]  # quantiles of normal rows, and of those seen
 
 
 class RowModel:
-    """N(mean, covariance) of ``statistics``, by Cholesky or, from a sketch, low rank plus diagonal. Where rows' largest
-    magnitudes are distributed otherwise than normal rows' (outlier rows), each row is scaled to the quantile of the
-    seen ones at its own rank. Raises ValueError when no row was seen.
+    """N(mean, covariance) of ``statistics``, by Cholesky or, from a sketch, low rank plus diagonal; then, where tails
+    were kept and normal rows differ from those seen,
+
+    * shape: elements over their row's largest magnitude are carried to the seen ones' quantiles, signs and zeros
+      included (rectified, sparse, heavy-tailed data);
+    * size: rows are scaled to the seen rows' largest magnitudes, quantile by quantile (outlier rows).
+
+    Raises ValueError when no row was seen.
     """
 
     def __init__(self, statistics: Statistics, seed: int = 0) -> None:
@@ -30,22 +42,24 @@ class RowModel:
             self._rest: torch.Tensor | None = rest.sqrt()
         else:
             self._factor, self._rest = cholesky(statistics.covariance()), None
-        self._sizes: tuple[torch.Tensor, torch.Tensor] | None = None  # quantiles of normal rows, and of those seen
-        if statistics.tails and self.k > 0:
-            self._sizes = self._compared(statistics, torch.Generator().manual_seed(seed))
+        self._shape: _Map | None = None
+        self._size: _Map | None = None
+        if statistics.tails and self.k > 0 and statistics.count("zero_rows") < statistics.rows:
+            pilot = self._normal(_PILOT, torch.Generator().manual_seed(seed))
+            self._shape = _shapes(statistics, pilot)
+            self._size = _sizes(statistics, self._shaped(pilot))
 
     @property
-    def scales_rows(self) -> bool:
-        """Whether sizes of rows are taken from those seen."""
-        return self._sizes is not None
+    def corrections(self) -> tuple[str, ...]:
+        """Which of ``shape`` and ``size`` are taken from what was seen."""
+        return tuple(name for name, given in (("shape", self._shape), ("size", self._size)) if given is not None)
 
     def draw(self, m: int, generator: torch.Generator) -> torch.Tensor:
         """[m, k] FP32."""
-        x = self._normal(m, generator)
-        if self._sizes is not None:
-            normal, seen = self._sizes
+        x = self._shaped(self._normal(m, generator))
+        if self._size is not None:
             amax = x.abs().amax(1)
-            x *= (_interpolated(amax, normal, seen) / amax.clamp_min(1e-300))[:, None]
+            x *= (_interpolated(amax, *self._size) / amax.clamp_min(1e-300))[:, None]
         return x.float()
 
     def _normal(self, m: int, generator: torch.Generator) -> torch.Tensor:
@@ -55,14 +69,28 @@ class RowModel:
             x += torch.randn(m, self.k, generator=generator, dtype=torch.float64) * self._rest
         return x
 
-    def _compared(self, statistics: Statistics, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor] | None:
-        # The ends of few rows are noise: the grid stops where a quantile has some rows beyond it.
-        end = min(0.5, 4 / min(statistics.rows, _PILOT))
-        q = torch.linspace(end, 1 - end, _GRID, dtype=torch.float64)
-        normal = torch.quantile(self._normal(_PILOT, generator).abs().amax(1), q)
-        seen = statistics.amax_quantiles(q)
-        ratio = (seen.clamp_min(1e-300) / normal.clamp_min(1e-300)).log().abs()
-        return (normal, seen) if float(ratio.max()) > math.log(SIZE_TOLERANCE) else None
+    def _shaped(self, x: torch.Tensor) -> torch.Tensor:
+        if self._shape is None:
+            return x
+        amax = x.abs().amax(1, keepdim=True).clamp_min(1e-300)
+        return _between(x / amax, *self._shape) * amax
+
+
+def _shapes(statistics: Statistics, normal: torch.Tensor) -> _Map | None:
+    shares = (normal / normal.abs().amax(1, keepdim=True).clamp_min(1e-300)).flatten().sort().values
+    expected = shares[(_SHAPES * (len(shares) - 1)).round().long()]
+    seen = statistics.share_quantiles(_SHAPES)
+    return (expected, seen) if float((expected - seen).abs().mean()) > SHAPE_TOLERANCE else None
+
+
+def _sizes(statistics: Statistics, normal: torch.Tensor) -> _Map | None:
+    # The ends of few rows are noise: the grid stops where a quantile has some rows beyond it.
+    end = min(0.5, 4 / min(statistics.rows, _PILOT))
+    q = torch.linspace(end, 1 - end, _SIZES, dtype=torch.float64)
+    expected = torch.quantile(normal.abs().amax(1), q)
+    seen = statistics.amax_quantiles(q)
+    ratio = (seen.clamp_min(1e-300) / expected.clamp_min(1e-300)).log().abs()
+    return (expected, seen) if float(ratio.max()) > math.log(SIZE_TOLERANCE) else None
 
 
 def cholesky(covariance: torch.Tensor) -> torch.Tensor:
@@ -81,11 +109,16 @@ def cholesky(covariance: torch.Tensor) -> torch.Tensor:
         jitter *= 10
 
 
-def _interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """y at ``at``, linear between the knots x (rising), in proportion beyond them."""
-    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+def _between(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """y at ``at``, linear between the knots x (rising) and level beyond them."""
+    right = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
     low, high = x[right - 1], x[right]
     inside = ((at - low) / (high - low).clamp_min(1e-300)).clamp(0, 1)
-    found = y[right - 1] + inside * (y[right] - y[right - 1])
+    return y[right - 1] + inside * (y[right] - y[right - 1])
+
+
+def _interpolated(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The same, but in proportion beyond the knots."""
+    found = _between(at, x, y)
     found = torch.where(at < x[0], y[0] * at / x[0].clamp_min(1e-300), found)
     return torch.where(at > x[-1], y[-1] * at / x[-1].clamp_min(1e-300), found)

@@ -21,7 +21,7 @@ class Statistics:
 
     Up to ``full`` columns the covariance is exact (FP64 sums); above, a sketch of it gives a covariance of rank
     ``rank`` plus a diagonal [Tropp et al. 2017]. Rows that hold NaN or infinities are counted and left out. ``tails``:
-    also histograms of each row's largest magnitude and of |x| over it, kurtosis, and how much would round to zero or
+    also histograms of each row's largest magnitude and of x over it, kurtosis, and how much would round to zero or
     saturate. State: FP64 and int64 tensors on the CPU.
     """
 
@@ -38,7 +38,7 @@ class Statistics:
                 "tail_counts": torch.zeros(len(_core.TailCount), dtype=torch.int64),
                 "tail_sums": torch.zeros(len(_core.TailSum), dtype=torch.float64),
                 "row_amax": torch.zeros(_core.AMAX_BINS, dtype=torch.int64),
-                "shares": torch.zeros(_core.SHARE_BINS, dtype=torch.int64),
+                "shares": torch.zeros(2, _core.SHARE_BINS, dtype=torch.int64),
             }
         self._moments = _core.Moments(k, self.rank, *(self._state[name].data_ptr() for name in _MOMENTS))
         self._tails = _core.Tails(*(self._state[name].data_ptr() for name in _TAILS)) if tails else None
@@ -149,12 +149,16 @@ class Statistics:
         return _quantiles(counts, edges, q)
 
     def share_quantiles(self, q: torch.Tensor) -> torch.Tensor:
-        """Quantiles of |x| / its row's largest magnitude over elements that are not zero, as ``amax_quantiles``."""
-        counts = self._state["shares"].flip(0)
+        """Quantiles of x / its row's largest magnitude, in [-1, 1], over the elements of rows that are not zero; to 1/8
+        of an octave before linear interpolation. Raises ValueError before the first such row."""
+        zeros = self.count("zeros") - self.count("zero_rows") * self.k
+        negative, positive = self._state["shares"]
+        counts = torch.cat([negative, torch.tensor([zeros]), positive.flip(0)])
         if not int(counts.sum()):
-            raise ValueError("statistics: no element that is not zero was seen, so there are no quantiles")
-        edges = (0x3F8 - torch.arange(_core.SHARE_BINS, -1, -1, dtype=torch.int64) + 1) << 20
-        edges = edges.to(torch.int32).view(torch.float32).double().clamp_max(1)
+            raise ValueError("statistics: no row that is not zero was seen, so there are no quantiles")
+        upper = (0x3F8 + 1 - torch.arange(_core.SHARE_BINS, dtype=torch.int64)) << 20
+        upper = upper.to(torch.int32).view(torch.float32).double().clamp_max(1)
+        edges = torch.cat([-upper, torch.zeros(2, dtype=torch.float64), upper.flip(0)])  # zeros: a bin of width zero
         return _quantiles(counts, edges, q)
 
     def summary(self) -> dict[str, float | int]:

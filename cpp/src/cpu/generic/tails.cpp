@@ -64,7 +64,7 @@ void add_row(const float* row, std::int64_t k, float amax, float batch_amax, con
     if (row[c] == 0) continue;
     const float share = static_cast<float>(std::abs(static_cast<double>(row[c])) * inverse);
     const int bin = 0x3f8 - static_cast<int>(magnitude_bits(share) >> 20);
-    ++tails.shares[std::clamp(bin, 0, kShareBins - 1)];
+    ++tails.shares[(row[c] > 0 ? kShareBins : 0) + std::clamp(bin, 0, kShareBins - 1)];
   }
 }
 
