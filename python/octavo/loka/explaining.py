@@ -55,7 +55,8 @@ def as_table(rows: Sequence[tuple[str, ...]], table_type: Any) -> Any:
     for name in COLUMNS:
         table.add_column(name, justify="right" if name == "speedup" else "left", overflow="fold")
     last = None
-    for site, direction, numerics, *rest in rows:
+    for row in rows:
+        site, direction, numerics, *rest = (cell.replace("[", "\\[") for cell in row)
         if last is not None and site != last:
             table.add_section()
         colour = "dim" if numerics == "fp32" else "green"

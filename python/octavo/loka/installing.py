@@ -62,8 +62,7 @@ def install(model: torch.nn.Module, plan: Plan, training: bool | None = None) ->
     if is_installed(model):
         uninstall(model)
     for _, module, entries in list(_planned(model, by_weight)):
-        if _BEFORE not in module.__dict__:
-            setattr(module, _BEFORE, (type(module), {k: v for k, v in module.__dict__.items() if k in _ROUTED}))
+        setattr(module, _BEFORE, (type(module), {k: v for k, v in module.__dict__.items() if k in _ROUTED}))
         if type(module) is torch.nn.Linear:
             module.__class__ = nn.Linear
         assert isinstance(module, Layer)
