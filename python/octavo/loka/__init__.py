@@ -17,6 +17,30 @@ from octavo.loka.valve import Closing, SafetyValve
 from octavo.loka.watching import RecentRows, Watcher
 from octavo.loka.weight_model import WeightModel
 
-__all__ = ["DIRECTIONS", "ERRORS", "Candidate", "Closing", "Estimate", "Finding", "Operands", "Probe", "RecentRows", "Report",
-           "RowModel", "SafetyValve", "SiteInfo", "Statistics", "Verdict", "Watcher", "WeightModel", "comm", "explain",
-           "install", "machine", "mods", "solve", "uninstall", "verdicts"]  # fmt: skip
+__all__ = [
+    "DIRECTIONS",
+    "ERRORS",
+    "Candidate",
+    "Closing",
+    "Estimate",
+    "Finding",
+    "Operands",
+    "Probe",
+    "RecentRows",
+    "Report",
+    "RowModel",
+    "SafetyValve",
+    "SiteInfo",
+    "Statistics",
+    "Verdict",
+    "Watcher",
+    "WeightModel",
+    "comm",
+    "explain",
+    "install",
+    "machine",
+    "mods",
+    "solve",
+    "uninstall",
+    "verdicts",
+]

@@ -121,7 +121,7 @@ def backward_of(operands: Operands, backward: str, direction: str) -> torch.Tens
     layer = Layer(w, None, None, None, False, torch.float32, torch.float32)
     x = operands.x if direction == "grad_weight" else operands.grad.new_empty(operands.grad.shape[0], w.k)  # unread
     needs = (direction == "grad_input", direction == "grad_weight", False, False, False, False)
-    g_x, g_weight, *_ = gradients(operands.grad, x, None, w, layer.epilogue, backward, None, False, needs)
+    g_x, g_weight, *_ = gradients(operands.grad, x, None, w, layer.epilogue, pair, None, False, needs)
     found = g_x if direction == "grad_input" else g_weight
     assert found is not None
     return found

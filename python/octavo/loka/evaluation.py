@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from octavo import _core
-from octavo._qualification_cache import cpu_name
 from octavo.loka.candidates import Candidate, Operands, chosen_candidates, is_served
 from octavo.loka.concerns import concerns
 from octavo.loka.costs import REFERENCE, forward_costs, gradient_costs
 from octavo.loka.findings import DIRECTIONS, Estimate, Finding, Report, SiteInfo
+from octavo.loka.identity import machine
 from octavo.loka.intervals import estimates
 from octavo.loka.row_model import RowModel
 from octavo.loka.sites import ProbedSite
@@ -178,11 +177,6 @@ class _Source:
         if model is None or m == 0:
             return torch.randn(m, width, generator=self._generator)
         return model.draw(m, self._generator)
-
-
-def machine() -> str:
-    """This one, in words: what costs were timed on."""
-    return f"{cpu_name()}, {_core.isa()}, {_core.threads()} threads, torch {torch.__version__}"
 
 
 def _errors(y: torch.Tensor, exact: torch.Tensor, site: ProbedSite, direction: str) -> list[float]:
