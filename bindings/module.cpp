@@ -54,4 +54,5 @@ PYBIND11_MODULE(_core, m) {
   bind_embedding(m);
   bind_id_map(m);
   bind_pairwise(m);
+  bind_statistics(m);
 }

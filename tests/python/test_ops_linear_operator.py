@@ -76,10 +76,10 @@ def test_operator_is_well_formed(numerics) -> None:
     tests = (*schema, "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.octavo.linear.default, (*arguments, torch.bfloat16), test_utils=tests)
     torch.library.opcheck(torch.ops.octavo.linear_recorded.default, (*arguments, torch.bfloat16), test_utils=tests)
-    for backward in ("fp32", "bf16"):
+    for backward in (("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16")):
         torch.library.opcheck(
             torch.ops.octavo.linear_backward.default,
-            (*arguments, torch.randn(2, 3, 8), torch.randn(2, 3, 8), backward, [True, False, True, True, False, True]),
+            (*arguments, torch.randn(2, 3, 8), torch.randn(2, 3, 8), *backward, [True, False, True, True, False, True]),
             test_utils=tests,
         )
 

@@ -1,4 +1,4 @@
-"""The command line: ``octavo train | demo | doctor``."""
+"""The command line: ``octavo train | demo | evaluate | probe | data | doctor``."""
 
 from __future__ import annotations
 

@@ -142,6 +142,54 @@ def evaluate(
 
 
 @app.command()
+def probe(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see examples/.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example model.top=[256].")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Of the run whose newest checkpoint is probed, if any; default runs/<run id>.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the three files go; default RUN_DIR/probe.")] = None,
+    steps: Annotated[int, typer.Option(help="Batches to train under the Probe.", min=1)] = 1000,
+    every: Annotated[int, typer.Option(help="Steps between two that the Probe looks at.", min=1)] = 10,
+    draws: Annotated[int, typer.Option(help="Pairs of operands drawn per site and class, at most.", min=2)] = 100,
+    max_post_norm: Annotated[
+        float | None, typer.Option(help="Error after the next norm; default 0.05 where nothing is demanded.")
+    ] = None,
+    max_signal_rel: Annotated[float | None, typer.Option(help="Signal-relative error.")] = None,
+    max_rel_l1: Annotated[float | None, typer.Option(help="Relative L1 error.")] = None,
+    max_mere: Annotated[float | None, typer.Option(help="Mean element-wise relative error.")] = None,
+    min_sqnr_db: Annotated[float | None, typer.Option(help="Signal to quantization noise.")] = None,
+    min_speedup: Annotated[float, typer.Option(help="Of a class over high precision.", min=0.01)] = 1.05,
+    training: Annotated[bool, typer.Option("--training/--inference", help="Plan gradients too, or not.")] = True,
+) -> None:
+    """Which layers may run in low precision: watch training, judge every class, plan, and report why.
+
+    Writes report.json (the evidence), plan.json and report.html.
+    """
+    from octavo import loka
+    from octavo.cli.progress import Stages
+    from octavo.config import load_config, run_id
+    from octavo.ops.dispatch import Requirement
+    from octavo.training import probe_run
+
+    given = (max_rel_l1, max_mere, max_signal_rel, max_post_norm, min_sqnr_db)
+    if all(value is None for value in given):
+        max_post_norm = 0.05
+    requirement = Requirement(max_rel_l1, max_mere, max_signal_rel, max_post_norm, min_sqnr_db)
+    loaded = load_config(config, overrides or [])
+    run_dir = run_dir or Path("runs") / run_id(loaded)
+    out = out or run_dir / "probe"
+    console = Console()
+    with Stages(console) as stages:
+        results = probe_run(
+            loaded, run_dir, requirement, steps=steps, every=every, draws=draws, min_speedup=min_speedup,
+            training=training, out=out, listen=stages.listen,
+        )  # fmt: skip
+    loka.explain(results.plan, results.report)
+    console.print(f"report: {(out / 'report.html').resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def doctor(
     qualify: Annotated[bool, typer.Option("--qualify", help="Check every kernel on this machine now.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the kernels' costs to this machine now.")] = False,

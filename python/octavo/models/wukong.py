@@ -8,7 +8,7 @@ from octavo import nn, ops
 from octavo.config import WukongConfig
 from octavo.data import Batch, Schema
 from octavo.models.heads import build_heads
-from octavo.models.layers import Norm, mlp
+from octavo.models.layers import mlp
 from octavo.models.ranker import Ranker
 from octavo.models.tables import Tables
 
@@ -57,7 +57,7 @@ class WukongLayer(torch.nn.Module):
         self.fmb = FactorizationMachineBlock(tokens, config)
         self.lcb = nn.Linear(tokens, config.lcb_tokens, bias=False)
         self.residual = nn.Linear(tokens, after, bias=False) if tokens != after else None
-        self.norm = Norm(config.embedding_dim, config.norm)
+        self.norm = nn.Norm(config.embedding_dim, config.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         columns = x.mT.contiguous()  # [B, D, n]: three linear layers over embeddings read it
@@ -78,7 +78,7 @@ class FactorizationMachineBlock(torch.nn.Module):
         self.tokens, self.dim = config.fmb_tokens, config.embedding_dim
         self.project = None if config.rank is None else nn.Linear(tokens, config.rank, bias=False)  # Y^T [k, n]
         width = tokens * (tokens if config.rank is None else config.rank)
-        self.norm = Norm(width, config.norm)
+        self.norm = nn.Norm(width, config.norm)
         self.hidden = mlp(width, config.fmb, config)
         self.out = nn.Linear(config.fmb[-1] if config.fmb else width, self.tokens * self.dim, config.bias)
 

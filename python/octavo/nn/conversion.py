@@ -18,10 +18,13 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     The copy owns its parameters (tables included) and is in evaluation mode; ``model`` is not touched.
     ``torch.nn.Linear`` modules become octavo's. Layers that share a weight keep sharing it. The plan's preferred
     kernels serve where they may. A preferred kernel that this machine lacks is reported as a warning and another of the
-    same class runs. Raises ValueError when the plan names a site the model does not have, or one of another shape.
+    same class runs. Entries of gradients are left out.
+
+    Raises ValueError when the plan names a site the model does not have, or one of another shape.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an octavo.ops.dispatch.Plan, found {type(plan).__name__}")
+    plan = plan.of_direction("forward")
     converted = copy.deepcopy(model).eval()
     paths = {canonical(path): path for path, _ in converted.named_modules(remove_duplicate=False)}
     unknown = [entry.site for entry in plan if entry.site not in paths]

@@ -301,7 +301,7 @@ class EmbeddingBags(torch.nn.Module):
         coded = next((table for table in self.tables if rounds_twice(table)), None)
         if coded is not None:
             raise ValueError(f"to_dtype: table '{coded.name}' is {coded.dtype}; convert the fp32 original instead")
-        twin = EmbeddingBags.__new__(EmbeddingBags)
+        twin = type(self).__new__(type(self))
         torch.nn.Module.__init__(twin)
         twin.tables = [dataclasses.replace(table, dtype=dtype, scale=scale) for table in self.tables]
         twin.optimizer, twin.bounds, twin.rounding, twin.seed = None, self.bounds, self.rounding, self.seed

@@ -12,12 +12,13 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
-from octavo.ops._types import ACTIVATIONS, NORMS, NUMERICS, choice
+from octavo.ops._types import ACTIVATIONS, FORMATS, NORMS, NUMERICS, choice
 from octavo.ops.epilogue import apply_epilogue
-from octavo.ops.linear_backward import BACKWARDS
-from octavo.ops.packing import PackedWeight, pack_as
+from octavo.ops.linear_backward import Backward, backward_classes, by_kernels, multiplies
+from octavo.ops.linear_operator import fp32_with_gradients
+from octavo.ops.packing import RECIPES, PackedWeight, pack_as
 
-_MEMOS = ("_packed", "_packed_from", "_norm_spec")  # made again on first use, never copied or saved
+_MEMOS = ("_norm_spec",)  # made again on first use, never copied or saved
 
 
 def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -29,16 +30,57 @@ def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 register_optimizer_step_post_hook(_count_versions)
 
 
+class _Codes:
+    """A weight packed in one class, and what it was packed from: a reference to it, its address and version."""
+
+    def __init__(self, numerics: str) -> None:
+        self.numerics = numerics
+        self._packed: PackedWeight | None = None
+        self._from: tuple[Any, int, int] = (lambda: None, 0, 0)
+
+    def __reduce__(self) -> tuple[type[_Codes], tuple[str]]:
+        return _Codes, (self.numerics,)  # a copy packs its own weight
+
+    def of(self, weight: torch.Tensor, preferred: dict[int, str]) -> PackedWeight:
+        """The weight's, packed again where it changed."""
+        if torch.compiler.is_compiling():
+            if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
+                return pack_as(weight if torch.is_grad_enabled() else weight.detach(), self.numerics)
+            if self._packed is not None:
+                return self._packed
+        version = 0 if weight.is_inference() else weight._version
+        packed, (known, address, packed_version) = self._packed, self._from
+        if (
+            packed is None or known() is not weight or packed.preferred is not preferred
+            or (packed.shape, packed.device) != (weight.shape, weight.device)
+        ):  # fmt: skip
+            # Another weight, if only for one call, gets codes of its own: a graph may hold those of the last.
+            with torch.inference_mode(False):  # a later call may train
+                packed = self._packed = pack_as(weight, self.numerics)
+            packed.preferred = preferred
+        elif (address, packed_version) != (weight.data_ptr(), version):
+            packed.renew(weight)
+        else:
+            packed.master = weight if weight.requires_grad else None
+            return packed
+        self._from = (weakref.ref(weight), weight.data_ptr(), version)
+        return packed
+
+
+_NO_PREFERENCE: dict[int, str] = {}
+
+
 class _Numerics(torch.nn.Module):
     """A layer with a [N, K] weight that runs in a numerics class."""
 
     is_octavo_linear = True
     weight: torch.Tensor
     _numerics: str = "fp32"
-    _backward: str = "bf16"
+    _backward: Backward = "bf16"
+    _classes: tuple[str, str] = ("bf16", "bf16")  # what it means
     preferred_kernels: dict[int, str] = {}  # a plan's kernels by the largest M of their bucket; empty: dispatch chooses
-    _packed: PackedWeight | None = None
-    _packed_from: tuple[Any, int, int] = (lambda: None, 0, 0)  # a reference to the weight, its address and version
+    _forward_codes = _Codes("fp32")  # which nobody packs in
+    _backward_codes = _Codes("fp32")
 
     @property
     def numerics(self) -> str:
@@ -50,47 +92,54 @@ class _Numerics(torch.nn.Module):
     @numerics.setter
     def numerics(self, value: str) -> None:
         choice("numerics", value, NUMERICS)
-        self._numerics, self._packed = value, None
+        self._numerics, self._forward_codes = value, _Codes(value)
 
     @property
-    def backward_numerics(self) -> str:
-        """How gradients are computed where the forward is not ``fp32``: ``bf16``, ``e4m3_row``, ``int8_dynamic`` or
-        ``fp32``, as :func:`octavo.ops.linear` explains. Settable.
+    def backward_numerics(self) -> Backward:
+        """How gradients are computed: ``bf16``, ``e4m3_row``, ``int8_dynamic`` or ``fp32``, as
+        :func:`octavo.ops.linear` explains, where the forward is not ``fp32``; or a pair, the classes of grad_input
+        (``fp32 | bf16 | e4m3_row | int8_dynamic``) and of grad_weight (``fp32 | bf16 | e4m3_row``), whatever the
+        forward's class. Settable.
         """
         return self._backward
 
     @backward_numerics.setter
-    def backward_numerics(self, value: str) -> None:
-        choice("backward", value, tuple(BACKWARDS))
-        self._backward = value
+    def backward_numerics(self, value: Backward) -> None:
+        self._backward, self._classes = value, backward_classes(value)
+        self._backward_codes = _Codes(self._classes[0])
 
     def packed(self) -> PackedWeight:
         """The weight in this layer's class. When the weight changed in place, what was returned before follows it: the
         new codes are in the memory of the old ones, and a graph that saved these fails in its backward.
         """
-        weight = self.weight
-        if torch.compiler.is_compiling():
-            if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
-                return pack_as(weight if torch.is_grad_enabled() else weight.detach(), self._numerics)
-            if self._packed is not None:
-                return self._packed
-        version = 0 if weight.is_inference() else weight._version
-        packed, (known, address, packed_version) = self._packed, self._packed_from
-        if (
-            packed is None or known() is not weight or packed.preferred is not self.preferred_kernels
-            or (packed.shape, packed.device) != (weight.shape, weight.device)
-        ):  # fmt: skip
-            # Another weight, if only for one call, gets codes of its own: a graph may hold those of the last.
-            with torch.inference_mode(False):  # a later call may train
-                packed = self._packed = pack_as(weight, self._numerics)
-            packed.preferred = self.preferred_kernels
-        elif (address, packed_version) != (weight.data_ptr(), version):
-            packed.renew(weight)
-        else:
-            packed.master = weight if weight.requires_grad else None
-            return packed
-        self._packed_from = (weakref.ref(weight), weight.data_ptr(), version)
-        return packed
+        return self._forward_codes.of(self.weight, self.preferred_kernels)
+
+    def _backward_weight(self) -> PackedWeight | None:
+        """The weight in grad_input's class; None where that is FP32 or reads the forward's codes."""
+        numerics, grad_input = self._numerics, self._classes[0]
+        if grad_input == "fp32" or (numerics != "fp32" and multiplies(grad_input, FORMATS[RECIPES[numerics][0]])):
+            return None
+        return self._backward_codes.of(self.weight, _NO_PREFERENCE)
+
+    def _layer(
+        self, x: torch.Tensor, bias: torch.Tensor | None, norm: ops.Norm | None, activation: str | None
+    ) -> torch.Tensor:
+        """The layer in its classes."""
+        records = torch.is_grad_enabled()
+        if self._numerics != "fp32":
+            if not records:
+                return ops.linear(x, self.packed(), bias, norm, activation)
+            other = self._backward_weight()
+            return ops.linear(x, self.packed(), bias, norm, activation, backward=self._classes, backward_weight=other)
+        if records and isinstance(self._backward, tuple) and self._has_kernel_gradients(x):
+            return fp32_with_gradients(x, self.weight, bias, norm, activation, self._classes, self._backward_weight())
+        z = functional.linear(x, self.weight, bias)
+        return z if norm is None and activation is None else apply_epilogue(z, None, norm, activation)
+
+    def _has_kernel_gradients(self, x: torch.Tensor) -> bool:
+        if not by_kernels(self._classes, self.weight.device):
+            return False
+        return x.requires_grad or any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = self.__class__.__new__(self.__class__)
@@ -117,15 +166,13 @@ class Linear(_Numerics, torch.nn.Linear):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
-        backward: str = "bf16",
+        backward: Backward = "bf16",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self.backward_numerics = backward
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._numerics == "fp32":
-            return functional.linear(x, self.weight, self.bias)
-        return ops.linear(x, self.packed(), self.bias, backward=self._backward)
+        return self._layer(x, self.bias, None, None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, numerics={self._numerics}"
@@ -137,12 +184,13 @@ class LinearNorm(_Numerics):
 
     Args:
         in_features, out_features: K and N.
-        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over 256 columns), ``swish_rms`` (Lattice's
-            SwishRMSNorm, its own activation: pass ``activation=None``) or None.
+        norm: ``layer``, ``rms``, ``block`` (LoKA's parameter-free BlockNorm over ``block`` columns), ``swish_rms``
+            (Lattice's SwishRMSNorm, its own activation: pass ``activation=None``) or None.
         activation: ``relu | silu | gelu | hardswish | sigmoid`` or None.
         bias: LoKA's No Bias leaves it out.
         eps: added to the norm's variance or mean square.
         backward: see ``backward_numerics``.
+        block: columns that share a mean square in ``block``.
 
     Parameters: ``weight`` [N, K], ``bias`` [N], ``norm_weight`` [N] (layer, rms, swish_rms), ``norm_bias`` [N]
     (layer).
@@ -158,7 +206,8 @@ class LinearNorm(_Numerics):
         activation: str | None = "hardswish",
         bias: bool = True,
         eps: float = 1e-5,
-        backward: str = "bf16",
+        backward: Backward = "bf16",
+        block: int = 256,
     ) -> None:
         super().__init__()
         self.backward_numerics = backward
@@ -167,9 +216,9 @@ class LinearNorm(_Numerics):
         if activation is not None:
             choice("activation", activation, ACTIVATIONS)
         if norm is not None:
-            ops.Norm(norm).expect_activation(activation)
+            ops.Norm(norm, eps=eps, block=block).expect_activation(activation)
         self.in_features, self.out_features = in_features, out_features
-        self.norm, self.activation, self.eps = norm, activation, eps
+        self.norm, self.activation, self.eps, self.block = norm, activation, eps, block
         self.weight = torch.nn.Parameter(torch.empty(out_features, in_features))
         self.bias = torch.nn.Parameter(torch.empty(out_features)) if bias else None
         self.norm_weight = (
@@ -193,18 +242,16 @@ class LinearNorm(_Numerics):
     def norm_spec(self) -> ops.Norm | None:
         """The layer's norm with its present parameters."""
         spec = self._norm_spec
-        if self.norm is None or (spec and spec.weight is self.norm_weight and spec.bias is self.norm_bias):
-            return spec
-        self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps)
-        return self._norm_spec
+        if self.norm is None:
+            return None
+        known = spec is not None and (spec.kind, spec.block) == (self.norm, self.block)
+        if spec is None or not known or spec.weight is not self.norm_weight or spec.bias is not self.norm_bias:
+            spec = self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
+        return spec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] float32 or bfloat16 -> [..., N] in x's dtype."""
-        if self._numerics == "fp32":
-            z = functional.linear(x, self.weight, self.bias)
-            return apply_epilogue(z, None, self.norm_spec, self.activation)
-        w = self.packed()
-        return ops.linear(x, w, self.bias, self.norm_spec, self.activation, backward=self._backward)
+        return self._layer(x, self.bias, self.norm_spec, self.activation)
 
     def extra_repr(self) -> str:
         return (

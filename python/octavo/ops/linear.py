@@ -7,7 +7,7 @@ from typing import Literal, cast, overload
 import torch
 
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear_backward import check_backward
+from octavo.ops.linear_backward import Backward, backward_classes, check_codes
 from octavo.ops.linear_call import check, run
 from octavo.ops.linear_operator import linear_with_gradients, traced_linear
 from octavo.ops.linear_quantized import traced_quantized_linear
@@ -27,7 +27,8 @@ def linear(
     out: torch.Tensor | None = None,
     residual_before_norm: bool = False,
     out_format: None = None,
-    backward: str = "bf16",
+    backward: Backward = "bf16",
+    backward_weight: PackedWeight | None = None,
 ) -> torch.Tensor: ...
 @overload
 def linear(
@@ -42,7 +43,8 @@ def linear(
     residual_before_norm: bool = False,
     *,
     out_format: Literal["e4m3", "int8"],
-    backward: str = "bf16",
+    backward: Backward = "bf16",
+    backward_weight: PackedWeight | None = None,
 ) -> QuantizedTensor: ...
 def linear(
     x: torch.Tensor | QuantizedTensor,
@@ -55,7 +57,8 @@ def linear(
     out: torch.Tensor | None = None,
     residual_before_norm: bool = False,
     out_format: str | None = None,
-    backward: str = "bf16",
+    backward: Backward = "bf16",
+    backward_weight: PackedWeight | None = None,
 ) -> torch.Tensor | QuantizedTensor:
     """y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
 
@@ -76,7 +79,10 @@ def linear(
         backward: how gradients are computed on a CPU. ``bf16``: operands of both products rounded to BF16, FP32 sums.
             ``e4m3_row`` (E4M3 weights): the gradient in E5M2 scaled per row, the other operand in E4M3.
             ``int8_dynamic`` (INT8 weights): that of x in INT8, that of the weight in BF16. ``fp32``: torch in FP32 on
-            the dequantized weight, the product computed again; on CUDA always.
+            the dequantized weight, the product computed again; on CUDA always. A pair names the classes of grad_input
+            (``fp32 | bf16 | e4m3_row | int8_dynamic``) and of grad_weight (``fp32 | bf16 | e4m3_row``).
+        backward_weight: the same weight in the class of grad_input, where that multiplies other codes than w has
+            (``int8_dynamic`` behind a forward in BF16).
 
     Returns [..., N]. The fastest qualified kernel of the class runs (``octavo.ops.dispatch.explain`` says which).
     Gradients of x, bias, norm, residual and w's master weight pass straight through the rounding of the forward; what
@@ -101,8 +107,13 @@ def linear(
         x = cast(torch.Tensor, x)
         if torch.compiler.is_compiling():
             check(x, w, bias, norm, activation, residual, out_dtype, out)
-        check_backward(backward, w.codes.dtype)
-        return linear_with_gradients(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, backward)
+        classes = backward_classes(backward)
+        if backward_weight is not None and backward_weight.shape != w.shape:
+            raise ValueError(f"backward_weight: is {list(backward_weight.shape)}, w is {list(w.shape)}")
+        check_codes(classes[0], (backward_weight or w).codes.dtype)
+        return linear_with_gradients(
+            x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, classes, backward_weight
+        )
     if torch.compiler.is_compiling():
         if out is not None:
             raise ValueError("out: cannot be combined with tracing; leave it out")

@@ -13,31 +13,51 @@ from octavo.ops._types import DTYPES, choice
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import as_rows
 
-# What ``backward`` means: the numerics class of grad_input and of grad_weight; None: torch in FP32.
-BACKWARDS: dict[str, tuple[str, str] | None] = {
+# The classes of each direction; ``fp32`` is torch.
+GRAD_INPUT = ("fp32", "bf16", "e4m3_row", "int8_dynamic")
+GRAD_WEIGHT = ("fp32", "bf16", "e4m3_row")
+# What the name of one class means: the classes of grad_input and of grad_weight.
+BACKWARDS = {
     "bf16": ("bf16", "bf16"),
     "e4m3_row": ("e4m3_row", "e4m3_row"),
     "int8_dynamic": ("int8_dynamic", "bf16"),
-    "fp32": None,
+    "fp32": ("fp32", "fp32"),
 }
+Backward = str | tuple[str, str]
 _OWN_FORMAT = {"e4m3_row": torch.float8_e4m3fn, "int8_dynamic": torch.int8}
 _F32 = int(_core.DType.f32)
 _chosen: dict[tuple[Any, ...], _core.Kernel] = {}
 
 
-def check_backward(backward: str, codes: torch.dtype) -> None:
-    """Raise ValueError unless ``backward`` can serve a weight whose codes have this type."""
-    choice("backward", backward, tuple(BACKWARDS))
-    if _OWN_FORMAT.get(backward, codes) != codes:
+def backward_classes(backward: Backward) -> tuple[str, str]:
+    """The classes of grad_input and of grad_weight: of a pair, or of a name in ``BACKWARDS``. Raises ValueError."""
+    if isinstance(backward, str):
+        choice("backward", backward, tuple(BACKWARDS))
+        return BACKWARDS[backward]
+    if not isinstance(backward, tuple) or len(backward) != 2:
+        raise ValueError(f"backward: found {backward!r}; expected a class, or a pair (grad_input, grad_weight) of them")
+    choice("backward[0], of grad_input", backward[0], GRAD_INPUT)
+    choice("backward[1], of grad_weight", backward[1], GRAD_WEIGHT)
+    return backward
+
+
+def multiplies(grad_input: str, codes: torch.dtype) -> bool:
+    """Whether grad_input of this class can read codes of this type."""
+    return _OWN_FORMAT.get(grad_input, codes) == codes
+
+
+def check_codes(grad_input: str, codes: torch.dtype) -> None:
+    """Raise ValueError unless grad_input of this class can read codes of this type."""
+    if not multiplies(grad_input, codes):
         raise ValueError(
-            f"backward: {backward!r} multiplies codes in {str(_OWN_FORMAT[backward]).removeprefix('torch.')}, the "
-            f"weight's are {str(codes).removeprefix('torch.')}; use 'bf16' or 'fp32'"
+            f"backward: {grad_input!r} multiplies codes in {str(_OWN_FORMAT[grad_input]).removeprefix('torch.')}, the "
+            f"weight's are {str(codes).removeprefix('torch.')}; use 'bf16' or 'fp32', or give backward_weight"
         )
 
 
-def by_kernels(backward: str, device: torch.device) -> bool:
+def by_kernels(classes: tuple[str, str], device: torch.device) -> bool:
     """Whether gradients come from kernels; else they are torch's, in FP32, on the dequantized weight."""
-    return BACKWARDS[backward] is not None and device.type == "cpu"
+    return classes != ("fp32", "fp32") and device.type == "cpu"
 
 
 def gradients(
@@ -46,7 +66,7 @@ def gradients(
     z: torch.Tensor | None,
     w: PackedWeight,
     epilogue: _core.Epilogue,
-    backward: str,
+    classes: tuple[str, str],
     residual: torch.dtype | None,
     before: bool,
     needs: Sequence[bool],
@@ -54,27 +74,28 @@ def gradients(
     """Gradients of x, weight, bias, norm weight, norm bias and residual; None where ``needs`` has none.
 
     ``grad`` [..., N] and ``z`` [..., N], what the norm saw, have the output's type; ``z`` is None where neither norm
-    nor activation follows the product. Those of x and the residual have their types, the others are FP32.
+    nor activation follows the product. Those of x and the residual have their types, the others are FP32. The gradient
+    of z is rounded to BF16, unless a product of it is wanted in FP32.
     """
-    classes = BACKWARDS[backward]
-    assert classes is not None
     need_x, need_weight, need_bias, need_norm_weight, need_norm_bias, need_residual = needs
     rows = as_rows(grad)
     m, n = rows.shape
     early = need_residual and before
     gz: torch.Tensor | None
-    plain = z is None and (rows.dtype == torch.bfloat16 or not (need_x or need_weight))
+    exact = (need_x and classes[0] == "fp32") or (need_weight and classes[1] == "fp32")
+    gz_dtype = torch.float32 if exact else torch.bfloat16
+    plain = z is None and (rows.dtype in (torch.bfloat16, gz_dtype) or not (need_x or need_weight))
     if plain and not need_bias:
         gz, g_bias, g_norm_weight, g_norm_bias, g_early = rows, None, None, None, None
     else:
         wanted = need_x or need_weight
-        gz = rows if plain else torch.empty((m, n), dtype=torch.bfloat16) if wanted else None
+        gz = rows if plain else torch.empty((m, n), dtype=gz_dtype) if wanted else None
         g_bias, g_norm_weight, g_norm_bias = (
             torch.empty(n) if need else None for need in (need_bias, need_norm_weight, need_norm_bias)
         )
         g_early = torch.empty((m, n), dtype=residual) if early and z is not None else None
         run_epilogue(
-            _kernel_for(_core.Op.linear_epilogue_backward, m, n, 0, rows.dtype, torch.bfloat16, None),
+            _kernel_for(_core.Op.linear_epilogue_backward, m, n, 0, rows.dtype, gz_dtype, None),
             z, rows, epilogue, None if plain else gz, g_early, g_bias, g_norm_weight, g_norm_bias,
         )  # fmt: skip
     g_residual = None
@@ -83,14 +104,20 @@ def gradients(
     g_x = g_weight = None
     if need_x:
         assert gz is not None
-        kernel = _kernel_for(_core.Op.linear_grad_input, m, n, w.k, gz.dtype, x.dtype, classes[0])
-        g_x = run_grad_input(kernel, gz, w, x.dtype).view(x.shape)
+        if classes[0] == "fp32":
+            g_x = (gz.float() @ w.dequantize()).to(x.dtype).view(x.shape)
+        else:
+            kernel = _kernel_for(_core.Op.linear_grad_input, m, n, w.k, gz.dtype, x.dtype, classes[0])
+            g_x = run_grad_input(kernel, gz, w, x.dtype).view(x.shape)
     if need_weight:
         assert gz is not None
-        master = torch.float32 if w.master is None else w.master.dtype
         inputs = as_rows(x)
-        kernel = _kernel_for(_core.Op.linear_grad_weight, m, n, w.k, gz.dtype, master, classes[1])
-        g_weight = run_grad_weight(kernel, gz, inputs)
+        if classes[1] == "fp32":
+            g_weight = gz.float().T @ inputs.float()
+        else:
+            master = torch.float32 if w.master is None else w.master.dtype
+            kernel = _kernel_for(_core.Op.linear_grad_weight, m, n, w.k, gz.dtype, master, classes[1])
+            g_weight = run_grad_weight(kernel, gz, inputs)
     return [g_x, g_weight, g_bias, g_norm_weight, g_norm_bias, g_residual]
 
 

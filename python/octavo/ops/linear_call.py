@@ -256,9 +256,7 @@ class Layer:
         self.norm, self.activation = norm, activation
         given = (bias, None if norm is None else norm.weight, None if norm is None else norm.bias)
         self.has_copies = any(v is not None and not v.is_contiguous() for v in given)
-        # Detached, so that they keep alive what the addresses name when a parameter gets other data.
-        self.vectors = tuple(None if v is None else v.detach().contiguous() for v in given)
-        self.epilogue = _epilogue(self.vectors, norm, activation)
+        self.epilogue, self.vectors = epilogue_of(bias, norm, activation)
         self.core = w.core()
         self.codes = w.codes
         self.generation = kernels.generation
@@ -400,6 +398,16 @@ def _kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.
 
 def _vector_key(vector: torch.Tensor | None) -> tuple[Any, ...] | None:
     return None if vector is None else (vector.data_ptr(), vector.shape, vector.stride(), vector.dtype)
+
+
+def epilogue_of(
+    bias: torch.Tensor | None, norm: Norm | None, activation: str | None
+) -> tuple[_core.Epilogue, tuple[torch.Tensor | None, ...]]:
+    """The core's view of an epilogue, and the vectors that it names: it is good while they live."""
+    given = (bias, None if norm is None else norm.weight, None if norm is None else norm.bias)
+    # Detached, so that they keep alive what the addresses name when a parameter gets other data.
+    vectors = tuple(None if v is None else v.detach().contiguous() for v in given)
+    return _epilogue(vectors, norm, activation), vectors
 
 
 def _epilogue(vectors: Sequence[torch.Tensor | None], norm: Norm | None, activation: str | None) -> _core.Epilogue:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
-from octavo.ops.epilogue import Norm
+from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_backward import by_kernels, gradients
-from octavo.ops.linear_call import Layer, record, run
+from octavo.ops.linear_call import epilogue_of, record, run
 from octavo.ops.packing import PackedWeight
 
 ARGUMENTS = (
@@ -58,16 +59,40 @@ def linear_with_gradients(
     residual: torch.Tensor | None,
     residual_before_norm: bool,
     out_dtype: torch.dtype | None,
-    backward: str,
+    classes: tuple[str, str],
+    backward_weight: PackedWeight | None = None,
 ) -> torch.Tensor:
-    """:func:`octavo.ops.linear` recorded for backward."""
+    """:func:`octavo.ops.linear` recorded for backward. grad_input multiplies ``backward_weight``; None: w."""
     norm_weight, norm_bias = (None, None) if norm is None else (norm.weight, norm.bias)
     function = _TracedLinear if torch.compiler.is_compiling() else _Linear
     y: torch.Tensor = function.apply(  # type: ignore[no-untyped-call]
         x, w.master, bias, norm_weight, norm_bias, residual,
-        w, norm, activation, residual_before_norm, out_dtype, backward,
+        w, norm, activation, residual_before_norm, out_dtype, classes, backward_weight or w,
     )  # fmt: skip
     return y
+
+
+def fp32_with_gradients(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: Norm | None,
+    activation: str | None,
+    classes: tuple[str, str],
+    backward_weight: PackedWeight | None,
+) -> torch.Tensor:
+    """A layer by torch in FP32 whose gradients are computed in ``classes``; None: grad_input is in FP32 too."""
+    w = PackedWeight(weight.detach(), None, "fp32", weight if weight.requires_grad else None)
+    return linear_with_gradients(x, w, bias, norm, activation, None, False, None, classes, backward_weight)
+
+
+def _fp32_forward(
+    x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, norm: Norm | None, activation: str | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y, and what the norm saw; None where neither norm nor activation follows the product."""
+    z = functional.linear(x, w.codes, bias)
+    is_plain = norm is None and activation is None
+    return (z, None) if is_plain else (apply_epilogue(z, None, norm, activation), z)
 
 
 def norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, torch.Tensor | None, float, int]:
@@ -81,16 +106,23 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any, residual: Any, w: PackedWeight,
-        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, backward: str,
+        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
+        backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
-        if not by_kernels(backward, w.codes.device):
-            ctx.layer = None
+        if not by_kernels(classes, w.codes.device):
+            ctx.classes = None
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
             ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
             return run(x, w, bias, norm, activation, residual, before, out_dtype)
-        y, z, ctx.layer = record(x, w, bias, norm, activation, residual, before, out_dtype)
-        ctx.w, ctx.backward, ctx.residual = w, backward, None if residual is None else residual.dtype
+        if w.numerics == "fp32":
+            y, z = _fp32_forward(x, w, bias, norm, activation)
+            ctx.epilogue = epilogue_of(None, norm, activation)
+        else:
+            y, z, layer = record(x, w, bias, norm, activation, residual, before, out_dtype)
+            ctx.epilogue = layer.epilogue, layer.vectors
+        ctx.w, ctx.classes, ctx.before = backward_weight, classes, before
+        ctx.residual = None if residual is None else residual.dtype
         ctx.master = None if master is None else master.dtype
         ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias)  # codes and parameters: changes are noticed
         return y
@@ -99,21 +131,19 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[:6]
-        if ctx.layer is not None:
+        if ctx.classes is not None:
             x, z, *_ = ctx.saved_tensors
-            found = gradients(
-                grad, x, z, ctx.w, ctx.layer.epilogue, ctx.backward, ctx.residual, ctx.layer.before, needs
-            )
+            found = gradients(grad, x, z, ctx.w, ctx.epilogue[0], ctx.classes, ctx.residual, ctx.before, needs)
             if found[1] is not None:
                 found[1] = found[1].to(ctx.master)
-            return (*found, *[None] * 6)
+            return (*found, *[None] * 7)
         x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
         numerics, kind, eps, block, activation, before = ctx.recipe
         grads = _linear_backward(
             x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
-            None, grad, "fp32", needs,
+            None, grad, "fp32", "fp32", needs,
         )  # fmt: skip
-        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 6)
+        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7)
 
 
 class _TracedLinear(torch.autograd.Function):
@@ -122,31 +152,37 @@ class _TracedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any, residual: Any, w: PackedWeight,
-        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, backward: str,
+        norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
+        backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
         kind, _, _, eps, block = norm_arguments(norm)
-        y, z = torch.ops.octavo.linear_recorded(
-            x, w.codes, w.scale, w.numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
-            before, out_dtype,
-        )  # fmt: skip
+        if w.numerics == "fp32":
+            y, z = _fp32_forward(x, w, bias, norm, activation)
+            z = y.new_empty(0) if z is None else z
+        else:
+            y, z = torch.ops.octavo.linear_recorded(
+                x, w.codes, w.scale, w.numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
+                before, out_dtype,
+            )  # fmt: skip
+        w = backward_weight
         ctx.save_for_backward(x, z, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
-        ctx.recipe = (w.numerics, kind, eps, block, activation, before, backward)
+        ctx.recipe = (w.numerics, kind, eps, block, activation, before, classes)
         ctx.master = None if master is None else master.dtype
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, z, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
-        numerics, kind, eps, block, activation, before, backward = ctx.recipe
+        numerics, kind, eps, block, activation, before, classes = ctx.recipe
         needs = list(ctx.needs_input_grad[:6])
         grads = torch.ops.octavo.linear_backward(
             x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
-            z, grad, backward, needs,
+            z, grad, *classes, needs,
         )  # fmt: skip
         found = [g if need else None for g, need in zip(grads, needs, strict=True)]
         if found[1] is not None and ctx.master != torch.float32:
             found[1] = found[1].to(ctx.master)
-        return (*found, *[None] * 6)
+        return (*found, *[None] * 7)
 
 
 def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
@@ -208,18 +244,20 @@ def _linear_backward(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
-    backward: str, needs: Sequence[bool],
+    grad_input: str, grad_weight: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of x, weight, bias, norm weight, norm bias, residual; an empty tensor where none is needed.
 
-    By kernels, or for ``fp32`` and on CUDA by torch in FP32 on the dequantized weight, the product computed again.
+    By kernels, or for ``fp32`` twice and on CUDA by torch in FP32 on the dequantized weight, the product computed
+    again.
     """
-    if by_kernels(backward, x.device):
+    classes = grad_input, grad_weight
+    if by_kernels(classes, x.device):
         w = weight_of(codes, scale, numerics)
         normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
-        layer = Layer(w, None, normalise, activation, before, x.dtype, grad.dtype)
+        epilogue = epilogue_of(None, normalise, activation)
         found = gradients(
-            grad, x, None if norm is None and activation is None else z, w, layer.epilogue, backward,
+            grad, x, None if norm is None and activation is None else z, w, epilogue[0], classes,
             None if residual is None else residual.dtype, before, needs,
         )  # fmt: skip
         if found[5] is not None and found[5].data_ptr() == grad.data_ptr():  # an operator may not return what it got
@@ -253,7 +291,7 @@ def _fake_linear_backward(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
-    backward: str, needs: Sequence[bool],
+    grad_input: str, grad_weight: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
     inputs = [x, codes.new_empty(codes.shape, dtype=torch.float32), bias, norm_weight, norm_bias, residual]
     return [
@@ -267,7 +305,7 @@ define(
     f"linear_recorded({ARGUMENTS}, ScalarType? out_dtype) -> (Tensor, Tensor)", _linear_recorded, _fake_linear_recorded
 )
 define(
-    f"linear_backward({ARGUMENTS}, Tensor? z, Tensor grad, str backward, bool[] needs) -> Tensor[]",
+    f"linear_backward({ARGUMENTS}, Tensor? z, Tensor grad, str grad_input, str grad_weight, bool[] needs) -> Tensor[]",
     _linear_backward,
     _fake_linear_backward,
 )

@@ -16,11 +16,7 @@ from octavo.report.results import Results
 
 def render(results: Results) -> str:
     """The report as HTML text without external resources."""
-    template_text = importlib.resources.files("octavo.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    environment.filters |= {"number": number, "signed": signed, "microseconds": microseconds}
-    template = environment.from_string(template_text)
+    template = template_of("report.html.j2")
     points = [point for point in results.progressive if point.task == results.task and point.domain is None]
     end_ms = int(results.data.get("end_ms", points[-1].time_ms if points else 0))
     figures = {
@@ -33,6 +29,16 @@ def render(results: Results) -> str:
     data = {name: value for name, value in results.data.items() if name != "end_ms"}
     config = yaml.safe_dump(dict(results.config), sort_keys=False)
     return template.render(r=results, data=data, figures=figures, config_text=config, colours=plots.COLOURS)
+
+
+def template_of(name: str) -> jinja2.Template:
+    """A page's template from this room, which finds the common style and the filters in its place."""
+    files = importlib.resources.files("octavo.report")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters |= {"number": number, "signed": signed, "microseconds": microseconds}
+    environment.globals["style"] = files.joinpath("style.css").read_text(encoding="utf-8")
+    return environment.from_string(files.joinpath(name).read_text(encoding="utf-8"))
 
 
 def write_report(results: Results, path: str | Path) -> Path:

@@ -83,13 +83,13 @@ def progressive(points: Sequence[ProgressPoint], heldout: Quality | None, end_ms
             axis.margins(y=0.12)
         if floor is not None:
             axes[0].axhline(floor, color="#2a9d78", linewidth=1.4, linestyle=(0, (1, 1.5)))
-        handles = [_line(ACCENT, "predicted before training on it")]
+        handles = [line(ACCENT, "predicted before training on it")]
         if heldout is not None:
-            handles.append(_line(WARM, "held out, never trained on"))
+            handles.append(line(WARM, "held out, never trained on"))
         if floor is not None:
-            handles.append(_line("#2a9d78", "floor: the generator's own probabilities", (0, (1, 1.5))))
+            handles.append(line("#2a9d78", "floor: the generator's own probabilities", (0, (1, 1.5))))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        return _uri(figure)
+        return uri(figure)
 
 
 def by_domain(points: Sequence[ProgressPoint]) -> str:
@@ -125,10 +125,10 @@ def by_domain(points: Sequence[ProgressPoint]) -> str:
                 axis.xaxis.set_major_locator(locator)
                 axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
                 axis.margins(y=0.12)
-        handles = [_line(INK, "all events")]
-        handles += [_line(_DOMAIN_COLOURS[number], f"domain {domain}") for number, domain in enumerate(domains)]
+        handles = [line(INK, "all events")]
+        handles += [line(_DOMAIN_COLOURS[number], f"domain {domain}") for number, domain in enumerate(domains)]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-        return _uri(figure)
+        return uri(figure)
 
 
 SHOWN_DOMAINS = 6
@@ -156,7 +156,7 @@ def calibration(bins: Sequence[CalibrationBin]) -> str:
         axis.errorbar(x, y, yerr=[below, above], fmt="o", color=ACCENT, markersize=4.5, elinewidth=1.2, capsize=0)
         axis.set(xlim=(0, top), ylim=(0, top), xlabel="mean prediction of the bin", ylabel="share of positive labels")
         axis.set_title("Held-out calibration, FP32")
-        return _uri(figure)
+        return uri(figure)
 
 
 def ne_differences(rows: Sequence[NumericsRow]) -> str:
@@ -178,7 +178,7 @@ def ne_differences(rows: Sequence[NumericsRow]) -> str:
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("NE minus NE of FP32, in 1e-4 (right of 0 is worse)")
         axis.set_title("Cost in quality")
-        return _uri(figure)
+        return uri(figure)
 
 
 def speed(rows: Sequence[SpeedRow]) -> str:
@@ -208,14 +208,16 @@ def speed(rows: Sequence[SpeedRow]) -> str:
         axis.set_ylabel("times as fast as torch FP32 eager")
         axis.set_title("Forward pass of the whole model")
         figure.legend(loc="outside lower center", ncols=len(names))
-        return _uri(figure)
+        return uri(figure)
 
 
-def _line(colour: str, label: str, style: object = "-") -> mpl.lines.Line2D:
-    return mpl.lines.Line2D([], [], color=colour, linewidth=2, linestyle=style, label=label)  # type: ignore[arg-type]
+def line(colour: str, label: str, linestyle: object = "-", **rest: Any) -> mpl.lines.Line2D:
+    """A legend's entry."""
+    return mpl.lines.Line2D([], [], **{"color": colour, "linewidth": 2, "label": label, "linestyle": linestyle, **rest})
 
 
-def _uri(figure: Figure) -> str:
+def uri(figure: Figure) -> str:
+    """The figure as a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from octavo.training.distributed import Group
 from octavo.training.evaluate import Evaluation, evaluate_run
+from octavo.training.probing import probe_run
 from octavo.training.run import open_log, run
 from octavo.training.state import load_state_dict
 from octavo.training.trainer import Trainer, TrainingError
@@ -20,5 +21,6 @@ __all__ = [
     "list_checkpoints",
     "load_state_dict",
     "open_log",
+    "probe_run",
     "run",
 ]

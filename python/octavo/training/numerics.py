@@ -27,9 +27,11 @@ def run_all_in(model: torch.nn.Module, numerics: str) -> None:
 
 
 def follow(model: torch.nn.Module, plan: Plan) -> None:
-    """Every layer in the class, and by the kernels, that ``plan`` names; layers that share a weight share an entry."""
+    """Every layer's forward in the class, and by the kernels, that ``plan`` names; layers that share a weight share an
+    entry."""
     layers = linear_layers(model)
-    by_weight = {id(layers[entry.site].weight): entry for entry in plan if entry.site in layers}
+    forward = plan.of_direction("forward")
+    by_weight = {id(layers[entry.site].weight): entry for entry in forward if entry.site in layers}
     for layer in layers.values():
         entry = by_weight.get(id(layer.weight))
         if entry is not None:

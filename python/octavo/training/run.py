@@ -168,7 +168,6 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
     config, log = trainer.config, trainer.log
     first, last = (log.read(at, at + 1).time.item() for at in (0, len(log) - 1))
     span = " to ".join(datetime.fromtimestamp(ms / 1e3, UTC).strftime("%Y-%m-%d") for ms in (first, last))
-    info = octavo.info()
     parameters = sum(p.numel() for p in trainer.model.parameters())
     tables = [table.rows.shape for table in table_states(trainer.model).values()]
     progress = trainer.progressive.cumulative()[task]
@@ -197,13 +196,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         "task": task,
         "config": config.resolved(),
         "config_sha256": config_hash(config),
-        "machine": {
-            "CPU": info["cpu"],
-            "instruction set": f"{info['isa']} ({', '.join(info['features'])})",
-            "threads": str(torch.get_num_threads()),
-            "octavo": info["version"],
-            "torch": torch.__version__,
-        },
+        "machine": machine_facts(),
         "data": {
             "source": config.data.source,
             "events": f"{len(log):,}",
@@ -214,6 +207,18 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         "training": facts,
         "progressive": trainer.progressive.points,
         "epochs": epoch_rows(trainer.history.path),
+    }
+
+
+def machine_facts() -> dict[str, str]:
+    """What a report says of this machine."""
+    info = octavo.info()
+    return {
+        "CPU": info["cpu"],
+        "instruction set": f"{info['isa']} ({', '.join(info['features'])})",
+        "threads": str(torch.get_num_threads()),
+        "octavo": info["version"],
+        "torch": torch.__version__,
     }
 
 

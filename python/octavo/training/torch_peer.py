@@ -51,13 +51,14 @@ class _Layer(_Linear):
         n = module.out_features
         self.norm: torch.nn.Module = torch.nn.Identity()
         if module.norm == "layer":
-            self.norm = torch.nn.LayerNorm(n, module.eps)
-            self.norm.load_state_dict({"weight": module.norm_weight, "bias": module.norm_bias})
+            self.norm = torch.nn.LayerNorm(n, module.eps, bias=module.norm_bias is not None)
+            biases = {} if module.norm_bias is None else {"bias": module.norm_bias}
+            self.norm.load_state_dict({"weight": module.norm_weight, **biases})
         elif module.norm in ("rms", "swish_rms"):
             self.norm = torch.nn.RMSNorm(n, module.eps)
             self.norm.load_state_dict({"weight": module.norm_weight})
         elif module.norm == "block":
-            self.norm = _BlockNorm(module.eps)
+            self.norm = _BlockNorm(module.eps, module.block)
         self.norm.to(dtype).requires_grad_(False)
         self.activation = "silu" if module.norm == "swish_rms" else module.activation
 
@@ -72,12 +73,12 @@ class _Layer(_Linear):
 
 
 class _BlockNorm(torch.nn.Module):
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps: float, block: int) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.block = eps, block
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.nn.functional.rms_norm(p, (p.shape[-1],), None, self.eps) for p in x.split(256, -1)]
+        parts = [torch.nn.functional.rms_norm(p, (p.shape[-1],), None, self.eps) for p in x.split(self.block, -1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 

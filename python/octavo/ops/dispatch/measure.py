@@ -55,7 +55,7 @@ def timed(problem: Problem, rows: list[_core.Kernel], budget_ms: float) -> dict[
     """Lower-quartile us of each kernel on ``problem``, interleaved, about ``budget_ms`` each."""
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     with torch.no_grad():
-        return _interleaved(calls, budget_ms)
+        return interleaved(calls, budget_ms)
 
 
 def calls_of(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], object]]:
@@ -102,7 +102,7 @@ def _norm(kind: str, n: int, device: str) -> Norm:
     return Norm(kind, weight, torch.zeros(n, device=device) if kind == "layer" else None)
 
 
-def _interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> dict[str, float]:
+def interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> dict[str, float]:
     """Lower-quartile us of each call, taken in turns."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     slowest = 0.0

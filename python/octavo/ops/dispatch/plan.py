@@ -75,7 +75,7 @@ def sites(model: torch.nn.Module, batch: Any) -> list[Site]:
     first_path: dict[int, str] = {}
     hooks = []
     for path, module in model.named_modules():
-        if not _is_linear(module):
+        if not is_linear(module):
             continue
         name = first_path.setdefault(id(module.weight), canonical(path))
         hooks.append(module.register_forward_pre_hook(_recorder(name, found), with_kwargs=True))
@@ -100,7 +100,8 @@ def canonical(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in wrappers)
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether ``module`` is a site of plans."""
     return isinstance(module, torch.nn.Linear) or getattr(module, "is_octavo_linear", False)
 
 

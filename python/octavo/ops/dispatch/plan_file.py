@@ -44,9 +44,10 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries of one model, in module order."""
+    """The entries of one model, in module order. ``origin``: what it was made from, for readers and for checks."""
 
     entries: tuple[PlanEntry, ...]
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[PlanEntry]:
         return iter(self.entries)
@@ -57,13 +58,18 @@ class Plan:
                 return entry
         raise KeyError(f"plan: no site {site!r}; it has {', '.join(e.site for e in self.entries) or 'none'}")
 
+    def of_direction(self, direction: str) -> Plan:
+        """The entries of one direction."""
+        return Plan(tuple(entry for entry in self.entries if entry.direction == direction), self.origin)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
         write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as :meth:`save` writes them."""
-        return {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
+        content = {"schema_version": SCHEMA_VERSION, "entries": [_finite(asdict(e)) for e in self.entries]}
+        return {**content, "origin": dict(self.origin)} if self.origin else content
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -82,13 +88,15 @@ class Plan:
         entries = tuple(PlanEntry(**entry) for entry in content["entries"])
         for entry in entries:
             choice(f"numerics of {entry.site}", entry.numerics, NUMERICS)
-        return cls(entries)
+        return cls(entries, dict(content.get("origin", {})))
 
     def missing_kernels(self) -> dict[str, list[str]]:
         """Site -> preferred kernels this machine does not have; there another kernel of the same class runs."""
         here = {kernel.name for kernel in _core.kernels() if kernel.supported}
-        gone = {e.site: sorted({k for k in e.kernels.values() if k not in here}) for e in self.entries}
-        return {site: names for site, names in gone.items() if names}
+        gone: dict[str, set[str]] = {}
+        for entry in self.entries:
+            gone.setdefault(entry.site, set()).update(k for k in entry.kernels.values() if k not in here)
+        return {site: sorted(names) for site, names in gone.items() if names}
 
 
 def _finite(value: Any) -> Any:

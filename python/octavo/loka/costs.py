@@ -1,0 +1,47 @@
+"""What a call costs in each class and in high precision, in every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from octavo.loka.candidates import Candidate, Operands
+from octavo.loka.sites import ProbedSite
+from octavo.ops.dispatch.choice import judge
+from octavo.ops.dispatch.measure import interleaved, is_measured, measure
+
+REFERENCE = "fp32"
+_BUDGET_MS = 5.0  # of timing per candidate
+
+
+def forward_costs(site: ProbedSite, timed: bool) -> dict[str, float]:
+    """us of the fastest kernel of each class at the site's call, its epilogue included; by dispatch, which measures
+    first when ``timed``. Without, classes that dispatch knows neither measured nor calibrated are left out."""
+    problem = site.problem(site.m)
+    if timed and not is_measured(problem):
+        measure(problem, budget_ms=_BUDGET_MS)
+    found: dict[str, float] = {}
+    for row in judge(problem).candidates:
+        if row.admitted and (timed or row.source != "prior"):
+            name = row.kernel.numerics.name
+            found[name] = min(found.get(name, row.predicted_us), row.predicted_us)
+    return found
+
+
+def gradient_costs(site: ProbedSite, direction: str, candidates: Sequence[Candidate]) -> dict[str, float]:
+    """us of each candidate's gradient and of torch's in FP32, timed in turns on normal operands."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(site.m, width, generator=generator) for width in (site.k, site.n))
+    operands = Operands(x, grad, site.weight, None)
+    calls: dict[str, Callable[[], object]] = {
+        candidate.numerics: _call(candidate, operands) for candidate in candidates
+    }
+    weight = operands.weight
+    calls[REFERENCE] = (lambda: grad @ weight) if direction == "grad_input" else (lambda: grad.T @ x)
+    with torch.no_grad():
+        return interleaved(calls, _BUDGET_MS)
+
+
+def _call(candidate: Candidate, operands: Operands) -> Callable[[], object]:
+    return lambda: candidate.run(operands)

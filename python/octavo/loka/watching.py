@@ -1,0 +1,111 @@
+"""What layers see lately: a few figures of recent rows, for those who train without a Probe."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from octavo.ops.dispatch.plan import canonical
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What a :class:`octavo.loka.SafetyValve` needs of a Probe."""
+
+    def summary(self, site: str) -> Mapping[str, float]:
+        """Figures of the input rows that ``site`` saw (canonical module path; of layers that share a weight the first
+        one), those that are known of: ``rows``, ``nan_rows``, ``infinite_rows``; ``mean_square_share``, what the
+        columns' means have of the mean square (0 to 1); ``crest``, a row's largest magnitude over its root mean square;
+        ``amax_p50`` and ``amax_p999``, quantiles of the rows' largest magnitudes. Others are passed over. Raises
+        KeyError for an unknown site."""
+
+
+class RecentRows:
+    """Watches the inputs of ``model``'s linear layers: figures of the last ``batches`` batches, one every ``every``
+    steps.
+
+    A Probe's statistics are of all of training, in which a drift shows late; these forget. Call :meth:`step` after each
+    training step. Calls inside a ``torch.compile``'d graph are not seen: there, call the model itself once in
+    ``every`` steps (under ``torch.no_grad()``, in training mode). :meth:`close` removes the hooks.
+    """
+
+    def __init__(self, model: torch.nn.Module, every: int = 100, batches: int = 8) -> None:
+        if every < 1 or batches < 1:
+            raise ValueError(f"every, batches: expected 1 or more, found {every} and {batches}")
+        self.every, self.steps = every, 0
+        self._recent: dict[str, deque[_Batch]] = {}
+        self._hooks = []
+        first_path: dict[int, str] = {}
+        for path, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) or getattr(module, "is_octavo_linear", False):
+                site = first_path.setdefault(id(module.weight), canonical(path))
+                kept = self._recent.setdefault(site, deque(maxlen=batches))
+                self._hooks.append(module.register_forward_pre_hook(self._hook(kept), with_kwargs=True))
+        if not self._recent:
+            raise ValueError("model: has no torch.nn.Linear, octavo.nn.Linear or octavo.nn.LinearNorm to watch")
+
+    def step(self) -> None:
+        """A training step is over."""
+        self.steps += 1
+
+    def summary(self, site: str) -> dict[str, float]:
+        """See :class:`Watcher`; empty before the first batch."""
+        if site not in self._recent:
+            raise KeyError(f"site: {site!r} is not watched; there are {', '.join(self._recent)}")
+        return _joined(list(self._recent[site]))
+
+    def close(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, kept: deque[_Batch]) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling() or self.steps % self.every or not module.training:
+                return
+            x = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
+            if x.numel():
+                kept.append(_Batch(x.detach().reshape(-1, x.shape[-1]).float()))
+
+        return hook
+
+
+class _Batch:
+    """Sums over one batch's finite rows."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        amax = x.abs().amax(1)
+        finite = amax.isfinite()
+        self.nan_rows = int(amax.isnan().sum())
+        self.infinite_rows = len(x) - int(finite.sum()) - self.nan_rows
+        x, self.amax = x[finite], amax[finite]
+        self.rows = len(x)
+        self.total = x.double().sum(0)
+        squares = x.double().square().sum(1)
+        self.squares = float(squares.sum())
+        used = self.amax > 0
+        self.shares = float((squares[used] / self.amax[used].double().square()).sum())  # of (|x| / amax)^2
+        self.cells = int(used.sum()) * x.shape[1]
+
+
+def _joined(batches: list[_Batch]) -> dict[str, float]:
+    rows = sum(batch.rows for batch in batches)
+    found: dict[str, float] = {
+        "rows": rows,
+        "nan_rows": sum(batch.nan_rows for batch in batches),
+        "infinite_rows": sum(batch.infinite_rows for batch in batches),
+    }
+    if rows == 0:
+        return found if batches else {}
+    squares, shares = sum(batch.squares for batch in batches), sum(batch.shares for batch in batches)
+    mean = torch.stack([batch.total for batch in batches]).sum(0) / rows
+    found["mean_square_share"] = float(mean.square().sum()) * rows / squares if squares > 0 else 0.0
+    if shares > 0:
+        found["crest"] = math.sqrt(sum(batch.cells for batch in batches) / shares)
+    amax = torch.cat([batch.amax for batch in batches]).double()
+    found["amax_p50"], found["amax_p999"] = torch.quantile(amax, torch.tensor([0.5, 0.999]).double()).tolist()
+    return found
