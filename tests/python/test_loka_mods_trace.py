@@ -107,6 +107,23 @@ def test_the_method_that_has_the_chain_is_rewritten() -> None:
     assert torch.equal(changed.embed(x), model.embed(x))
 
 
+class Scaled(_Base):
+    temperature = 1.0
+
+    def forward(self, x):
+        return self.out(functional.relu(self.norm(self.fc(x)))) / self.temperature
+
+
+def test_values_that_a_new_method_keeps_are_reported() -> None:
+    model, x = trained(Scaled()), inputs()
+    model.temperature = 3.0
+    changed = mods.apply(model, fuse=True)
+    assert torch.equal(changed(x), model(x))
+    last = mods.changes(changed)[-1]
+    assert (last.before, last.after) == ("Scaled.forward", "made anew from its graph")
+    assert last.note == "keeps the present values of temperature; undo before you change them"
+
+
 def test_a_layer_that_other_methods_use_stays() -> None:
     model, x = trained(TwoUsers()), inputs()
     changed = mods.apply(model, fuse=True)

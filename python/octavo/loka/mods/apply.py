@@ -20,6 +20,7 @@ from octavo.ops._types import choice
 from octavo.ops.table_formats import FORMATS
 
 _RECORD = "_octavo_mods"
+_REWRITING = ("fuse", "group", "hard_swish", "block_norm")
 
 
 def apply(
@@ -58,7 +59,8 @@ def apply(
     parameter of the original is. Mods may be applied one after the other. Apply them before optimizers, hooks,
     torch.compile and DistributedDataParallel. Raises TypeError or ValueError that names the argument.
     """
-    _check(model, locals())
+    arguments = dict(locals())
+    _check(model, arguments)
     block = None if block_norm is None or block_norm is False else 256 if block_norm is True else block_norm
     target = model if inplace else _copied(model, keep, tables)
     record = vars(target).setdefault(_RECORD, Record())
@@ -81,7 +83,7 @@ def apply(
                 fuse_graph(method, Places(target, keep), record, norm_first)
             if group:
                 group_graph(method, Places(target, keep), record)
-        _regenerate(methods, record)
+        _regenerate(methods, record, next(mod for mod in _REWRITING if arguments[mod]))
     if swish_rms:
         swish_rms_norms(Places(target, keep), record)
     _follow(record, before, _named(target))
@@ -170,12 +172,17 @@ def _has_linears(host: torch.nn.Module) -> bool:
     return any(is_linear(child) or isinstance(child, nn.LinearNorm) for child in children)
 
 
-def _regenerate(methods: list[Method], record: Record) -> None:
+def _regenerate(methods: list[Method], record: Record, mod: str) -> None:
     by_host: dict[int, list[Method]] = {}
     for method in methods:
         if method.changed:
             by_host.setdefault(id(method.host), []).append(method)
     for changed in by_host.values():
+        for method in changed:
+            if method.frozen:
+                note = f"keeps the present values of {', '.join(method.frozen)}; undo before you change them"
+                before = f"{type(method.host).__name__}.{method.name}"
+                record.changes.append(Change(method.path, mod, before, "made anew from its graph", note))
         record.edits.rewrite(changed[0].host, {method.name: method.compiled() for method in changed})
 
 

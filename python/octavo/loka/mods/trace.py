@@ -32,7 +32,7 @@ class Untraceable(Exception):
 @dataclass(eq=False)
 class Method:
     """A method of ``host`` as a graph. ``changed``: the graph no longer is the code's. ``foreign``: children that other
-    methods use as well.
+    methods use as well. ``frozen``: plain attributes whose present values the graph holds.
     """
 
     path: str
@@ -41,6 +41,7 @@ class Method:
     graph: fx.Graph
     changed: bool = False
     foreign: set[str] = field(default_factory=set)
+    frozen: list[str] = field(default_factory=list)
 
     def child(self, node: fx.Node) -> torch.nn.Module | None:
         """The module that ``node`` calls."""
@@ -88,6 +89,14 @@ def methods_of(path: str, host: torch.nn.Module) -> Iterator[Method | tuple[str,
             yield name, str(error)
             continue
         method.foreign = set(host._modules) - own
+        method.frozen = [
+            attribute
+            for attribute, value in vars(host).items()
+            if isinstance(value, int | float | str)
+            and attribute != "training"
+            and not attribute.startswith("_")
+            and any(_names(codes[n], attribute) for n in reached)
+        ]
         yield method
 
 
