@@ -70,7 +70,8 @@ Status run_grouped(const GroupedLinear* calls, std::size_t count) {
   const int workers = threads();
   std::vector<Status> statuses(static_cast<std::size_t>(workers));
   parallel_region(workers, [&](int thread, int used) {
-    const double from = total * thread / used, to = total * (thread + 1) / used;
+    // The last share ends at total itself: total * used / used may round below it, and rows would be left out.
+    const double from = total * thread / used, to = thread + 1 == used ? total : total * (thread + 1) / used;
     for (std::size_t i = 0; i < count; ++i) {
       const double start = i == 0 ? 0 : ends[i - 1], cost = ends[i] - start;
       if (ends[i] <= from || start >= to) continue;

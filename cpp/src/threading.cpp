@@ -23,6 +23,7 @@ struct OpenMp {
   int (*thread_num)() = nullptr;
   int (*num_threads)() = nullptr;
   int (*in_parallel)() = nullptr;
+  int (*torch_threads)() = nullptr;  // at::get_num_threads; null where torch has none of this name
 };
 
 struct LoadedLibraries {
@@ -45,18 +46,23 @@ int count_loads(dl_phdr_info* info, std::size_t, void* context) {
   return 1;
 }
 
+// A symbol that torch's library or one of its dependencies (breadth first) resolves to; null when there is none.
+void* torch_symbol(const LoadedLibraries& libraries, const char* name) {
+  const std::string core = libraries.torch_directory + "/libtorch_cpu.so";
+  void* torch = dlopen(core.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (torch == nullptr) return nullptr;
+  void* symbol = dlsym(torch, name);
+  dlclose(torch);
+  return symbol;
+}
+
 // Other wheels (scikit-learn, ...) bring a libgomp of their own: only the one torch's symbols resolve to is torch's
 // pool.
 std::string torch_openmp(const LoadedLibraries& libraries) {
-  const std::string core = libraries.torch_directory + "/libtorch_cpu.so";
-  if (void* torch = dlopen(core.c_str(), RTLD_LAZY | RTLD_NOLOAD)) {
-    void* symbol = dlsym(torch, "GOMP_parallel");  // searches torch's dependencies, breadth first
-    Dl_info where{};
-    const bool found = symbol != nullptr && dladdr(symbol, &where) != 0 && where.dli_fname != nullptr;
-    dlclose(torch);
-    if (found) return where.dli_fname;
-  }
-  return {};
+  void* symbol = torch_symbol(libraries, "GOMP_parallel");
+  Dl_info where{};
+  const bool found = symbol != nullptr && dladdr(symbol, &where) != 0 && where.dli_fname != nullptr;
+  return found ? where.dli_fname : "";
 }
 
 const OpenMp* find_openmp() {
@@ -72,6 +78,7 @@ const OpenMp* find_openmp() {
   api.thread_num = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_thread_num"));
   api.num_threads = reinterpret_cast<int (*)()>(dlsym(handle, "omp_get_num_threads"));
   api.in_parallel = reinterpret_cast<int (*)()>(dlsym(handle, "omp_in_parallel"));
+  api.torch_threads = reinterpret_cast<int (*)()>(torch_symbol(libraries, "_ZN2at15get_num_threadsEv"));
   const bool complete = api.parallel && api.max_threads && api.thread_num && api.num_threads && api.in_parallel;
   return complete ? &api : nullptr;
 }
@@ -189,7 +196,16 @@ void openmp_body(void* data) {
 
 int threads() {
   if (inside_region) return 1;
-  if (const OpenMp* api = openmp()) return api->in_parallel() ? 1 : api->max_threads();
+  if (const OpenMp* api = openmp()) {
+    if (api->in_parallel()) return 1;
+    // torch gives a thread its number of OpenMP threads when that thread first asks torch.
+    thread_local bool asked = false;
+    if (!asked && api->torch_threads != nullptr) {
+      asked = true;
+      return api->torch_threads();
+    }
+    return api->max_threads();
+  }
   const int chosen = own_threads.load(std::memory_order_relaxed);
   return chosen > 0 ? chosen : hardware_threads();
 }

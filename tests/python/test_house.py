@@ -78,6 +78,14 @@ def test_threads_are_torchs() -> None:
         torch.set_num_threads(before)
 
 
+def test_a_new_thread_takes_torchs_number_at_once() -> None:
+    code = (
+        "import torch\nfrom concurrent.futures import ThreadPoolExecutor\nfrom octavo import _core, ops\n"
+        "torch.set_num_threads(1)\nwith ThreadPoolExecutor(1) as pool:\n    print(pool.submit(_core.threads).result())"
+    )
+    assert _run(code).strip() == "1"
+
+
 def test_unknown_room_says_which_exist() -> None:
     code = "import octavo\ntry:\n    octavo.loca\nexcept AttributeError as e:\n    print(e)"
     assert "its rooms are ops, nn" in _run(code)

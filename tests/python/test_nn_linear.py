@@ -233,3 +233,12 @@ def test_a_compiled_layer_sees_its_weight_change() -> None:
         assert torch.equal(y, layer(X))
         y.sum().backward()
         optimizer.step()
+
+
+def test_layers_that_were_never_called_export() -> None:
+    layers = torch.nn.Sequential(nn.LinearNorm(16, 32), nn.Linear(32, 4)).eval().requires_grad_(False)
+    for layer in layers:
+        layer.numerics = "int8_dynamic"
+    x = torch.randn(4, 16)
+    exported = torch.export.export(layers, (x,))
+    assert torch.equal(exported.module()(x), layers(x))

@@ -41,6 +41,22 @@ def test_bitwise_as_one_by_one_for_any_thread_count(isa, dtype) -> None:
         torch.set_num_threads(before)
 
 
+def test_no_row_is_left_out_whatever_the_shares() -> None:
+    ws = [pack_as(_normal(128, 256, seed=i), "int8_dynamic") for i in range(3)]
+    layers = ops.prepare_grouped([ops.prepare_linear(w, rows=(50,)) for w in ws])
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 5, 6, 7, 12):
+            torch.set_num_threads(threads)
+            for rows in range(48, 75):
+                xs = [_normal(rows, 256, seed=i) for i in range(3)]
+                outs = [torch.full((rows, 128), float("nan")) for _ in ws]
+                layers(xs, outs)
+                assert not any(out.isnan().any() for out in outs), (threads, rows)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_every_group_runs_once_and_in_one_call(isa, monkeypatch) -> None:
     ws = [pack_as(_normal(40, 50, seed=i), "int8_dynamic") for i in range(5)]
     xs = [_normal(33, 50, seed=i) for i in range(5)]

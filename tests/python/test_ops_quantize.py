@@ -267,3 +267,18 @@ def test_compiled_equals_eager() -> None:
 
     x = torch.randn(8, 24)
     assert torch.equal(torch.compile(f, backend="eager", fullgraph=True)(x), f(x))
+
+
+def test_codes_that_are_not_what_they_say_are_refused() -> None:
+    q = ops.quantize(torch.randn(10, 64), format="e4m3", scaling="row")
+    wrong = {
+        r"q.scale: is torch.float32 \[3\] on cpu; for e4m3 with row scaling expected torch.float32 \[10\] on cpu":
+            (q.data, q.scale[:3], "e4m3", "row"),
+        r"q.scale: is torch.float64 \[10\]": (q.data, q.scale.double(), "e4m3", "row"),
+        r"q.data: is torch.float32 \[10, 64\]": (q.data.float(), q.scale, "e4m3", "row"),
+        "q.scaling: ": (q.data, q.scale, "e4m3", "columns"),
+        "q.format: ": (q.data, q.scale, "int3", "row"),
+    }  # fmt: skip
+    for says, parts in wrong.items():
+        with pytest.raises(ValueError, match=says):
+            ops.dequantize(ops.QuantizedTensor(*parts))

@@ -46,8 +46,8 @@ class _Codes:
         if torch.compiler.is_compiling():
             if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
                 return pack_as(weight if torch.is_grad_enabled() else weight.detach(), self.numerics)
-            if self._packed is not None:
-                return self._packed
+            # Never called outside a graph (an export of a model just loaded): packed in it.
+            return pack_as(weight, self.numerics) if self._packed is None else self._packed
         version = 0 if weight.is_inference() else weight._version
         packed, (known, address, packed_version) = self._packed, self._from
         if (
@@ -154,6 +154,9 @@ class _Numerics(torch.nn.Module):
 
 class Linear(_Numerics, torch.nn.Linear):
     """y = x W^T + b, as ``torch.nn.Linear`` (same parameters, same state dict), in any numerics class.
+
+    Codes follow every change of the weight that torch counts (optimizers, ``copy_``, ``load_state_dict``). Writes
+    through ``.data`` or in ``torch.inference_mode`` are not counted: set ``numerics`` again after them.
 
     x [..., in_features] float32 or bfloat16 -> [..., out_features] in x's dtype. ``backward``: see
     ``backward_numerics``.

@@ -91,6 +91,7 @@ def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> torch.
         raise TypeError(f"q: expected a QuantizedTensor from octavo.ops.quantize, found {type(q).__name__}")
     if dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"dtype: expected torch.float32 or torch.bfloat16, found {dtype}")
+    _expect_codes(q)
     if torch.compiler.is_compiling():
         out: torch.Tensor = torch.ops.octavo.dequantize(q.data, q.scale, q.scaling, dtype)
         return out
@@ -130,6 +131,21 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
     """``x`` [..., K] as a matrix [M, K] whose rows are contiguous; no copy where strides allow."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(x.shape[:-1].numel(), 0)
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
+
+
+def _expect_codes(q: QuantizedTensor) -> None:
+    """Raise ValueError unless ``q``'s codes and scales are of its format and scaling: kernels read what that says."""
+    choice("q.format", q.format, tuple(CODES))
+    choice("q.scaling", q.scaling, SCALINGS)
+    for name, tensor, shape, dtype in (
+        ("data", q.data, tuple(q.data.shape), FORMATS[q.format]),
+        ("scale", q.scale, scale_shape(q.data.shape, q.scaling), scale_dtype(q.scaling)),
+    ):
+        if (tuple(tensor.shape), tensor.dtype, tensor.device) != (shape, dtype, q.data.device):
+            raise ValueError(
+                f"q.{name}: is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; for {q.format} with {q.scaling} "
+                f"scaling expected {dtype} {list(shape)} on {q.data.device}"
+            )
 
 
 def _expect_room(out: object, x: torch.Tensor, format: str, scaling: str) -> None:
