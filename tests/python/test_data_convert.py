@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.data import DataError, Dense, EventLog, Label, Made, Schema, Source, Sparse, convert
+from octavo.data import DataError, Dense, EventLog, Label, Made, Schema, Source, Sparse, convert, infer_schema
 from octavo.data.convert import SeenIds
 
 SCHEMA = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
@@ -100,7 +100,7 @@ def test_csv_and_parquet_and_uri_are_one_log(tmp_path: Path) -> None:
 
 def test_made_columns_by_hand(tmp_path: Path) -> None:
     raw = tmp_path / "raw.csv"
-    raw.write_text("a\t14102101\t18446744073709551615\t4\t100\t-1\nb\t14102102\t7\t3\t200\t260\n")
+    raw.write_text("a\t14102101\t18446744073709551615\t4\t100\t160\nb\t14102102\t7\t3\t200\t-1\n")
     source = Source(
         delimiter="\t",
         names=("w", "hour", "big", "stars", "at", "bought"),
@@ -123,8 +123,8 @@ def test_made_columns_by_hand(tmp_path: Path) -> None:
     assert batch.id.tolist() == [-1, 7]
     assert batch.user[0] != batch.user[1]
     assert batch.labels["y"].tolist() == [1.0, 0.0]
-    assert batch.delay["y"].isnan().tolist() == [True, False]
-    assert batch.delay["y"][1] == 60
+    assert batch.delay["y"].isnan().tolist() == [False, True]
+    assert batch.delay["y"][0] == 60
     assert batch.item.tolist() == [0, 1]
     assert log.columns(["sec"]).column("sec").to_pylist() == [100_000, 200_000]
 
@@ -192,6 +192,47 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
                           cwd=Path(__file__).parent, check=True)  # fmt: skip
     assert "events-00000.parquet: cannot be written" in done.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ["raw.parquet"]
+
+
+def test_delays_have_a_unit_and_stars_that_are_nan_are_not_known(tmp_path: Path) -> None:
+    moment = pa.array([0, 0, 0], pa.timestamp("us"))
+    table = pa.table(
+        {
+            "shown": pa.array([0, 0, 0], pa.int64()), "bought": pa.array([60_000, None, None], pa.int64()),
+            "seen": moment, "paid": pa.array([60_000_000, None, None], pa.timestamp("us")),
+            "stars": pa.array([5.0, 1.0, float("nan")]),
+        }
+    )  # fmt: skip
+    pq.write_table(table, tmp_path / "raw.parquet")
+    made = {"time": Made("row"), "id": Made("row"), "y": Made("at_least", "stars", value=4)}
+    waits = {
+        "numbers": Made("delay", "bought", since="shown", unit="ms"),
+        "timestamps": Made("delay", "paid", since="seen"),
+    }
+    for name, wait in waits.items():
+        source = Source(make={**made, "wait": wait})
+        log, _ = convert(Schema(labels=(Label("y", "wait"),)), [tmp_path / "raw.parquet"], tmp_path / name, source)
+        assert log.read().delay["y"][0] == 60
+        assert log.read().labels["y"].isnan().tolist() == [False, False, True]
+    with pytest.raises(DataError, match="unit: for kind 'delay' alone, one of s, ms, us, ns; found 'days'"):
+        Made("delay", "bought", since="shown", unit="days")
+
+
+def test_an_inferred_schema_learns_from_nothing_that_came_with_the_outcome() -> None:
+    click = pa.array([1, 0, 0, 1], pa.int8())
+    table = pa.table(
+        {
+            "time": pa.array([1, 2, 3, 4], pa.int64()), "click": click,
+            "click_delay": [5.0, None, None, 7.0], "bought_what": ["a", None, None, None],
+            "price": [1.0, 2.0, None, 4.0],
+        }
+    )  # fmt: skip
+    found = infer_schema(table)
+    assert found.schema.labels == (Label("click", "click_delay"),)
+    assert [feature.name for feature in found.schema.dense] == ["price"]
+    assert found.schema.sparse == ()
+    assert "taken for its delay; DECIDE" in found.notes["click_delay"]
+    assert "it came with the outcome" in found.notes["bought_what"]
 
 
 CONVERTS = """

@@ -224,3 +224,14 @@ def test_a_log_knows_until_when_it_was_observed(tmp_path) -> None:
         log.with_labels(Label("sale"))
     with pytest.raises(DataError, match="observed_until: 5 ms is before the last event"):
         EventLog.write(tmp_path / "early", log.schema, [log.columns(log.column_names)], observed_until=5)
+
+
+def test_an_outcome_without_its_delay_is_refused_without_windows_too() -> None:
+    schema = Schema(labels=(Label("sale", "sale_delay"),))
+    nan = float("nan")
+    for outcome, delay, says in (
+        ([0.0, 1.0], [nan, nan], "column 'sale_delay': null at row 1, where 'sale' is 1"),
+        ([0.0, 1.0], [4.0, 5.0], "column 'sale_delay': 4 s at row 0, where 'sale' is 0"),
+    ):
+        with pytest.raises(DataError, match=says):
+            labels_as_of(schema, {"sale": np.array(outcome)}, {"sale": np.array(delay)}, None, "log")

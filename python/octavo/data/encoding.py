@@ -101,6 +101,9 @@ def _dense(feature: Dense, column: pa.Array, where: str) -> npt.NDArray[np.float
         if feature.missing is None:
             raise DataError(f"{where}: null or nan at row {int(absent.argmax())}; declare missing=... or fill it")
         raw[absent] = np.float32(feature.missing)
+    if np.isinf(raw).any():  # a clip would hide it
+        at = int(np.isinf(raw).argmax())
+        raise DataError(f"{where}: {raw[at]} at row {at} is no number to learn from; correct it or make it null")
     value = raw
     for transform in feature.transforms:
         value = transform.apply(value)

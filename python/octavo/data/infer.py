@@ -52,7 +52,7 @@ def infer_schema(data: str | pa.Table, source: Source | None = None) -> Inferred
     dense: list[Dense] = []
     sparse: list[Sparse] = []
     sequences: list[Sparse] = []
-    labels: list[Label] = []
+    labels = _outcomes(left, notes)
     for name, column in left.items():
         kind = column.type
         if pa.types.is_null(kind):
@@ -69,9 +69,6 @@ def infer_schema(data: str | pa.Table, source: Source | None = None) -> Inferred
             distinct = pc.count_distinct(column).as_py()
             sparse.append(Sparse(name, _rows(distinct), "hash_text"))
             notes[name] = f"text, {distinct} distinct words in {len(column)} rows; rows leave room for 4 times as many"
-        elif _is_outcome(name, column):
-            labels.append(Label(name))
-            notes[name] = "0/1 and named like an outcome; DECIDE: is it known later than the event (delay)?"
         elif pa.types.is_integer(kind):
             _integer(name, column, dense, sparse, notes)
         elif pa.types.is_floating(kind):
@@ -172,6 +169,31 @@ def _number(name: str, column: pa.Array) -> Dense:
     if len(values) and values.max() > 100 and np.quantile(values, 0.01) >= 0:
         return Dense(name, (Clip(0.0, 3.0e38), Log1p()), missing)
     return Dense(name, (), missing)
+
+
+def _outcomes(left: dict[str, pa.Array], notes: dict[str, str]) -> list[Label]:
+    """Takes outcomes out of ``left``, and what came with them: a column that is null wherever the outcome is 0 is its
+    delay (numbers), or nothing that was known at the time of the event."""
+    found: list[Label] = []
+    for task in [name for name, column in left.items() if _is_outcome(name, column)]:
+        outcome, delay = left.pop(task), None
+        came = pc.fill_null(pc.cast(outcome, pa.int8()), 0).to_numpy(zero_copy_only=False) == 1
+        for name, column in [*left.items()]:
+            known = column.is_valid().to_numpy(zero_copy_only=False)
+            if pa.types.is_floating(column.type):
+                known &= ~np.isnan(column.to_numpy(zero_copy_only=False).astype(np.float64))
+            named = name.lower() == f"{task.lower()}_delay"
+            if not named and (known.all() or not came.any() or known[~came].any() or not known[came].any()):
+                continue
+            del left[name]
+            if delay is None and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+                delay = name
+                notes[name] = f"null wherever {task!r} is 0: taken for its delay; DECIDE: in seconds after the event?"
+            else:
+                notes[name] = f"left out: null wherever {task!r} is 0, so it came with the outcome"
+        found.append(Label(task, delay))
+        notes[task] = f"0/1 and named like an outcome{'' if delay else '; DECIDE: is it known later (delay)?'}"
+    return found
 
 
 def _is_outcome(name: str, column: pa.Array) -> bool:

@@ -29,15 +29,15 @@ def labels_as_of(
     * 0 once that can no longer be: the window is over, or that of the anchor which never came
     * nan until then; without a window an outcome that has not come stays nan as long as ``age`` is given
 
-    A known label never changes as ``age`` grows. Raises :class:`DataError` for windowed outcomes that contradict their
-    delays or come before their anchor.
+    A known label never changes as ``age`` grows. Raises :class:`DataError` for outcomes that contradict their delays
+    or come before their anchor.
     """
     for label in schema.labels:
-        if label.windows:
+        if label.delay is not None:
             _check_delays(label, outcomes, delays, where)
-            if label.anchor is not None:
-                _check_delays(schema.label(label.anchor), outcomes, delays, where)
-                _check_order(label, outcomes, delays, where)
+    for label in schema.labels:
+        if label.anchor is not None:
+            _check_order(label, outcomes, delays, where)
     now = np.inf if age is None else age
     labels: dict[str, Floats] = {}
     known_delays = {task: np.where(delay <= now, delay, np.nan) for task, delay in delays.items()}

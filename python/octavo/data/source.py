@@ -29,6 +29,9 @@ _RAW = {
 KINDS = (*_MS, "yymmddhh", "row", "bits", "text_key", "at_least", "null_if", "delay", "split")
 
 
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
 @dataclass(frozen=True)
 class Made:
     """A column made from the raw column ``column`` (none for ``row``), by ``kind``:
@@ -36,9 +39,10 @@ class Made:
     * ``s``, ``ms``, ``us``, ``ns``: a number in that unit, or a timestamp, as ms; ``yymmddhh``: 14102100 as ms, UTC
     * ``row``: the number of the row in the inputs, from 0
     * ``bits``: an unsigned 64-bit integer as the signed one of the same bits; ``text_key``: text's 64-bit BLAKE2b key
-    * ``at_least``: 1 where the number is ``value`` or more, else 0
+    * ``at_least``: 1 where the number is ``value`` or more, else 0; null where it is null or nan
     * ``null_if``: the number, null where it is ``value``
-    * ``delay``: seconds from ``since`` to the column, null where the column is ``value``
+    * ``delay``: seconds from ``since`` to the column, null where the column is ``value``; both are timestamps, or
+      numbers in ``unit`` (``s``, the default, ``ms``, ``us``, ``ns``)
     * ``split``: integers joined by ``by``, as a list
     """
 
@@ -47,6 +51,7 @@ class Made:
     value: float | None = None
     since: str | None = None
     by: str | None = None
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -59,6 +64,8 @@ class Made:
             raise DataError("since: kind 'delay' needs it, no other takes it")
         if (not self.by) != (self.kind != "split"):
             raise DataError("by: kind 'split' needs it, no other takes it")
+        if self.unit is not None and (self.kind != "delay" or self.unit not in _PER_SECOND):
+            raise DataError(f"unit: for kind 'delay' alone, one of {', '.join(_PER_SECOND)}; found {self.unit!r}")
 
 
 @dataclass(frozen=True)
@@ -239,14 +246,23 @@ def _make(how: Made, table: pa.Table, first_row: int, where: str) -> pa.Array | 
     if how.kind in _MS:
         return _to_ms(column, how.kind)
     if how.kind == "at_least":
-        return pc.greater_equal(column, pa.scalar(how.value)).cast(pa.int8())
+        known = pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
+        return pc.greater_equal(known, pa.scalar(how.value)).cast(pa.int8())
     if how.kind == "null_if":
         return _without(column, how.value)
     if how.kind == "delay":
-        return pc.subtract(_without(column, how.value), table.column(how.since)).cast(pa.float64())
+        return _delay(_without(column, how.value), table.column(how.since).combine_chunks(), how.unit or "s")
     if how.kind == "split":
         return pc.split_pattern(column, how.by).cast(pa.list_(pa.int64()))
     return _BY_VALUES[how.kind](column, where)
+
+
+def _delay(column: pa.Array, since: pa.Array, unit: str) -> pa.Array:
+    """Seconds [n] float64."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_timestamp(since.type):
+        column, since = (moment.cast(pa.timestamp("us")).cast(pa.int64()) for moment in (column, since))
+        unit = "us"
+    return pc.divide(pc.subtract(column, since).cast(pa.float64()), _PER_SECOND[unit])
 
 
 def _without(column: pa.Array, value: float | None) -> pa.Array:
