@@ -59,6 +59,20 @@ def test_predictions_are_made_before_training(log, tmp_path) -> None:
     assert not torch.equal(trainer.progressive.state_dict()["click/open"][0, 64:], untrained)
 
 
+def test_with_dropout_the_whole_network_is_scored_and_the_rest_trained(log, tmp_path) -> None:
+    trainer = Trainer(small_config(model__dropout=0.5), log, tmp_path / "run")
+    served, states = [], []
+    steps = trainer.run()
+    for first in (0, 64):
+        with torch.no_grad():
+            served.append(trainer.model.eval()(log.read(first, first + 64))["click"])
+        before = torch.get_rng_state()
+        next(steps)
+        states.append(torch.equal(before, torch.get_rng_state()))
+    assert torch.equal(trainer.progressive.state_dict()["click/open"][0], torch.cat(served))
+    assert states == [False, False]  # training still leaves units out
+
+
 def test_the_same_run_twice_gives_the_same_bits(log, tmp_path, uninterrupted) -> None:
     assert_same_bits(everything(_finish(Trainer(small_config(), log, tmp_path))), uninterrupted)
 

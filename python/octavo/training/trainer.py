@@ -215,11 +215,17 @@ class Trainer:
             return
         if len(batch):
             self._learn_late(int(batch.time[0]))
-        self.model.train()
-        with torch.no_grad():
-            logits = self._joined(self.log.as_sampled(self.model(self.group.part(batch))), len(batch))
+        logits = self._predicted(batch)
         for lane in self._lanes:
             lane.hold(logits)
+
+    def _predicted(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Every process's logits as the model would serve them: with all its units."""
+        self.model.train(not self.config.model.dropout)
+        with torch.no_grad():
+            logits = self.log.as_sampled(self.model(self.group.part(batch)))
+        self.model.train()
+        return self._joined(logits, len(batch))
 
     def _learn_late(self, now_ms: int) -> None:
         for lane in self._lanes:
@@ -246,9 +252,10 @@ class Trainer:
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
         if self.epoch == 0 and not chosen.shuffle:
-            scored = whole if held is None else held
+            if held is None:  # a second forward only where the first one left units out; after it: new ids have rows
+                held = self._predicted(batch) if self.config.model.dropout else whole
             points = self.progressive.update(
-                scored, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
+                held, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
             )
             self._record(points)
         learning.update(self.model, self.optimizer, loss, self._lr(), chosen.clip_norm, self.group)
