@@ -146,6 +146,17 @@ def test_resume_refuses_what_would_change_the_result(log, tmp_path) -> None:
     assert Trainer(small_config(training__checkpoint_every=3, plan__min_sqnr_db=30), log, tmp_path).resume()
 
 
+def test_resume_refuses_another_demand_on_the_plan_in_training(log, tmp_path) -> None:
+    short = log.head(200)
+    planned = {"training__precision": "plan"}
+    _finish(Trainer(small_config(**planned), short, tmp_path))
+    with pytest.raises(CheckpointError, match=r"plan.min_sqnr_db was 25.0, is 30.0\); start afresh"):
+        Trainer(small_config(plan__min_sqnr_db=30, **planned), short, tmp_path).resume()
+    with pytest.raises(CheckpointError, match=r"plan.calibration_events was 256, is 128"):
+        Trainer(small_config(plan__calibration_events=128, **planned), short, tmp_path).resume()
+    assert Trainer(small_config(plan__rounds=4, **planned), short, tmp_path).resume()
+
+
 @pytest.mark.parametrize("victim", ["manifest.json", "dense.safetensors", "table-000.rows-0-64.safetensors"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_a_damaged_checkpoint_is_named(log, tmp_path, victim, damage) -> None:

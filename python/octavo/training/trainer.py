@@ -32,6 +32,7 @@ from octavo.training.state import (
 
 # What may change between a run and its resumption: it does not change what is learned.
 _FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
+_PLANNING = ("min_sqnr_db", "calibration_events")  # of the plan's section, what training.precision=plan depends on
 
 
 class TrainingError(RuntimeError):
@@ -64,6 +65,10 @@ class Trainer:
                 f"log: {len(log)} events leave none to train on with holdout={chosen.holdout}"
                 + (f" and validation={chosen.validation}" if chosen.validation else "")
             )
+        try:
+            learning.check_outcomes(log)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         self.model = models.build(log.schema, config.model)
         self.tracker = TableTracker(self.model, chosen.full_every)
         self.group.attach(self.model)
@@ -337,11 +342,14 @@ class Trainer:
             raise CheckpointError(f"{path}: was trained on a log with another schema; start afresh or use that log")
         if meta["log"] != self.log.fingerprint:
             raise CheckpointError(f"{path}: was trained on another log; start afresh or use that log")
+        config = self.config.resolved()
+        fixed = [(s, key) for s in ("data", "model", "training") for key in config[s] if key not in _FREE]
+        if self.config.training.precision == "plan":
+            fixed += [("plan", key) for key in _PLANNING]
         changed = [
             f"{section}.{key} was {was!r}, is {now!r}"
-            for section in ("data", "model", "training")
-            for key, now in self.config.resolved()[section].items()
-            if key not in _FREE and (was := meta["config"][section].get(key)) != now
+            for section, key in fixed
+            if (was := meta["config"][section].get(key)) != (now := config[section][key])
         ]
         if changed:
             raise CheckpointError(
