@@ -12,7 +12,6 @@ from octavo.config import OptimizerConfig
 from octavo.data import Batch, EventLog
 from octavo.training.distributed import Group
 
-
 _EVENTS_AT_ONCE = 1 << 20
 
 
