@@ -154,9 +154,7 @@ def evaluate(trainer: Trainer, tell: Listener) -> Results:
     tell("fitting the baseline", 0, 1, "")
     baseline = logistic_regression(log, end, task)
     if baseline is None:
-        common["training"]["baseline"] = (
-            f"none: the known labels of {task!r} before the held-out events are all the same"
-        )
+        common["training"]["baseline"] = f"none: the known labels of {task!r} before the held-out events are one class"
     heldout = next(row.quality for row in rows if row.numerics == precision.REFERENCE and row.task == task)
     return Results(
         **common,
