@@ -9,8 +9,8 @@ import pytest
 from test_cli_commands import octavo
 from training_support import small_config
 
-from octavo.config import RunConfig, build_config, save_config
-from octavo.data import AdsWorld, EventLog
+from octavo.config import ConfigError, RunConfig, build_config, save_config
+from octavo.data import AdsWorld, EventLog, Label
 from octavo.evaluation import auc, gauc, ne
 from octavo.training import Trainer, evaluate_run, open_log
 from octavo.training.evaluate import load_trained
@@ -58,15 +58,41 @@ def test_every_head_and_domain_with_intervals(run_dir) -> None:
 
 def test_another_run_and_a_part(run_dir, tmp_path) -> None:
     other = trained(tmp_path / "other", build_config(WORLD, ["model.seed=3", "training.precision=bf16"]))
-    found = evaluate_run(run_dir, part="100:900", against=other, resamples=100)
-    assert (found.start, found.stop) == (100, 900)
+    found = evaluate_run(run_dir, part="2450:2900", against=other, resamples=100)
+    assert (found.start, found.stop) == (2450, 2900)
     row = found.rows[0]
     assert row.differences is not None
-    backwards = evaluate_run(other, part="100:900", against=run_dir, resamples=100).rows[0]
+    backwards = evaluate_run(other, part="2450:2900", against=run_dir, resamples=100).rows[0]
     assert row.differences["ne"].estimate == pytest.approx(-backwards.differences["ne"].estimate, abs=1e-3)
     same = evaluate_run(run_dir, against=run_dir, resamples=100).rows[0]
     assert same.differences is not None
     assert (same.differences["auc"].low, same.differences["auc"].high) == (0, 0)
+
+
+def test_a_comparison_is_on_events_that_neither_run_has_seen(run_dir, tmp_path) -> None:
+    other = trained(tmp_path / "other", build_config(WORLD, ["training.holdout=0.1"]))
+    words = r"trained on the first 2700 events and the slice begins at 2400; neither has seen --slice 2700:3000"
+    with pytest.raises(ConfigError, match=f"against: {other} was {words}"):
+        evaluate_run(run_dir, against=other, resamples=100)
+    with pytest.raises(ConfigError, match=f"against: {other} was {words.replace('2400', '2500')}"):
+        evaluate_run(other, part="2500:2900", against=run_dir, resamples=100)
+    found = evaluate_run(run_dir, part="2700:3000", against=other, resamples=100)
+    assert found.rows[0].differences is not None
+    assert found.rows[0].differences["ne"].estimate != 0
+    AdsWorld("reference", 5).write(tmp_path / "log", events=300)
+    assert evaluate_run(run_dir, log=tmp_path / "log", against=other, resamples=100).start == 0  # neither's log
+
+
+def test_another_log_has_the_labels_of_the_run(tmp_path) -> None:
+    labels = "[{task: click}]"
+    run = trained(tmp_path / "run", build_config(WORLD, ["data.events=600", f"data.labels={labels}"]))
+    log = AdsWorld("reference", 5).write(tmp_path / "log", events=300)
+    found = evaluate_run(run, log=log.path, resamples=100)
+    model, _ = load_trained(run, build_config(WORLD), log.with_labels(Label("click")))
+    seen = predict(model, log.with_labels(Label("click")), 0, 300)
+    assert {row.head for row in found.rows} == {"click"}
+    wanted = ne(seen.logits["click"], seen.labels["click"], logits=True)
+    assert found.rows[0].metrics["ne"].estimate == pytest.approx(wanted, rel=1e-12)
 
 
 def test_the_command(run_dir, tmp_path) -> None:

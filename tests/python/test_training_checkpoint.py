@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -151,6 +152,19 @@ def test_killing_the_writer_never_leaves_half_a_checkpoint(tmp_path: Path) -> No
             assert torch.equal(found.slots["state"], torch.full((20_000,), value))
         write_checkpoint(root, 10**6, {}, {"dense": {}}, {}, keep=1)
         assert [p.name for p in root.iterdir()] == ["step-01000000"]
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written \(.*\); earlier .* are whole"):
+            write_checkpoint(tmp_path, 2, {}, {"dense": {"w": torch.ones(50_000)}}, {}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert Checkpoint(tmp_path / "step-00000001").meta["position"] == 768
 
 
 def test_manifest_is_plain_json(tmp_path: Path) -> None:

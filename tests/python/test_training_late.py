@@ -100,6 +100,15 @@ def test_a_prediction_is_scored_as_it_was_made(log, tmp_path) -> None:
     assert points[0].quality.ne == pytest.approx(ne(before, part.labels["conversion"], logits=True), rel=1e-6)
 
 
+def test_what_is_held_is_of_the_whole_network(log, tmp_path) -> None:
+    trainer = Trainer(config(model__dropout=0.5), log, tmp_path)
+    served = torch.cat([trainer.model.eval()(log.read(0, 64))[task].detach() for task in ("click", "conversion")])
+    next(trainer.run())
+    held = [lane.state_dict()[f"{lane.heads[0]}/held"].ravel() for lane in trainer._lanes]
+    assert torch.equal(torch.cat(held), served)
+    assert trainer.model.training
+
+
 def test_what_comes_after_the_wait_had_not_happened(log) -> None:
     batch = log.read(0, 3000)
     known = as_known(batch, ["conversion"], 30 * HOUR)

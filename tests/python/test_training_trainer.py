@@ -59,6 +59,20 @@ def test_predictions_are_made_before_training(log, tmp_path) -> None:
     assert not torch.equal(trainer.progressive.state_dict()["click/open"][0, 64:], untrained)
 
 
+def test_with_dropout_the_whole_network_is_scored_and_the_rest_trained(log, tmp_path) -> None:
+    trainer = Trainer(small_config(model__dropout=0.5), log, tmp_path / "run")
+    served, states = [], []
+    steps = trainer.run()
+    for first in (0, 64):
+        with torch.no_grad():
+            served.append(trainer.model.eval()(log.read(first, first + 64))["click"])
+        before = torch.get_rng_state()
+        next(steps)
+        states.append(torch.equal(before, torch.get_rng_state()))
+    assert torch.equal(trainer.progressive.state_dict()["click/open"][0], torch.cat(served))
+    assert states == [False, False]  # training still leaves units out
+
+
 def test_the_same_run_twice_gives_the_same_bits(log, tmp_path, uninterrupted) -> None:
     assert_same_bits(everything(_finish(Trainer(small_config(), log, tmp_path))), uninterrupted)
 
@@ -130,6 +144,17 @@ def test_resume_refuses_what_would_change_the_result(log, tmp_path) -> None:
     with pytest.raises(CheckpointError, match="was trained on another log"):
         Trainer(small_config(), other, tmp_path).resume()
     assert Trainer(small_config(training__checkpoint_every=3, plan__min_sqnr_db=30), log, tmp_path).resume()
+
+
+def test_resume_refuses_another_demand_on_the_plan_in_training(log, tmp_path) -> None:
+    short = log.head(200)
+    planned = {"training__precision": "plan"}
+    _finish(Trainer(small_config(**planned), short, tmp_path))
+    with pytest.raises(CheckpointError, match=r"plan.min_sqnr_db was 25.0, is 30.0\); start afresh"):
+        Trainer(small_config(plan__min_sqnr_db=30, **planned), short, tmp_path).resume()
+    with pytest.raises(CheckpointError, match=r"plan.calibration_events was 256, is 128"):
+        Trainer(small_config(plan__calibration_events=128, **planned), short, tmp_path).resume()
+    assert Trainer(small_config(plan__rounds=4, **planned), short, tmp_path).resume()
 
 
 @pytest.mark.parametrize("victim", ["manifest.json", "dense.safetensors", "table-000.rows-0-64.safetensors"])

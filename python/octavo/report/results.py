@@ -14,7 +14,8 @@ from octavo.evaluation import CalibrationBin, Interval, ProgressPoint, Quality
 
 @dataclass(frozen=True)
 class NumericsRow:
-    """Held-out quality of the model in one numerics, and NE minus the FP32 model's NE (None for FP32 itself)."""
+    """Held-out quality of the model in one numerics, and NE minus the FP32 model's NE (None for FP32 itself, and where
+    it is not defined: labels of one class, one user)."""
 
     numerics: str
     task: str

@@ -14,15 +14,19 @@ from octavo.data import Batch, EventLog
 from octavo.evaluation import Quality, quality
 
 
-def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality:
+def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality | None:
     """Held-out quality of one L2 logistic regression on one-hot ids (no sequences) and standardised dense features.
 
     Fitted at once on the last ``max_events`` training events, so unlike a streaming model it sees them together.
+    None where their known labels are all the same (or none): there is nothing to tell apart.
     """
-    train, test = log.read(max(0, train_end - max_events), train_end), log.read(train_end)
-    scaler = StandardScaler().fit(train.dense.numpy()) if train.dense.shape[1] else None
+    train = log.read(max(0, train_end - max_events), train_end)
     label = train.labels[task].numpy()
     known = ~np.isnan(label)
+    if len(np.unique(label[known])) < 2:
+        return None
+    test = log.read(train_end)
+    scaler = StandardScaler().fit(train.dense.numpy()) if train.dense.shape[1] else None
     model = LogisticRegression(max_iter=60)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 60 steps are enough for a baseline

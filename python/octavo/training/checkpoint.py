@@ -59,28 +59,15 @@ def write_checkpoint(
     kill at any moment leaves either the whole checkpoint or none. ``range_bytes`` bounds a table file's rows.
 
     ``base``: an earlier checkpoint in ``root`` since which the tables' ``touched`` tell changes; of these tables only
-    such rows are written. Raises :class:`CheckpointError` when it is not there or not earlier. A checkpoint of the same
-    step is replaced, and those that were differences to it go.
+    such rows are written. Raises :class:`CheckpointError` when it is not there or not earlier, and when the disk takes
+    no more. A checkpoint of the same step is replaced, and those that were differences to it go.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
     final = root / f"step-{step:08d}"
     before = None if base is None else _base_manifest(base, root, step)
     temporary = root / f".{final.name}.tmp-{os.getpid()}"
-    temporary.mkdir()
-    files: dict[str, dict[str, Any]] = {}
-
-    def write(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        files[name] = _write_tensors(temporary / name, tensors)
-
-    for group, tensors in groups.items():
-        write(f"{group}.safetensors", tensors)
-    shapes = {} if before is None else {entry["name"]: entry["shape"] for entry in before["tables"]}
-    table_entries = []
-    for index, (table, state) in enumerate(tables.items()):
-        whole = state.touched is None or shapes.get(table) != list(state.rows.shape)
-        table_entries.append(write_table(write, f"table-{index:03d}", table, state, range_bytes, whole))
-    manifest: dict[str, Any] = {
+    header = {
         "format": FORMAT,
         "step": step,
         "base": None if base is None or before is None else {"name": base.name, "sha256": before["sha256"]},
@@ -88,13 +75,15 @@ def write_checkpoint(
         "meta": dict(meta),
         "groups": sorted(groups),
     }
-    manifest |= {"tables": table_entries, "files": files}
-    manifest["sha256"] = content_hash(manifest)
-    with (temporary / "manifest.json").open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(temporary)
+    shapes = {} if before is None else {entry["name"]: entry["shape"] for entry in before["tables"]}
+    try:
+        temporary.mkdir()
+        _write_files(temporary, header, groups, tables, shapes, range_bytes)
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: cannot be written ({error}); earlier checkpoints are whole: make room, then resume"
+        ) from error
     if final.exists():
         for path in reversed(list_checkpoints(root)):
             if path == final or final in _bases(path):
@@ -107,6 +96,35 @@ def write_checkpoint(
         if old not in needed:
             _discard(old)
     return final
+
+
+def _write_files(
+    folder: Path,
+    header: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    tables: Mapping[str, TableState],
+    shapes: Mapping[str, Any],
+    range_bytes: int,
+) -> None:
+    """Every file, then the manifest, on the disk. ``shapes``: of the base's tables."""
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        files[name] = _write_tensors(folder / name, tensors)
+
+    for group, tensors in groups.items():
+        write(f"{group}.safetensors", tensors)
+    table_entries = []
+    for index, (table, state) in enumerate(tables.items()):
+        whole = state.touched is None or shapes.get(table) != list(state.rows.shape)
+        table_entries.append(write_table(write, f"table-{index:03d}", table, state, range_bytes, whole))
+    manifest = {**header, "tables": table_entries, "files": files}
+    manifest["sha256"] = content_hash(manifest)
+    with (folder / "manifest.json").open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(folder)
 
 
 def chain_length(path: Path) -> int:

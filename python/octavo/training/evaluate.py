@@ -17,7 +17,7 @@ from octavo.evaluation import Interval, Metric, interval, paired
 from octavo.ops.dispatch import Plan
 from octavo.training import numerics
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
-from octavo.training.run import open_log
+from octavo.training.run import open_log, relabelled
 from octavo.training.slices import Predictions, domains_of, predict
 from octavo.training.state import copy_dense, dense_state, table_states
 
@@ -67,31 +67,35 @@ def evaluate_run(
     """Score the checkpoint of ``step`` (None: the newest) of the run at ``run_dir``.
 
     ``log``: another log with the run's schema. ``part``: ``heldout`` (default), ``all`` (default with ``log``) or
-    ``BEGIN:END``. ``against``: another run, scored on the same events. Intervals are 95% bootstraps over users, over
-    days where the log has no users. Raises :class:`CheckpointError` and :class:`ConfigError` naming what is missing.
+    ``BEGIN:END``. ``against``: another run, scored on the same events, which neither run may be trained on. Intervals
+    are 95% bootstraps over users, over days where the log has no users. Raises :class:`CheckpointError` and
+    :class:`ConfigError` naming what is missing, or what the runs have seen.
     """
     run_dir = Path(run_dir)
     config = _config_of(run_dir)
-    events = open_log(config.data, run_dir) if log is None else EventLog(log)
+    events = open_log(config.data, run_dir) if log is None else relabelled(EventLog(log), config.data)
+    whole = len(events)
     if log is None and config.data.limit is not None:
         events = events.head(min(len(events), config.data.limit))
     start, stop = _span(part or ("heldout" if log is None else "all"), len(events), config.training.holdout)
-    model, at = load_trained(run_dir, config, events, step)
-    found = predict(model, events, start, stop)
+    checkpoint = _checkpoint_of(run_dir, step)
     other = None
     if against is not None:
-        other_config = _config_of(Path(against))
-        other = predict(load_trained(Path(against), other_config, events, None)[0], events, start, stop)
-        if other.logits.keys() != found.logits.keys():
-            raise ConfigError(f"{against}: predicts {sorted(other.logits)}, {run_dir} {sorted(found.logits)}")
+        other_config, other_checkpoint = _config_of(Path(against)), _checkpoint_of(Path(against), None)
+        runs = {str(run_dir): (config, checkpoint), str(against): (other_config, other_checkpoint)}
+        _expect_unseen(runs, events, whole, start)
+        other = predict(_model_of(other_checkpoint, other_config, events), events, start, stop)
+    found = predict(_model_of(checkpoint, config, events), events, start, stop)
+    if other is not None and other.logits.keys() != found.logits.keys():
+        raise ConfigError(f"{against}: predicts {sorted(other.logits)}, {run_dir} {sorted(found.logits)}")
     rows = [
         _row(found, other, found.clusters, head, domain, inside, resamples)
         for head in found.logits
         for domain, inside in domains_of(found).items()
     ]
     return Evaluation(
-        run_id(config), at, str(events.path), start, stop, "users" if found.has_users else "days", resamples,
-        None if against is None else str(against), rows,
+        run_id(config), checkpoint.step, str(events.path), start, stop, "users" if found.has_users else "days",
+        resamples, None if against is None else str(against), rows,
     )  # fmt: skip
 
 
@@ -99,6 +103,11 @@ def load_trained(
     run_dir: Path, config: RunConfig, log: EventLog, step: int | None = None
 ) -> tuple[torch.nn.Module, int]:
     """The model of a checkpoint in evaluation mode, in the precision it was trained in, and the checkpoint's step."""
+    checkpoint = _checkpoint_of(run_dir, step)
+    return _model_of(checkpoint, config, log), checkpoint.step
+
+
+def _checkpoint_of(run_dir: Path, step: int | None) -> Checkpoint:
     root = run_dir / "checkpoints"
     paths = list_checkpoints(root)
     if step is not None:
@@ -108,7 +117,10 @@ def load_trained(
             raise CheckpointError(f"{root}: has no checkpoint of step {step}; there are {kept}")
     if not paths:
         raise CheckpointError(f"{root}: holds no checkpoint; train the run first")
-    checkpoint = Checkpoint(paths[-1])
+    return Checkpoint(paths[-1])
+
+
+def _model_of(checkpoint: Checkpoint, config: RunConfig, log: EventLog) -> torch.nn.Module:
     if checkpoint.meta["schema"] != log.schema.fingerprint:
         raise CheckpointError(f"{checkpoint.path}: was trained on another schema than that of {log.path}")
     model = models.build(log.schema, config.model)
@@ -119,7 +131,24 @@ def load_trained(
         numerics.follow(model, Plan.from_json(checkpoint.meta["plan"]))
     elif config.training.precision == "bf16":
         numerics.run_all_in(model, "bf16")
-    return model.eval(), checkpoint.step
+    return model.eval()
+
+
+def _expect_unseen(runs: Mapping[str, tuple[RunConfig, Checkpoint]], log: EventLog, whole: int, start: int) -> None:
+    """Raises ConfigError where one of ``runs`` trains on events of ``log`` from ``start`` on; ``whole``: its length
+    without any run's limit."""
+    ends = {}
+    for name, (config, checkpoint) in runs.items():
+        if checkpoint.meta["log"] == log.fingerprint:
+            events = min(whole, config.data.limit or whole)
+            ends[name] = events - round(config.training.holdout * events)
+    late = max(ends, key=lambda name: ends[name], default=None)
+    if late is not None and ends[late] > start:
+        unseen = f"{ends[late]}:{len(log)}"
+        rest = f"neither has seen --slice {unseen}" if ends[late] < len(log) else "there is no event that neither has"
+        raise ConfigError(
+            f"against: {late} was trained on the first {ends[late]} events and the slice begins at {start}; {rest}"
+        )
 
 
 def _config_of(run_dir: Path) -> RunConfig:

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
 import torch
 from torch.nn import functional
 
 from octavo.config import OptimizerConfig
-from octavo.data import Batch
+from octavo.data import Batch, EventLog
 from octavo.training.distributed import Group
+
+_EVENTS_AT_ONCE = 1 << 20
+
+
+def check_outcomes(log: EventLog) -> None:
+    """Raises ValueError for a label between 0 and 1: it could be learned, but not ranked against others."""
+    for task in log.schema.tasks:
+        kind = log.columns([task], 0, 0).schema.field(task).type
+        if not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            continue  # of whole numbers encoding takes 0 and 1 alone
+        for first in range(0, len(log), _EVENTS_AT_ONCE):
+            column = log.columns([task], first, min(first + _EVENTS_AT_ONCE, len(log)))[task]
+            values = column.cast(pa.float64()).to_numpy()  # nan: not known
+            between = (values > 0) & (values < 1)
+            if between.any():
+                at = int(between.argmax())
+                raise ValueError(
+                    f"{log.path}: task {task!r} is {values[at]:g} at event {first + at}; a label must be 0, 1 or null: "
+                    "write the log with outcomes, not with probabilities"
+                )
 
 
 def total_weights(batch: Batch, tasks: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 
 import numpy as np
 import torch
@@ -56,6 +58,8 @@ def compare_quality(
                     weight=found.weight,
                     resamples=config.bootstrap,
                 )
+                if any(map(math.isnan, astuple(difference))):  # one class, or one user
+                    difference = None
             rows.append(NumericsRow(name, task, quality(z, labels, found.weight, logits=True), difference))
     return rows, reference
 

@@ -35,7 +35,11 @@ Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else
 
 def open_log(config: DataConfig, run_dir: Path) -> EventLog:
     """The log that ``config`` names, with its labels; one that octavo makes is written below ``run_dir`` once."""
-    log = _source(config, run_dir)
+    return relabelled(_source(config, run_dir), config)
+
+
+def relabelled(log: EventLog, config: DataConfig) -> EventLog:
+    """``log`` with the labels that ``config`` gives, if any."""
     if not config.labels:
         return log
     return log.with_labels(
@@ -148,14 +152,16 @@ def evaluate(trainer: Trainer, tell: Listener) -> Results:
     tell("timing", 0, 1, "")
     speed = precision.compare_speed(models, log, end, config.plan)
     tell("fitting the baseline", 0, 1, "")
-    baselines = {"logistic regression": logistic_regression(log, end, task)}
+    baseline = logistic_regression(log, end, task)
+    if baseline is None:
+        common["training"]["baseline"] = f"none: the known labels of {task!r} before the held-out events are one class"
     heldout = next(row.quality for row in rows if row.numerics == precision.REFERENCE and row.task == task)
     return Results(
         **common,
         heldout=heldout,
         requirement=f"SQNR of every layer's output >= {config.plan.min_sqnr_db:g} dB",
         floor_ne=_floor(log, end, task),
-        baselines=baselines,
+        baselines={} if baseline is None else {"logistic regression": baseline},
         calibration=calibration_bins(reference.logits[task], reference.labels[task], bins=15, logits=True),
         slices=slices_of(reference),
         numerics=rows,
@@ -227,11 +233,13 @@ def _text(value: float | None) -> str:
 
 
 def _floor(log: EventLog, start: int, task: str) -> float | None:
-    """NE of the generator's own probabilities, where the log holds them."""
+    """NE of the generator's own probabilities, where the log holds them; of a log with fewer negatives, as they are for
+    its events."""
     truth = "_p_click" if task == "click" else "_p_true"  # AdsWorld's is of the click; the demo has one task
     name = next((name for name in ("_p_true", truth) if name in log.column_names), None)
     if name is None:
         return None
     labels = log.read(start).labels[task]
-    found = ne(log.columns([name], start)[name].to_numpy(), labels)
+    truths = torch.logit(torch.tensor(log.columns([name], start)[name].to_numpy(), dtype=torch.float64))
+    found = ne(log.as_sampled({task: truths})[task], labels, logits=True)
     return None if math.isnan(found) else found

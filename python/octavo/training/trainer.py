@@ -32,6 +32,7 @@ from octavo.training.state import (
 
 # What may change between a run and its resumption: it does not change what is learned.
 _FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
+_PLANNING = ("min_sqnr_db", "calibration_events")  # of the plan's section, what training.precision=plan depends on
 
 
 class TrainingError(RuntimeError):
@@ -64,6 +65,10 @@ class Trainer:
                 f"log: {len(log)} events leave none to train on with holdout={chosen.holdout}"
                 + (f" and validation={chosen.validation}" if chosen.validation else "")
             )
+        try:
+            learning.check_outcomes(log)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         self.model = models.build(log.schema, config.model)
         self.tracker = TableTracker(self.model, chosen.full_every)
         self.group.attach(self.model)
@@ -215,11 +220,17 @@ class Trainer:
             return
         if len(batch):
             self._learn_late(int(batch.time[0]))
-        self.model.train()
-        with torch.no_grad():
-            logits = self._joined(self.log.as_sampled(self.model(self.group.part(batch))), len(batch))
+        logits = self._predicted(batch)
         for lane in self._lanes:
             lane.hold(logits)
+
+    def _predicted(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Every process's logits as the model would serve them: with all its units."""
+        self.model.train(not self.config.model.dropout)
+        with torch.no_grad():
+            logits = self.log.as_sampled(self.model(self.group.part(batch)))
+        self.model.train()
+        return self._joined(logits, len(batch))
 
     def _learn_late(self, now_ms: int) -> None:
         for lane in self._lanes:
@@ -246,9 +257,10 @@ class Trainer:
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
         if self.epoch == 0 and not chosen.shuffle:
-            scored = whole if held is None else held
+            if held is None:  # a second forward only where the first one left units out; after it: new ids have rows
+                held = self._predicted(batch) if self.config.model.dropout else whole
             points = self.progressive.update(
-                scored, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
+                held, batch.labels, batch.time, batch.weight, batch.user, batch.domain, tasks
             )
             self._record(points)
         learning.update(self.model, self.optimizer, loss, self._lr(), chosen.clip_norm, self.group)
@@ -330,11 +342,14 @@ class Trainer:
             raise CheckpointError(f"{path}: was trained on a log with another schema; start afresh or use that log")
         if meta["log"] != self.log.fingerprint:
             raise CheckpointError(f"{path}: was trained on another log; start afresh or use that log")
+        config = self.config.resolved()
+        fixed = [(s, key) for s in ("data", "model", "training") for key in config[s] if key not in _FREE]
+        if self.config.training.precision == "plan":
+            fixed += [("plan", key) for key in _PLANNING]
         changed = [
             f"{section}.{key} was {was!r}, is {now!r}"
-            for section in ("data", "model", "training")
-            for key, now in self.config.resolved()[section].items()
-            if key not in _FREE and (was := meta["config"][section].get(key)) != now
+            for section, key in fixed
+            if (was := meta["config"][section].get(key)) != (now := config[section][key])
         ]
         if changed:
             raise CheckpointError(
