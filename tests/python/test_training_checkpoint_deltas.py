@@ -343,7 +343,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched:
         patched.setattr("octavo.training.checkpoint.save_file", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(CheckpointError, match=r"step-00000004: cannot be written .*No space"):
             save(net, tracker, tmp_path, 4)
     net.step(5)
     assert content(load(save(net, tracker, tmp_path, 5), Net())) == content(net)
