@@ -109,6 +109,13 @@ def test_high_precision_comes_with_its_reason(given, reason) -> None:
     assert reason in entry.reason
 
 
+def test_a_norm_leaves_nothing_of_one_output_so_heads_are_held_by_their_own_error() -> None:
+    sites = tuple(site for site in SITES if site.path == "head")
+    for rel_l1, numerics in ((0.2, "fp32"), (0.01, "int8_dynamic")):
+        made = report(finding("head", "forward", "int8_dynamic", rel_l1=rel_l1, post_norm=0.0), sites=sites)
+        assert solve(made, Requirement(max_post_norm=0.05))["head"].numerics == numerics
+
+
 def test_classes_that_no_gradient_kernel_has_are_refused() -> None:
     made = report(
         finding("middle", "grad_weight", "int8_dynamic", 5.0, rel_l1=0.01),

@@ -45,9 +45,9 @@ def solve(
     At each site and direction: of the classes whose errors meet ``requirement`` with the whole 95% interval (its worse
     end, which reasons give as ``to``) and whose speedup is at least ``min_speedup``, the one with the least time; else
     high precision, and the entry says what stood against every class. ``requirement`` may be a mapping of directions
-    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient,
-    and columns of a weight's gradient are no batch: there ``max_post_norm`` and ``max_signal_rel`` are demands on
-    ``rel_l1``.
+    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient or leaves anything of one
+    output, and columns of a weight's gradient are no batch: there ``max_post_norm`` and ``max_signal_rel`` are demands
+    on ``rel_l1``.
     A demanded error that was not estimated is not met.
 
     ``training``: entries of all three directions, else of the forward alone. The plan depends on the report and, in
@@ -76,11 +76,13 @@ def solve(
     return Plan(tuple(entries), origin)
 
 
-def error_of(demand: str, direction: str) -> str:
-    """The error that a field of Requirement limits in a direction."""
+def error_of(demand: str, finding: Finding) -> str:
+    """The error of a finding that a field of Requirement limits."""
     error = demand.partition("_")[2]
-    has_no_norm = error == "post_norm" and direction != "forward"
-    has_no_batch = error == "signal_rel" and direction == "grad_weight"
+    after = finding.errors.get("post_norm")
+    # A norm leaves nothing of one output: heads.
+    has_no_norm = error == "post_norm" and (finding.direction != "forward" or (after is not None and after.high == 0))
+    has_no_batch = error == "signal_rel" and finding.direction == "grad_weight"
     return "rel_l1" if has_no_norm or has_no_batch else error
 
 
@@ -103,7 +105,7 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
     for name, bound in requirement.demands().items():
         if name == "deterministic":
             continue  # of kernels, not of classes
-        error = error_of(name, finding.direction)
+        error = error_of(name, finding)
         estimate, is_floor = finding.errors.get(error), name.startswith("min_")
         if estimate is None:
             return Verdict(finding, "unknown", f"{error} was not estimated")

@@ -104,7 +104,7 @@ def _usage(finding: Finding, requirement: Requirement) -> Estimate | None:
     """How much of its limit the most demanding error takes; without demands the relative L1 error itself."""
     found = []
     for name, bound in requirement.demands().items():
-        side, estimate = name.partition("_")[0], finding.errors.get(error_of(name, finding.direction))
+        side, estimate = name.partition("_")[0], finding.errors.get(error_of(name, finding))
         if side not in ("max", "min") or estimate is None or not bound > 0:
             continue
         if side == "max":
