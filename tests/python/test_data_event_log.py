@@ -192,6 +192,19 @@ def failing(path: Path) -> str:
     return text
 
 
+def test_a_log_is_read_from_any_file_system(copy: Path) -> None:
+    near, far = EventLog(copy), EventLog(copy.as_uri())
+    assert far.path == copy.as_uri()
+    assert far.fingerprint == near.fingerprint
+    pairs = zip(near.batches(16), far.batches(16), strict=True)
+    assert all(columns_of(one) == columns_of(other) for one, other in pairs)
+    (copy / "events-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"file:///.*/events-00001\.parquet: missing from the log"):
+        EventLog(copy.as_uri())
+    with pytest.raises(DataError, match="nowhere://bucket/log: cannot be opened"):
+        EventLog("nowhere://bucket/log")
+
+
 def test_missing_file(copy: Path) -> None:
     (copy / "events-00001.parquet").unlink()
     assert failing(copy) == f"{copy}/events-00001.parquet: missing from the log; write the log again"

@@ -12,12 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from octavo._files import file_hash
 from octavo.data.batch import Batch
 from octavo.data.downsampling import logit_shift
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
-from octavo.data.log_index import LogFile, read_index
+from octavo.data.log_index import LogFile, LogFiles, read_index
 from octavo.data.log_writer import write_log
 from octavo.data.schema import Label, Schema
 
@@ -27,14 +26,16 @@ class EventLog:
 
     A position is the number of events before it: ``batches(size, start=position)`` goes on exactly where a pass that
     stopped at ``position`` would have. Memory is one row group and one batch. ``fingerprint`` changes with any event.
+    ``path``: a directory, or its URI in any pyarrow file system (``s3://``, ``gs://``, ``hdfs://``, ...).
 
     Raises :class:`DataError` that names the file which is missing, truncated, corrupt or edited.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        content = read_index(self.path)
-        self.schema = Schema.from_json(content["schema"], where=str(self.path / "log.json"))
+        self.path = str(path) if "://" in str(path) else Path(path)
+        self._at = LogFiles(path)
+        content = read_index(self._at)
+        self.schema = Schema.from_json(content["schema"], where=self._at.where("log.json"))
         self.files = tuple(LogFile(**entry) for entry in content["files"])
         self.fingerprint: str = content["sha256"]
         self.observed_until: int | None = content.get("observed_until")
@@ -186,18 +187,18 @@ class EventLog:
                     low, high = max(begin - position, 0), min(end - position, rows)
                     if low < high:
                         table = parquet.read_row_group(group, columns=list(names))
-                        yield table.slice(low, high - low), str(self.path / self.files[number].name)
+                        yield table.slice(low, high - low), self._at.where(self.files[number].name)
                     position += rows
 
     def _open(self, file: LogFile, names: Sequence[str]) -> pq.ParquetFile:
-        path = self.path / file.name
+        path = self._at.where(file.name)
         self._check_size(file)
         if file.name not in self._verified:
-            if file_hash(path) != file.sha256:
+            if self._at.sha256(file.name) != file.sha256:
                 raise DataError(f"{path}: corrupt: its sha256 is not the one in log.json; write the log again")
             self._verified.add(file.name)
         try:
-            parquet = pq.ParquetFile(path)
+            parquet = self._at.parquet(file.name)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: not a readable parquet file ({one_line(error)}); write the log again") from None
         found = parquet.schema_arrow.names
@@ -208,10 +209,8 @@ class EventLog:
         return parquet
 
     def _check_size(self, file: LogFile) -> None:
-        path = self.path / file.name
-        try:
-            size = path.stat().st_size
-        except OSError:
-            raise DataError(f"{path}: missing from the log; write the log again") from None
+        path, size = self._at.where(file.name), self._at.size(file.name)
+        if size is None:
+            raise DataError(f"{path}: missing from the log; write the log again")
         if size != file.bytes:
             raise DataError(f"{path}: truncated or changed: {size} bytes, {file.bytes} were written; write it again")

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileSystem, FileType
 
 from octavo.data.errors import DataError, one_line
+from octavo.data.log_index import file_system
 
 _MS = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 _NO_COLUMN, _WITH_VALUE = ("row",), ("at_least", "null_if")
@@ -159,7 +160,7 @@ def raw_tables(
 def open_file(name: str) -> tuple[FileSystem, str]:
     """The file system and the path in it of a local path or a URI."""
     try:
-        filesystem, path = FileSystem.from_uri(name) if "://" in name else (LocalFileSystem(), name)
+        filesystem, path = file_system(name)
         if filesystem.get_file_info(path).type != FileType.File:
             raise DataError(f"{name}: no such file")
     except (pa.ArrowException, OSError, ValueError) as error:
