@@ -436,6 +436,9 @@ for name, kind in kinds.items():
     state |= {key: entries[key] for key in ("places", "ids", "scores")}
     state |= {f"touched.{key}": value for key, value in flags.items()}
     torch.save(state, f"{sys.argv[3]}.{name}.{world}.{rank}")
+if world > 1:
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads must not outlive the interpreter
 """
 
 
