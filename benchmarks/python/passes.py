@@ -1,6 +1,6 @@
 """Training passes that another interpreter makes: both ends of a pipe, nothing but the standard library.
 
-The child reads a line for each pass and answers with one: ``{"events": ..., "loss": ...}``, after a first line that
+The child reads a line for each pass and answers with one: ``{"loss": ...}``, the mean, after a first line that
 says it is ready.
 """
 

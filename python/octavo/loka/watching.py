@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from octavo.ops.dispatch.plan import canonical
+from octavo.ops.dispatch.plan import canonical, is_linear
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class RecentRows:
         self._hooks = []
         first_path: dict[int, str] = {}
         for path, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) or getattr(module, "is_octavo_linear", False):
+            if is_linear(module):
                 site = first_path.setdefault(id(module.weight), canonical(path))
                 kept = self._recent.setdefault(site, deque(maxlen=batches))
                 self._hooks.append(module.register_forward_pre_hook(self._hook(kept), with_kwargs=True))
