@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from octavo.data import DataError, Dense, EventLog, Label, Made, Schema, Source, Sparse, convert, infer_schema
 from octavo.data.convert import SeenIds
+from octavo.data.source import raw_tables
 
 SCHEMA = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
 
@@ -134,14 +135,14 @@ def test_made_columns_by_hand(tmp_path: Path) -> None:
     [
         (
             "time,id,x,s,y\n1,0,1.5,0,1\n2,1,oops,0,1\n",
-            "raw.csv rows from 0: not readable as CSV .*column #2.*double.*'oops'",
+            "raw.csv row 1: column 'x': found 'oops', expected double",
         ),
         ("time,id,x,s\n1,0,1.5,0\n", "raw.csv rows from 0: column 'y' is missing"),
         ("time,id,x,s,y\n1,0,,0,1\n", "raw.csv rows from 0: dense column 'x': null or nan at row 0"),
         ("time,id,x,s,y\n1,0,inf,0,1\n", "raw.csv rows from 0: dense column 'x': inf at row 0"),
         ("time,id,x,s,y\n1,0,1.5,8,1\n", "raw.csv rows from 0: sparse column 's': id 8 is outside 0..7"),
         ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 is outside 0..1"),
-        ("time,id,x,s,y\n1,0,1.5\n", "raw.csv rows from 0: not readable as CSV .*Expected 5 columns, got 3"),
+        ("time,id,x,s,y\n1,0,1.5\n", "raw.csv row 0: expected 5 columns, found 3: '1,0,1.5'"),
         ("time,id,x,s,y\n", "no events to write"),
         ("", "raw.csv rows from 0: not readable as CSV .*Empty CSV"),
     ],
@@ -151,6 +152,21 @@ def test_bad_csv_names_file_row_column_value(tmp_path: Path, text: str, says: st
     with pytest.raises(DataError, match=says):
         convert(SCHEMA, [tmp_path / "raw.csv"], tmp_path / "log")
     assert [entry.name for entry in tmp_path.iterdir()] == ["raw.csv"]
+
+
+def test_bad_csv_rows_are_counted_over_blocks(tmp_path: Path) -> None:
+    path, pad = tmp_path / "raw.csv", "p" * 1000
+    rows = [f"{pad},1.5"] * 20_000  # two blocks of 16 MiB
+    path.write_text("\n".join(["pad,x", *rows, f"{pad},oops"]))
+    with pytest.raises(DataError, match="raw.csv row 20000: column 'x': found 'oops', expected double"):
+        list(raw_tables(Source(), [str(path)]))
+    path.write_text("\n".join(["pad,x", *rows, pad]))
+    with pytest.raises(DataError, match="raw.csv row 20000: expected 2 columns, found 1: 'p{80}[.]{3}'"):
+        list(raw_tables(Source(), [str(path)]))
+    headless = Source(names=("pad", "x"))
+    path.write_text("a,1\nb\n")
+    with pytest.raises(DataError, match="raw.csv row 1: expected 2 columns, found 1: 'b'"):
+        list(raw_tables(headless, [str(path)]))
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FileType
 
+from octavo.data.csv_fault import csv_fault
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import file_system
 
@@ -191,8 +192,14 @@ def _file_tables(source: Source, name: str, types: Mapping[str, pa.DataType]) ->
                 row += len(batch)
                 place = f"{name} rows from {row}"
     except (pa.ArrowException, OSError) as error:
-        what = "parquet" if is_parquet(name) else "CSV"
-        raise DataError(f"{place}: not readable as {what} ({one_line(error)}); export it again") from None
+        if is_parquet(name):
+            raise DataError(f"{place}: not readable as parquet ({one_line(error)}); export it again") from None
+        found = csv_fault(lambda: filesystem.open_input_stream(path), str(error), source.names, source.delimiter)
+        if found is not None:
+            raise DataError(
+                f"{name} {found}; mend the value, or declare the column's type or nulls in source"
+            ) from None
+        raise DataError(f"{place}: not readable as CSV ({one_line(error)}); export it again") from None
 
 
 def csv_reader(source: Source, stream: pa.NativeFile, types: Mapping[str, pa.DataType]) -> csv.CSVStreamingReader:
