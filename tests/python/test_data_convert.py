@@ -88,6 +88,15 @@ def test_duplicates(tmp_path: Path) -> None:
         convert(SCHEMA, [raw], tmp_path / "x", duplicates="any")  # type: ignore[arg-type]
 
 
+def test_nulls_are_counted_by_column(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.csv"
+    raw.write_text("time,id,x,s,user,y\n1,0,,0,7,1\n2,1,nan,,,\n3,2,1.5,1,,0\n")
+    schema = Schema(dense=(Dense("x", missing=0.0),), sparse=(Sparse("s", 8),), user="user", labels=(Label("y"),))
+    log, done = convert(schema, [raw], tmp_path / "log")
+    assert done.nulls == {"user": 2, "x": 2, "s": 1}
+    assert log.read().user.tolist() == [7, -1, -1]
+
+
 def test_csv_and_parquet_and_uri_are_one_log(tmp_path: Path) -> None:
     table = table_of([1, 1, 2, 9])
     raw = parquet_of(tmp_path, table)

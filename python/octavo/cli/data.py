@@ -69,8 +69,10 @@ def convert(
         meaning, files, path, source, lateness, duplicates,  # type: ignore[arg-type]
         observed_until=until, negatives=negatives, seed=seed,
     )  # fmt: skip
+    nulls = "".join(f"\n{count} nulls in {name!r}" for name, count in done.nulls.items())
     Console().print(
-        f"{log}\n{done.events} events written, {done.moved} moved into time order, {done.dropped} duplicates dropped",
+        f"{log}\n{done.events} events written, {done.moved} moved into time order, {done.dropped} duplicates dropped"
+        + nulls,
         highlight=False,
         soft_wrap=True,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError
@@ -24,11 +25,16 @@ DUPLICATES = ("error", "drop", "keep")
 
 @dataclass
 class Conversion:
-    """What a conversion did: events written, events put back into time order, events left out for a known id."""
+    """What a conversion did: events written, events put back into time order, events left out for a known id.
+
+    ``nulls``: of the features, user, item, request and domain, by column: read as the declared ``missing``, as an empty
+    list of ids, or as -1. A label's null means that its outcome is not known, and is not counted.
+    """
 
     events: int = 0
     moved: int = 0
     dropped: int = 0
+    nulls: dict[str, int] = field(default_factory=dict)
 
 
 def convert(
@@ -61,7 +67,7 @@ def convert(
     tables = _proved(schema, raw_tables(source or Source(), [str(name) for name in inputs], csv_types(schema)))
     if duplicates != "keep":
         tables = _distinct(schema.id, tables, duplicates == "drop", done)
-    ordered = _ordered(schema.time, tables, max_lateness_ms, done)
+    ordered = _ordered(schema.time, _nulls_counted(schema, tables, done), max_lateness_ms, done)
     write_log(
         Path(path), schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
     )
@@ -115,6 +121,19 @@ def _distinct(
             table = table.filter(pa.array(~known))
         if len(table):
             yield table, where
+
+
+def _nulls_counted(
+    schema: Schema, tables: Iterable[tuple[pa.Table, str]], done: Conversion
+) -> Iterator[tuple[pa.Table, str]]:
+    keys = [name for name in (schema.user, schema.item, schema.request, schema.domain) if name is not None]
+    features = (*schema.dense, *schema.sparse, *schema.sequences)
+    names = dict.fromkeys([*keys, *(feature.name for feature in features)])
+    for table, where in tables:
+        for name in names:
+            if count := pc.sum(pc.is_null(table.column(name), nan_is_null=True)).as_py():
+                done.nulls[name] = done.nulls.get(name, 0) + count
+        yield table, where
 
 
 class SeenIds:

@@ -17,7 +17,8 @@ from octavo.evaluation import Quality, quality
 def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality | None:
     """Held-out quality of one L2 logistic regression on one-hot ids (no sequences) and standardised dense features.
 
-    Fitted at once on the last ``max_events`` training events, so unlike a streaming model it sees them together.
+    Weighted as the models are. Fitted at once on the last ``max_events`` training events, so unlike a streaming model
+    it sees them together.
     None where their known labels are all the same (or none): there is nothing to tell apart.
     """
     train = log.read(max(0, train_end - max_events), train_end)
@@ -30,8 +31,8 @@ def logistic_regression(log: EventLog, train_end: int, task: str, max_events: in
     model = LogisticRegression(max_iter=60)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 60 steps are enough for a baseline
-        model.fit(_features(log, train, scaler)[known], label[known])
-    return quality(model.predict_proba(_features(log, test, scaler))[:, 1], test.labels[task].numpy())
+        model.fit(_features(log, train, scaler)[known], label[known], train.weight.numpy()[known])
+    return quality(model.predict_proba(_features(log, test, scaler))[:, 1], test.labels[task].numpy(), test.weight)
 
 
 def _features(log: EventLog, batch: Batch, scaler: StandardScaler | None) -> sp.csr_matrix:

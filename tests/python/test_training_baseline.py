@@ -1,0 +1,34 @@
+"""The logistic regression beside every run: what it may see, and how events weigh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from octavo.data import Dense, Label, Schema, convert
+from octavo.training.baseline import logistic_regression
+
+
+def test_events_weigh_in_fit_and_figure(tmp_path: Path) -> None:
+    """x tells the label; as many events that say the opposite weigh nothing."""
+    events = 2000
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=events)
+    lies = np.arange(events) % 2 == 1
+    columns = {
+        "time": np.arange(events),
+        "id": np.arange(events),
+        "x": x,
+        "y": ((x > 0) != lies).astype(np.float64),
+        "w": np.where(lies, 0.0, 2.0),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "raw.parquet")
+    schema = Schema(dense=(Dense("x"),), labels=(Label("y"),), weight="w")
+    log, _ = convert(schema, [tmp_path / "raw.parquet"], tmp_path / "log")
+    weighted = logistic_regression(log, 1500, "y")
+    assert weighted is not None and weighted.auc is not None and weighted.ne is not None
+    assert weighted.auc > 0.99
+    assert weighted.ne < 0.3
