@@ -29,6 +29,6 @@ def test_events_weigh_in_fit_and_figure(tmp_path: Path) -> None:
     schema = Schema(dense=(Dense("x"),), labels=(Label("y"),), weight="w")
     log, _ = convert(schema, [tmp_path / "raw.parquet"], tmp_path / "log")
     weighted = logistic_regression(log, 1500, "y")
-    assert weighted is not None and weighted.auc is not None and weighted.ne is not None
-    assert weighted.auc > 0.99
-    assert weighted.ne < 0.3
+    assert weighted is not None
+    assert (weighted.auc or 0) > 0.99
+    assert (weighted.ne or 1) < 0.3

@@ -127,8 +127,8 @@ def _nulls_counted(
     schema: Schema, tables: Iterable[tuple[pa.Table, str]], done: Conversion
 ) -> Iterator[tuple[pa.Table, str]]:
     keys = [name for name in (schema.user, schema.item, schema.request, schema.domain) if name is not None]
-    features = (*schema.dense, *schema.sparse, *schema.sequences)
-    names = dict.fromkeys([*keys, *(feature.name for feature in features)])
+    bags = (*schema.sparse, *schema.sequences)
+    names = dict.fromkeys([*keys, *(dense.name for dense in schema.dense), *(bag.name for bag in bags)])
     for table, where in tables:
         for name in names:
             if count := pc.sum(pc.is_null(table.column(name), nan_is_null=True)).as_py():
