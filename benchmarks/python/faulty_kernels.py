@@ -1,7 +1,7 @@
 """Five faults that kernels of low precision have had, each planted in an emulated kernel beside the right one.
 
-All are of the activation's side and of the forward; weights are quantized by rows and right. What an E4M3 kernel with
-scales per row, or an INT8 one per tensor, gets wrong shows only where inputs have structure that N(0, 1) has not.
+All are of the activation's side and of the forward; weights are quantized by rows and right. Most show only where
+inputs have structure that N(0, 1) has not: columns of different size, an offset.
 """
 
 from __future__ import annotations
@@ -82,13 +82,14 @@ def _affine(is_faulty: bool) -> _Values:
     return values
 
 
-def _stale(is_faulty: bool) -> _Values:
-    """INT8 with the scale of rows seen before, here the first half; what lies beyond saturates, or wraps around."""
+def _full_range(is_faulty: bool) -> _Values:
+    """INT8 with scales amax / 128 by row: a row's largest magnitude, where positive, is code 128, one beyond the
+    format's end; it saturates to 127, or wraps around to -128."""
 
     def values(x: torch.Tensor) -> torch.Tensor:
-        scale = (x[: (len(x) + 1) // 2].abs().max() / 127).clamp_min(1e-30)
+        scale = (x.abs().amax(1, keepdim=True) / 128).clamp_min(1e-30)
         codes = (x / scale).round()
-        codes = (codes + 128).remainder(256) - 128 if is_faulty else codes.clamp(-127, 127)
+        codes = (codes + 128).remainder(256) - 128 if is_faulty else codes.clamp(-128, 127)
         return codes * scale
 
     return values
@@ -99,5 +100,5 @@ FAULTS = (
     _fault("previous block's scale", "e4m3", _blockwise(lambda s: s), _blockwise(lambda s: s.roll(1, 1))),
     _fault("dropped K tail", "e4m3", _blockwise(lambda s: s), _tail_dropped),
     _fault("missing zero point", "int8", _affine(False), _affine(True)),
-    _fault("wrap instead of saturate", "int8", _stale(False), _stale(True)),
+    _fault("wrap instead of saturate", "int8", _full_range(False), _full_range(True)),
 )

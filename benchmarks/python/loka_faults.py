@@ -7,6 +7,7 @@ separate by 10 or more (the whole 95% interval over groups of rows), learned one
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -90,11 +91,15 @@ def body(run: harness.Run) -> None:
         own = [each for each in made if each.fault == fault.name]
         sure = [each for each in own if each.is_sure]
         name = f"loka_faults_{fault.name.replace(chr(39), '').replace(' ', '_')}"
+        ratios = [abs(math.log(each.learned / each.real.figure)) for each in sure]
         facts = {
-            "sites": len(own), "separated": len(sure), "learned": sum(each.learned >= GATE for each in sure),
+            "sites": len(own),
+            "separated": len(sure),
+            "learned": sum(each.learned >= GATE for each in sure),
             "normal": sum(each.normal >= GATE for each in sure),
             "false_alarms": sum(each.learned >= GATE and each.real.high < GATE for each in own),
-        }  # fmt: skip
+            "median_log_ratio": float(np.median(ratios)) if sure else None,
+        }
         if not sure:  # nothing to find: no verdict
             largest = max(own, key=lambda each: each.real.figure)
             run.measured(name, largest.real, largest=[largest.learned, largest.normal], **facts)
