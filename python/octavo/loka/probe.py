@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,6 +90,15 @@ class Probe:
         """Leave the model without hooks. What was seen stays; :meth:`evaluate` goes on working."""
         self._is_open = False
         self._unwatch()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the model inside are not its training's, and are not watched."""
+        self._unwatch()
+        try:
+            yield
+        finally:
+            self._watch_if_due()
 
     def __enter__(self) -> Self:
         return self
