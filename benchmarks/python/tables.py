@@ -183,10 +183,14 @@ def real_runs() -> str:
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
 
+LOKA = ("loka_prediction", "loka_faults")
+
 
 def gates(title: str, names: Sequence[str], legend: str) -> str:
     """Every figure with a bar."""
     names = [name for name in names if (RESULTS / f"{name}.jsonl").exists()]
+    if not names:
+        return ""
     rows = [
         [slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"]
         for name in names
@@ -202,12 +206,15 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
 
 def text() -> str:
     """All tables."""
-    engine = [name for name in NAMES if name not in CORE]
+    engine = [name for name in NAMES if name not in (*CORE, *LOKA)]
     both = [
         gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
               "roof; `worst`: the worst shape."),
         gates("Gates of the event-time core", CORE, "Ratios to the peer named by the figure, differences, or "
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
+        gates("Gates of LoKA", LOKA, "Predicted errors against those of real held-out inputs (rank correlation, median "
+              "|log ratio|); faulty kernels' errors over right ones' on inputs that Probe learned, the least wherever "
+              "real inputs separate them by 10."),
     ]  # fmt: skip
     return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
 

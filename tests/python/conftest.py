@@ -5,14 +5,18 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 _cache = tempfile.mkdtemp(prefix="octavo-test-cache-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = _cache  # before octavo looks: verdicts of this machine's user are not trusted here
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "python"))  # what tests and benchmarks share
 
 from octavo import _core  # noqa: E402
 

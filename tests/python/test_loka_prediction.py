@@ -3,113 +3,86 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from loka_support import STEPS, ads_log, loss_of, ranker, real_inputs, trained
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("pydantic")
 
+from faulty_kernels import FAULTS, Fault
+from loka_sites import (
+    BATCH,
+    GROUPS,
+    ROWS,
+    Compared,
+    compared,
+    log_ratio,
+    measured,
+    ranker,
+    real_operands,
+    spearman,
+    trained,
+)
+
 from octavo import loka, nn
+from octavo.data import AdsWorld, EventLog
 from octavo.loka.candidates import own_candidate
 from octavo.loka.row_model import cholesky
 from octavo.ops import errors, quantize
 
-ROWS, DRAWS = 256, 16
+DRAWS, STEPS, WATCHED_FROM = 16, 128, 88
 CLASSES = ("bf16", "e4m3_weight_only", "e4m3_row", "int8_dynamic")
-Metric = Callable[[torch.Tensor, torch.Tensor], float]
+SHAPES = {
+    "wukong": {
+        "layers": 2, "fmb_tokens": 8, "lcb_tokens": 8, "rank": 8, "fmb": [64], "bottom": [64], "top": [96, 64]
+    },
+    "dlrm": {"bottom": [64, 32], "top": [96, 64]},
+}  # fmt: skip
 
 
-def _measured(
-    candidate: loka.Candidate, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, metric: Metric
-) -> float:
-    """Mean over groups of ROWS real rows, as a draw has them."""
-    values = []
-    for part in x.split(ROWS):
-        operands = loka.Operands(part, torch.empty(0), weight, bias)
-        values.append(metric(candidate.run(operands), operands.exact("forward")))
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> EventLog:
+    return AdsWorld("reference", seed=1).write(tmp_path_factory.mktemp("ads") / "log", events=40_000)
+
+
+def _of_trained(log: EventLog, kind: str) -> list[Compared]:
+    model = ranker(log, kind, **SHAPES[kind])
+    batches = (log.read(step * BATCH, (step + 1) * BATCH) for step in range(STEPS))
+    probe = trained(model, batches, WATCHED_FROM)
+    start = (STEPS + 20) * BATCH
+    return compared(probe, real_operands(model, log.read(start, start + GROUPS * ROWS)), DRAWS)
+
+
+def test_predictions_are_what_held_out_inputs_show(log: EventLog) -> None:
+    """The short form of ``benchmarks/python/loka_prediction.py``."""
+    found: dict[tuple[str, str, str], list[Compared]] = {}
+    for kind in SHAPES:
+        for pair in _of_trained(log, kind):
+            found.setdefault((pair.direction, pair.error, pair.numerics), []).append(pair)
+    assert sum(direction == "forward" for direction, _, _ in found) == 2 * len(CLASSES)
+    for (direction, name, numerics), pairs in found.items():
+        predicted, real, blind = zip(*((p.predicted, p.measured, p.normal) for p in pairs), strict=True)
+        learned = spearman(predicted, real), log_ratio(predicted, real)
+        normal = spearman(blind, real), log_ratio(blind, real)
+        print(
+            f"{direction} {name} {numerics} {len(real)} sites: Spearman, median |log ratio| {learned}; "
+            f"N(0, 1): {normal}"
+        )
+        if direction == "forward":
+            assert learned[0] >= 0.9, name
+            assert normal[0] < 0.8, name
+            assert normal[1] > 2 * learned[1], name
+        if direction != "grad_weight":
+            assert learned[1] <= 0.1, name
+
+
+def _measured(candidate: loka.Candidate, x: torch.Tensor, layer: torch.nn.Linear, name: str) -> float:
+    """Mean over groups of rows, as a draw has them."""
+    (site,) = loka.Probe(torch.nn.Sequential(layer)).sites.values()
+    operands = loka.Operands(x, torch.empty(len(x), 0), site.weight, site.bias)
+    values = measured(candidate, operands, site, (name,))[name]
     return sum(values) / len(values)
-
-
-def _spearman(a: list[float], b: list[float]) -> float:
-    ranks = [torch.tensor(values).argsort().argsort().double() for values in (a, b)]
-    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
-
-
-def _log_ratio(a: list[float], b: list[float]) -> float:
-    """Median |ln(a / b)|."""
-    return float((torch.tensor(a) / torch.tensor(b)).log().abs().median())
-
-
-def test_predictions_are_what_held_out_inputs_show(tmp_path: Path) -> None:
-    log = ads_log(tmp_path / "log")
-    held_out = log.read((STEPS + 20) * 256, (STEPS + 28) * 256)
-    shapes = {
-        "wukong": {
-            "layers": 2, "fmb_tokens": 8, "lcb_tokens": 8, "rank": 8, "fmb": [64], "bottom": [64], "top": [96, 64]
-        },
-        "dlrm": {"bottom": [64, 32], "top": [96, 64]},
-    }  # fmt: skip
-    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    for kind, shape in shapes.items():
-        model = ranker(log, kind, **shape)
-        probe = trained(log, model)
-        learned, normal = (
-            probe.evaluate(draws=DRAWS, inputs=inputs, measure_costs=False)
-            for inputs in ("learned", "standard_normal")
-        )  # fmt: skip
-        for path, x in real_inputs(model, held_out).items():
-            site = probe.sites[path]
-            metrics: dict[str, Metric] = {"signal_rel": errors.signal_relative}
-            if site.n > 1:  # a norm over one column leaves nothing
-                metrics["post_norm"] = lambda y, ref, norm=site.cpu_norm: errors.post_norm_error(y, ref, norm)
-            for name, metric in metrics.items():
-                for predicted, blind in zip(learned.at(path), normal.at(path), strict=True):
-                    candidate = own_candidate(predicted.numerics, "forward")
-                    assert candidate is not None
-                    real = _measured(candidate, x[: 8 * ROWS], site.weight, site.bias, metric)
-                    triple = predicted.errors[name].value, blind.errors[name].value, real
-                    found.setdefault((name, predicted.numerics), []).append(triple)
-    assert len(found) == 2 * len(CLASSES)
-    for (name, numerics), triples in found.items():
-        predicted_, blind_, real_ = (list(column) for column in zip(*triples, strict=True))
-        line = {
-            "learned": (_spearman(predicted_, real_), _log_ratio(predicted_, real_)),
-            "N(0, 1)": (_spearman(blind_, real_), _log_ratio(blind_, real_)),
-        }
-        print(f"{name} {numerics} {len(real_)} sites: Spearman, median |log ratio| {line}")
-        assert line["learned"][0] >= 0.9, name
-        assert line["learned"][1] <= 0.1, name
-        assert line["N(0, 1)"][0] < 0.8, name
-        assert line["N(0, 1)"][1] > 2 * line["learned"][1], name
-
-
-def test_gradients_predict_grad_input(tmp_path: Path) -> None:
-    log = ads_log(tmp_path / "log")
-    model = ranker(log, "dlrm", bottom=[64, 32], top=[96, 64])
-    report = trained(log, model).evaluate(["e4m3_row", "int8_dynamic"], DRAWS, measure_costs=False)
-    watcher = loka.Probe(model, every=1, most_rows=4096)
-    real: dict[str, list[torch.Tensor]] = {path: [] for path in watcher.sites}
-    for path, site in watcher.sites.items():
-        site.gradient.observe = real[path].append  # type: ignore[method-assign]
-    loss_of(model, log.read((STEPS + 20) * 256, (STEPS + 28) * 256)).backward()
-    ratios = []
-    for path, site in watcher.sites.items():
-        (grad,) = real[path]
-        for finding in report.at(path, "grad_input"):
-            candidate = own_candidate(finding.numerics, "grad_input")
-            assert candidate is not None
-            values = []
-            for part in grad.split(ROWS):
-                operands = loka.Operands(torch.empty(0), part, site.weight, None)
-                values.append(errors.relative_l1(candidate.run(operands), operands.exact("grad_input")))
-            ratios.append(abs(math.log(finding.errors["rel_l1"].value / (sum(values) / len(values)))))
-    watcher.close()
-    print("grad_input: median |log ratio|", sorted(ratios)[len(ratios) // 2])
-    assert sorted(ratios)[len(ratios) // 2] <= 0.1
 
 
 def _probed(x: torch.Tensor, layer: torch.nn.Module, most_rows: int = 512) -> loka.Probe:
@@ -124,57 +97,35 @@ def _probed(x: torch.Tensor, layer: torch.nn.Module, most_rows: int = 512) -> lo
     return probe
 
 
-def _tensor_int8(is_faulty: bool) -> Callable[[loka.Operands], torch.Tensor]:
-    """INT8 with a zero point per tensor; the fault forgets to add its share back."""
-
-    def run(operands: loka.Operands) -> torch.Tensor:
-        x = operands.x
-        scale = (x.max() - x.min()) / 254
-        zero = (x.mean() / scale).round()
-        codes = ((x / scale).round() - zero).clamp(-127, 127)
-        values = (codes if is_faulty else codes + zero) * scale
-        z = values @ operands.weight.T
-        return z if operands.bias is None else z + operands.bias
-
-    return run
+STRUCTURED = {
+    "transposed scale": lambda z: z * torch.logspace(-2, 2, z.shape[1]),
+    "previous block's scale": lambda z: z * torch.logspace(-2, 2, z.shape[1]),
+    "dropped K tail": lambda z: z * torch.logspace(-2, 2, z.shape[1]),
+    "missing zero point": lambda z: z + 3,
+    "wrap instead of saturate": lambda z: z.abs(),
+}
+HIDDEN = {"missing zero point": 1.1}  # what N(0, 1) shows at most; of the others less than real inputs do
 
 
-def _row_e4m3(is_faulty: bool) -> Callable[[loka.Operands], torch.Tensor]:
-    """E4M3 with a scale per row; the fault takes the scale of the row before."""
-
-    def run(operands: loka.Operands) -> torch.Tensor:
-        q = quantize(operands.x, "e4m3", "row")
-        scale = q.scale.roll(1) if is_faulty else q.scale
-        z = q.data.float() * scale[:, None] @ operands.weight.T
-        return z if operands.bias is None else z + operands.bias
-
-    return run
-
-
-@pytest.mark.parametrize("fault", ["zero point", "scale"])
-def test_learned_inputs_show_faults_that_normal_ones_hide(fault: str) -> None:
-    """Faults that matter only with an offset, or only with rows of different size."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(4096, 96, generator=g)
-    x = (x + 3 if fault == "zero point" else x * (1.5 * torch.randn(4096, 1, generator=g)).exp()).contiguous()
-    make = _tensor_int8 if fault == "zero point" else _row_e4m3
-    right, faulty = loka.Candidate("right", make(False)), loka.Candidate("faulty", make(True))
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_learned_inputs_show_faults_that_normal_ones_hide(fault: Fault) -> None:
+    """The short form of ``benchmarks/python/loka_faults.py``: columns of different size, offsets."""
+    x = STRUCTURED[fault.name](torch.randn(4096, 112, generator=torch.Generator().manual_seed(0))).contiguous()
     torch.manual_seed(0)
-    layer = torch.nn.Linear(96, 48)
+    layer = torch.nn.Linear(112, 48)
     probe = _probed(x, layer)
 
     def separation(inputs: str) -> float:
-        a, b = probe.evaluate([right, faulty], DRAWS, inputs=inputs, measure_costs=False).at("0")
+        a, b = probe.evaluate(fault.both, DRAWS, inputs=inputs, measure_costs=False).at("0")
         return b.errors["rel_l1"].value / a.errors["rel_l1"].value
 
-    real = [_measured(c, x, layer.weight.detach(), layer.bias.detach(), errors.relative_l1) for c in (right, faulty)]
+    real = _measured(fault.faulty, x, layer, "rel_l1") / _measured(fault.right, x, layer, "rel_l1")
     learned, normal = separation("learned"), separation("standard_normal")
-    print(f"{fault}: faulty over right: real {real[1] / real[0]:.2f}, learned {learned:.2f}, N(0, 1) {normal:.2f}")
-    assert real[1] / real[0] > 10
+    print(f"{fault.name}: faulty over right: real {real:.2f}, learned {learned:.2f}, N(0, 1) {normal:.2f}")
+    assert real > 10
     assert learned > 10
-    assert learned == pytest.approx(real[1] / real[0], rel=0.25)
-    # Rows of N(0, 1) differ in size too, a little.
-    assert normal < (1.05 if fault == "zero point" else learned / 5)
+    assert learned == pytest.approx(real, rel=0.25)
+    assert normal < HIDDEN.get(fault.name, real)
 
 
 SKEWED = {
@@ -201,8 +152,8 @@ def test_inputs_that_are_not_normal(kind: str) -> None:
     (finding,) = _probed(x, layer).evaluate(["int8_dynamic"], DRAWS, measure_costs=False).at("0")
     candidate = own_candidate("int8_dynamic", "forward")
     assert candidate is not None
-    for name, metric in (("signal_rel", errors.signal_relative), ("post_norm", errors.post_norm_error)):
-        real = _measured(candidate, x, layer.weight.detach(), layer.bias.detach(), metric)
+    for name in ("signal_rel", "post_norm"):
+        real = _measured(candidate, x, layer, name)
         assert abs(math.log(finding.errors[name].value / real)) < 0.16, name
 
 
@@ -219,7 +170,7 @@ def test_outlier_rows_refuse_a_scale_per_tensor_and_not_one_per_row() -> None:
     tensor = loka.Candidate("e4m3_tensor", per_tensor, format="e4m3", scaling="tensor")
     report = _probed(x, layer).evaluate([tensor, "e4m3_row"], 40, measure_costs=False)
     by_name = {finding.numerics: finding for finding in report.at("0")}
-    real = _measured(tensor, x, layer.weight.detach(), None, errors.post_norm_error)
+    real = _measured(tensor, x, layer, "post_norm")
     assert by_name["e4m3_tensor"].errors["post_norm"].value == pytest.approx(real, rel=0.15)
     assert {"tail", "underflow"} <= set(by_name["e4m3_tensor"].concerns)
     assert real > 2.5 * by_name["e4m3_row"].errors["post_norm"].value

@@ -233,3 +233,16 @@ def test_conversion_errors_and_missing_kernels(tmp_path) -> None:
     with pytest.warns(UserWarning, match="prefers cuda.sm120.linear.bf16, which this machine lacks"):
         converted = nn.convert(model, Plan.load(tmp_path / "p.json"))
     assert math.isfinite(float(converted(X).sum()))
+
+
+def test_a_head_is_held_to_relative_l1_after_the_norm_as_solve_does() -> None:
+    """Of one output a norm leaves nothing: its post-norm error is 0 whatever the class does."""
+    torch.manual_seed(0)
+    head = torch.nn.Sequential(torch.nn.Linear(64, 1))
+    x = torch.randn(300, 64)
+    _prefer("e4m3_row", [(1, 64, "bias")])
+    (entry,) = plan(head, x, Requirement(max_post_norm=0.5), measure_costs=False)
+    assert entry.numerics == "e4m3_row"
+    assert entry.measured["e4m3_row"]["post_norm"] == 0
+    (entry,) = plan(head, x, Requirement(max_post_norm=entry.measured["e4m3_row"]["rel_l1"] / 2), measure_costs=False)
+    assert entry.numerics != "e4m3_row"

@@ -149,7 +149,7 @@ def probe(
         Path | None, typer.Option(help="Of the run whose newest checkpoint is probed, if any; default runs/<run id>.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the three files go; default RUN_DIR/probe.")] = None,
-    steps: Annotated[int, typer.Option(help="Batches to train under the Probe.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Batches to train; none where the run has training.probe.", min=1)] = 1000,
     every: Annotated[int, typer.Option(help="Steps between two that the Probe looks at.", min=1)] = 10,
     draws: Annotated[int, typer.Option(help="Pairs of operands drawn per site and class, at most.", min=2)] = 100,
     max_post_norm: Annotated[

@@ -24,7 +24,16 @@ from octavo.config.models import (
     TableOptimizerConfig,
     WukongConfig,
 )
-from octavo.config.sections import DataConfig, LabelConfig, OptimizerConfig, PlanConfig, RunConfig, TrainingConfig
+from octavo.config.sections import (
+    DataConfig,
+    LabelConfig,
+    OptimizerConfig,
+    PlanConfig,
+    ProbeConfig,
+    RunConfig,
+    TrainingConfig,
+    ValveConfig,
+)
 
 __all__ = [
     "AnyModelConfig",
@@ -40,10 +49,12 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PlanConfig",
+    "ProbeConfig",
     "RunConfig",
     "SharedBottomConfig",
     "TableOptimizerConfig",
     "TrainingConfig",
+    "ValveConfig",
     "WukongConfig",
     "build_config",
     "build_section",

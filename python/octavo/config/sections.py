@@ -77,6 +77,21 @@ class OptimizerConfig(Section):
     warmup: int = Field(default=0, ge=0)
 
 
+class ProbeConfig(Section):
+    """A ``loka.Probe`` that every checkpoint carries: it looks at every ``every``-th update from ``after`` on."""
+
+    every: PositiveInt = 100
+    after: int = Field(default=0, ge=0, description="updates before the first it counts: weights move fast at first")
+
+
+class ValveConfig(Section):
+    """``loka.SafetyValve``: a look every ``every`` updates; a site whose errors may have grown by more than ``limit``
+    goes back to FP32."""
+
+    limit: float = Field(default=1.5, gt=1)
+    every: PositiveInt = 100
+
+
 class TrainingConfig(Section):
     """One streaming pass in event time, or several epochs over a fixed set.
 
@@ -87,8 +102,12 @@ class TrainingConfig(Section):
     ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
     events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
     epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
-    ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``, made on early batches
-    by ``plan.min_sqnr_db`` and made again every ``plan_every`` updates (0: never).
+    ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``. ``plan_from`` a
+    ``batch``: the forward's classes, chosen on an early batch by ``plan.min_sqnr_db`` and again every ``plan_every``
+    updates (0: never). From ``probe``: those of all three directions, by the same demand on what ``probe`` has seen
+    after ``plan_after`` updates; from ``file``: of the plan in ``plan_file`` (``octavo probe`` writes one). Both have
+    ``valve``, which sends a site back to FP32 when its inputs drift.
+    ``probe``: statistics of every linear layer's operands, kept in the checkpoints for ``octavo probe``; null: none.
     ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
     ``window`` is the number of events per point of the progressive metrics, ``window_hours`` instead a span of event
     time; ``by_domain`` adds each domain's. ``threads: null`` leaves torch's setting.
@@ -105,6 +124,11 @@ class TrainingConfig(Section):
     metric: Literal["ne", "auc"] = "ne"
     precision: Literal["fp32", "bf16", "plan"] = "fp32"
     plan_every: int = Field(default=1000, ge=0)
+    plan_from: Literal["batch", "probe", "file"] = "batch"
+    plan_after: PositiveInt = Field(default=1000, description="plan_from=probe: updates in FP32 before the plan")
+    plan_file: str | None = Field(default=None, description="plan_from=file: a plan in JSON")
+    valve: ValveConfig = ValveConfig()
+    probe: ProbeConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: PositiveFloat | None = None
     window: PositiveInt = 5000
@@ -124,6 +148,25 @@ class TrainingConfig(Section):
             raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
         if self.labels == "final" and self.wait_hours:
             raise ValueError("wait_hours means nothing for labels=final; remove it or set labels=known")
+        return self
+
+    @model_validator(mode="after")
+    def _a_plan_has_its_source(self) -> TrainingConfig:
+        if self.plan_from != "batch" and self.precision != "plan":
+            raise ValueError(
+                f"plan_from={self.plan_from} means nothing for precision={self.precision}; set precision=plan"
+            )
+        if (self.plan_from == "file") != (self.plan_file is not None):
+            raise ValueError("plan_from=file and plan_file go together: give both or neither")
+        if self.plan_from == "probe":
+            if self.probe is None:
+                raise ValueError("plan_from=probe needs probe: for example training.probe.every=10")
+            first = self.probe.after + self.probe.every
+            if first > self.plan_after:
+                raise ValueError(
+                    f"plan_after={self.plan_after}: the probe looks first at update {first}; make plan_after larger or "
+                    "probe.every smaller"
+                )
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from octavo.evaluation.inputs import Floats, as_array
+from octavo.ops.intervals import Z, expansion
 
 _DRAWS_AT_ONCE = 1 << 22
 
@@ -126,9 +127,7 @@ def _difference(totals: Floats, normalise: bool) -> Floats:
 
 def expanded_tail(units: int) -> float:
     """The tail (2.5% for many units) at which percentiles of a bootstrap over few units cover 95%."""
-    from scipy.special import stdtrit
-
-    return NormalDist().cdf(float(stdtrit(units - 1, 0.025)) * math.sqrt(units / (units - 1)))
+    return NormalDist().cdf(-Z * expansion(units))
 
 
 def is_many(a: Any) -> bool:

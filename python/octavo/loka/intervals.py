@@ -7,9 +7,9 @@ import math
 import torch
 
 from octavo.loka.findings import Estimate
+from octavo.ops.intervals import expansion
 
 RESAMPLES = 1000
-_Z = 1.959963984540054
 
 
 def estimates(values: torch.Tensor, seed: int = 0) -> list[Estimate]:
@@ -25,21 +25,10 @@ def estimates(values: torch.Tensor, seed: int = 0) -> list[Estimate]:
     resampled = torch.stack([values[:, error][picks].mean(1) for error in range(values.shape[1])], 1)
     ordered = resampled.sort(0).values
     low, high = ordered[round(0.025 * (RESAMPLES - 1))], ordered[round(0.975 * (RESAMPLES - 1))]
-    wider = _t_quantile(draws - 1) / _Z * math.sqrt(draws / (draws - 1))
+    wider = expansion(draws)
     found = []
     for mean, below, above in zip(means.tolist(), low.tolist(), high.tolist(), strict=True):
         if math.isfinite(mean):
             below, above = mean - wider * (mean - below), mean + wider * (above - mean)
         found.append(Estimate(mean, below, above))
     return found
-
-
-def _t_quantile(freedom: int) -> float:
-    """97.5% of Student's t [Abramowitz and Stegun 26.7.5]; exact to 1% from 3 degrees of freedom on."""
-    if freedom < 3:
-        return {1: 12.706, 2: 4.303}[freedom]
-    z, v = _Z, float(freedom)
-    return (
-        z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )  # fmt: skip

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -15,6 +15,7 @@ from octavo.loka.candidates import Candidate
 from octavo.loka.eager import run_eagerly
 from octavo.loka.evaluation import Evaluation, Inputs
 from octavo.loka.findings import Report
+from octavo.loka.ranks import states_of_ranks
 from octavo.ops._types import choice
 from octavo.ops.dispatch import Requirement
 
@@ -89,6 +90,15 @@ class Probe:
         """Leave the model without hooks. What was seen stays; :meth:`evaluate` goes on working."""
         self._is_open = False
         self._unwatch()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the model inside are not its training's, and are not watched."""
+        self._unwatch()
+        try:
+            yield
+        finally:
+            self._watch_if_due()
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +191,22 @@ class Probe:
             if site.m == 0:
                 site.m, site.dtype = seen.m, seen.dtype
         self.steps, self.observed = max(self.steps, twin.steps), self.observed + twin.observed
+
+    def merge_ranks(self, group: Any = None) -> Probe:
+        """What the ranks of a process group saw, all together: a new Probe, closed, equal on every rank bit for bit;
+        this one goes on as it is. Every rank must call it at the same step; ``group``: None for torch's default one.
+
+        Raises ValueError, on every rank, when one watches another model or was set up otherwise; RuntimeError without a
+        process group.
+        """
+        states = states_of_ranks(self.state_dict(), group)
+        whole = Probe(self.model, self.every, self.tails, self.weights, weights_every=self.weights_every,
+                      most_rows=self.most_rows)  # fmt: skip
+        whole.close()
+        whole.load_state_dict(states[0])
+        for state in states[1:]:
+            whole.merge(state)
+        return whole
 
     def _expect_same_model(self, state: Mapping[str, torch.Tensor]) -> None:
         if "fingerprint" not in state:

@@ -63,6 +63,27 @@ class RecentRows:
         for hook in self._hooks:
             hook.remove()
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What it holds, as tensors by name."""
+        state = {"steps": torch.tensor([self.steps])}
+        for site, kept in self._recent.items():
+            for place, batch in enumerate(kept):
+                state |= {f"{site}/{place}/{name}": tensor for name, tensor in batch.state().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state_dict`. Raises ValueError for the state of another model."""
+        unknown = {name.split("/")[0] for name in state if name != "steps"} - self._recent.keys()
+        if unknown:
+            raise ValueError(f"state: is of another model; it has {', '.join(sorted(unknown))}")
+        self.steps = int(state["steps"])
+        for site, kept in self._recent.items():
+            kept.clear()
+            while f"{site}/{len(kept)}/amax" in state:
+                start = f"{site}/{len(kept)}/"
+                own = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+                kept.append(_Batch.of_state(own))
+
     def _hook(self, kept: deque[_Batch]) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling() or self.steps % self.every or not module.training:
@@ -90,6 +111,20 @@ class _Batch:
         used = self.amax > 0
         self.shares = float((squares[used] / self.amax[used].double().square()).sum())  # of (|x| / amax)^2
         self.cells = int(used.sum()) * x.shape[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        counts = [self.nan_rows, self.infinite_rows, self.rows, self.cells, self.squares, self.shares]
+        figures = torch.tensor(counts, dtype=torch.float64)
+        return {"figures": figures, "amax": self.amax.clone(), "total": self.total.clone()}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, torch.Tensor]) -> _Batch:
+        """The inverse of :meth:`state`."""
+        found = cls.__new__(cls)
+        *counts, found.squares, found.shares = state["figures"].tolist()
+        found.nan_rows, found.infinite_rows, found.rows, found.cells = map(int, counts)
+        found.amax, found.total = state["amax"].clone(), state["total"].clone()
+        return found
 
 
 def _joined(batches: list[_Batch]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from octavo.config import ConfigError, RunConfig, load_config, run_id
 from octavo.data import EventLog
 from octavo.evaluation import Interval, Metric, interval, paired
 from octavo.ops.dispatch import Plan
-from octavo.training import numerics
+from octavo.training import numerics, planning
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from octavo.training.run import open_log, relabelled
 from octavo.training.slices import Predictions, domains_of, predict
@@ -128,7 +128,8 @@ def _model_of(checkpoint: Checkpoint, config: RunConfig, log: EventLog) -> torch
     for name, table in table_states(model).items():
         checkpoint.read_table(name, table)
     if checkpoint.meta["plan"] is not None:
-        numerics.follow(model, Plan.from_json(checkpoint.meta["plan"]))
+        plan = Plan.from_json(checkpoint.meta["plan"])
+        numerics.follow(model, planning.in_force(plan, checkpoint.meta["valve"]))
     elif config.training.precision == "bf16":
         numerics.run_all_in(model, "bf16")
     return model.eval()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from octavo import nn
+from octavo import loka, nn
 from octavo.config import PlanConfig
 from octavo.data import Batch
+from octavo.loka.installing import is_installed
 from octavo.ops import dispatch
 from octavo.ops.dispatch import Plan
 from octavo.ops.dispatch.plan import canonical
@@ -21,7 +22,9 @@ def linear_layers(model: torch.nn.Module) -> dict[str, nn.Linear | nn.LinearNorm
 
 
 def run_all_in(model: torch.nn.Module, numerics: str) -> None:
-    """Every linear layer in one class, from the next call on."""
+    """Every linear layer in one class, from the next call on; a plan installed for training leaves the model."""
+    if is_installed(model):
+        loka.uninstall(model)
     for layer in linear_layers(model).values():
         layer.numerics, layer.preferred_kernels = numerics, {}
 

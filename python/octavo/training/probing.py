@@ -43,6 +43,7 @@ def probe_run(
 
     The model is that of the newest checkpoint in ``run_dir``, or a new one; it trains on from there, near the end of
     the training part through its last ``steps`` batches once more, in memory: checkpoints and history stay as they are.
+    A run that gathered statistics itself (``training.probe``) is not trained on: they are what is judged.
     Writes ``report.json``, ``plan.json`` and ``report.html`` to ``out`` (default: ``run_dir/probe``). ``training``:
     plan gradients too. Raises :class:`TrainingError` for what cannot be probed.
     """
@@ -59,11 +60,14 @@ def probe_run(
         log = log.head(config.data.limit)
     trainer = _Probed(config, log, run_dir, group)
     first = trainer.start(steps)
-    probe = loka.Probe(trainer.model, every=every)  # type: ignore[attr-defined]
+    own = trainer.probe is not None and trainer.probe.observed > 0
+    probe = trainer.probe if own else loka.Probe(trainer.model, every=every)
+    assert probe is not None
     try:
-        for done in trainer.stretch(steps):
+        for done in () if own else trainer.stretch(steps):
             probe.step()
             tell("training under the Probe", done, steps, "")
+        looked = probe.observed if own else probe.steps // every
         numerics.run_all_in(trainer.model, "fp32")
         tell("drawing and judging", 0, 1, "")
         try:
@@ -91,7 +95,8 @@ def probe_run(
             "log": f"{config.data.source}, {len(log):,} events",
             "trained": f"{trainer.taken:,} batches of {config.training.batch_size}, {seen}, events up to "
             f"{trainer.position:,}",
-            "Probe": f"every {every} steps, up to {draws} draws, looked at {report.steps // every:,} steps",
+            "Probe": f"every {probe.every} steps, up to {draws} draws, looked at {looked:,} steps"
+            + (", what the run's own Probe saw" if own else ""),
             "held out": _heldout_text(trainer),
             "not reached": ", ".join(report.settings.get("unreached", [])) or "none",
         },

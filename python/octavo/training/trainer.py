@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import octavo
-from octavo import models
+from octavo import loka, models
 from octavo.config import RunConfig, config_hash
 from octavo.data import Batch, EventLog, prefetched
 from octavo.evaluation import Progressive, ProgressPoint
 from octavo.ops.dispatch import Plan
-from octavo.training import epochs, learning, numerics
+from octavo.training import epochs, learning, numerics, planning
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints, write_checkpoint
 from octavo.training.distributed import Group
 from octavo.training.history import History, quality_values, window_lines
@@ -31,7 +32,7 @@ from octavo.training.state import (
 )
 
 # What may change between a run and its resumption: it does not change what is learned.
-_FREE = ("checkpoint_every", "keep_checkpoints", "full_every")
+_FREE = ("checkpoint_every", "keep_checkpoints", "full_every", "probe")
 _PLANNING = ("min_sqnr_db", "calibration_events")  # of the plan's section, what training.precision=plan depends on
 
 
@@ -86,6 +87,8 @@ class Trainer:
         self.stopping = epochs.Progress()
         self.is_done = False
         self.plan: Plan | None = None
+        self.valve: planning.Valve | None = None
+        self.probe: loka.Probe | None = None
         self._losses = (0.0, 0)  # sum and number since the last line of the history
         self._mark = (time.perf_counter(), 0)
         self._lanes = self._build_lanes() if chosen.labels == "known" else []
@@ -113,7 +116,7 @@ class Trainer:
         if not found:
             return False
         checkpoint = Checkpoint(found[-1])
-        meta = checkpoint.meta
+        meta, chosen = checkpoint.meta, self.config.training
         self._refuse_differences(checkpoint.path, meta)
         copy_dense(dense_state(self.model), checkpoint.group("dense"), str(checkpoint.path))
         for name, table in table_states(self.model).items():
@@ -130,6 +133,13 @@ class Trainer:
         self._losses = (float.fromhex(meta["loss"]), meta["losses"])
         if meta["plan"] is not None:
             self._follow(Plan.from_json(meta["plan"]))
+        if meta["valve"] is not None:
+            assert self.valve is not None
+            self.valve.load(meta["valve"], checkpoint.group("valve"))
+        if meta["probe"] and chosen.probe is not None:
+            self._watch(checkpoint.group("probe"))
+        if self.is_done:
+            self._stop_watching()
         if self.group.is_first:
             self.history.keep(meta["history"])
         return True
@@ -157,12 +167,17 @@ class Trainer:
             if self.epoch == 0:
                 self._learn_late(self._end_ms())
                 self._record(self.progressive.flush())
-            self._end_epoch()
+            with self._unwatched():
+                self._end_epoch()
             self.seconds = before + time.perf_counter() - start
             self.save()
+        self._stop_watching()
 
     def save(self) -> Path | None:
         """Write a checkpoint of this moment; the first process does."""
+        seen = self.probe
+        if seen is not None and self.group.world > 1:
+            seen = seen.merge_ranks()
         if not self.group.is_first:
             self.group.wait()
             return None
@@ -176,6 +191,8 @@ class Trainer:
             "loss": self._losses[0].hex(),
             "losses": self._losses[1],
             "plan": None if self.plan is None else self.plan.to_json(),
+            "valve": None if self.valve is None else self.valve.state_dict(),
+            "probe": seen is not None,
             "history": self.history.lines,
             "seconds": self.seconds,
             "config": self.config.resolved(),
@@ -192,6 +209,10 @@ class Trainer:
         }
         if self._lanes:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
+        if self.valve is not None:
+            groups["valve"] = self.valve.recent()
+        if seen is not None:
+            groups["probe"] = seen.state_dict()
         tables = table_states(self.model)
         keep = self.config.training.keep_checkpoints
         base = self.tracker.base()
@@ -227,7 +248,7 @@ class Trainer:
     def _predicted(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Every process's logits as the model would serve them: with all its units."""
         self.model.train(not self.config.model.dropout)
-        with torch.no_grad():
+        with torch.no_grad(), self._unwatched():
             logits = self.log.as_sampled(self.model(self.group.part(batch)))
         self.model.train()
         return self._joined(logits, len(batch))
@@ -241,6 +262,8 @@ class Trainer:
         """Score the predictions of ``batch`` (``held``: made before; None: made now) and train on it."""
         chosen = self.config.training
         self._plan_if_due(batch)
+        if chosen.probe is not None and self.probe is None and self.updates >= chosen.probe.after:
+            self._watch()
         self.model.train()
         part = self.group.part(batch)
         totals = learning.total_weights(batch, tasks)
@@ -265,6 +288,10 @@ class Trainer:
             self._record(points)
         learning.update(self.model, self.optimizer, loss, self._lr(), chosen.clip_norm, self.group)
         self.updates += 1
+        if self.probe is not None:
+            self.probe.step()
+        if self.valve is not None:
+            self.valve.step()
 
     def _joined(self, logits: Mapping[str, torch.Tensor], events: int) -> dict[str, torch.Tensor]:
         """Every process's logits, [events] by task."""
@@ -280,16 +307,48 @@ class Trainer:
 
     def _plan_if_due(self, batch: Batch) -> None:
         chosen = self.config.training
-        since = self.updates - numerics.FIRST_PLAN
-        if chosen.precision != "plan" or since < 0 or len(batch) == 0:
+        if chosen.precision != "plan" or len(batch) == 0:
             return
-        if since == 0 or (chosen.plan_every and since % chosen.plan_every == 0):
-            made = numerics.training_plan(self.model, batch, self.config.plan) if self.group.is_first else None
-            self._follow(self.group.share(made))
+        if chosen.plan_from == "batch":
+            since = self.updates - numerics.FIRST_PLAN
+            if since == 0 or (since > 0 and chosen.plan_every and since % chosen.plan_every == 0):
+                made = numerics.training_plan(self.model, batch, self.config.plan) if self.group.is_first else None
+                self._follow(self.group.share(made))
+        elif self.plan is None and chosen.plan_file is not None:
+            self._follow(planning.from_file(chosen.plan_file))
+        elif self.plan is None and self.probe is not None and self.updates >= chosen.plan_after:
+            self._follow(*planning.from_probe(self.probe, self.config.plan.min_sqnr_db, self.group))
 
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: Plan, seen: Mapping[str, Any] | None = None) -> None:
+        """``seen``: by site, what the plan was made on, for the valve."""
         self.plan = plan
-        numerics.follow(self.model, plan)
+        if self.config.training.plan_from == "batch":
+            numerics.follow(self.model, plan)
+            return
+        try:
+            loka.install(self.model, plan, training=True)
+        except ValueError as error:
+            raise TrainingError(f"training.plan_file: {error}") from None
+        self.valve = planning.valve_of(self.model, plan, self.config.training, self.group, seen)
+
+    def _watch(self, seen: Mapping[str, torch.Tensor] | None = None) -> None:
+        """A Probe from the next update on; ``seen``: what the processes saw before, which the first one holds."""
+        assert self.config.training.probe is not None
+        self.probe = loka.Probe(self.model, every=self.config.training.probe.every)
+        if seen is None:
+            return
+        if not self.group.is_first:
+            seen = {**self.probe.state_dict(), "steps": seen["steps"] * torch.tensor([1, 0])}
+        self.probe.load_state_dict(seen)
+
+    def _unwatched(self) -> AbstractContextManager[None]:
+        """Calls of the model inside are none that it learns from."""
+        return nullcontext() if self.probe is None else self.probe.paused()
+
+    def _stop_watching(self) -> None:
+        for watching in (self.probe, self.valve):
+            if watching is not None:
+                watching.close()
 
     def _end_ms(self) -> int:
         """The moment at which the trained model would serve: of the first event that it is not trained on."""
@@ -344,6 +403,7 @@ class Trainer:
             raise CheckpointError(f"{path}: was trained on another log; start afresh or use that log")
         config = self.config.resolved()
         fixed = [(s, key) for s in ("data", "model", "training") for key in config[s] if key not in _FREE]
+        fixed += [("training", "probe")] if self.config.training.plan_from == "probe" else []
         if self.config.training.precision == "plan":
             fixed += [("plan", key) for key in _PLANNING]
         changed = [

@@ -53,10 +53,10 @@ def plan(model: torch.nn.Module, batch: Any, requirement: Requirement, *, measur
 
     Sites are ``torch.nn.Linear`` and octavo's ``nn.Linear`` and ``nn.LinearNorm`` modules; layers that share a weight
     are one site. Each class's errors are measured on the layer's real input before the epilogue's norm (``post_norm``:
-    after it), and with ``measure_costs`` the candidates are timed at the batch's M, and the chosen class's
-    kernels at the M of every bucket whose calls are short. Low precision is chosen where it
-    meets ``requirement`` and is the fastest; FP32 stays elsewhere. Raises ValueError when the model has no linear layer
-    that ran.
+    after it; of one output, of which a norm leaves nothing, the demand is on relative L1), and with ``measure_costs``
+    the candidates are timed at the batch's M, and the chosen class's kernels at the M of every bucket whose calls are
+    short. Low precision is chosen where it meets ``requirement`` and is the fastest; FP32 stays elsewhere. Raises
+    ValueError when the model has no linear layer that ran.
     """
     if not isinstance(requirement, Requirement):
         raise TypeError(f"requirement: expected an octavo.ops.dispatch.Requirement, found {type(requirement).__name__}")
@@ -125,10 +125,16 @@ def _chosen(site: Site, requirement: Requirement, measure_costs: bool) -> PlanEn
     problem = site.problem(site.x.shape[0])
     if measure_costs and not is_measured(problem):
         measure(problem)
-    decision = choose(problem, requirement, Evidence(measured))
+    decision = choose(problem, requirement, Evidence({name: _demanded(found) for name, found in measured.items()}))
     if measure_costs:
         _measure_buckets(site, decision.numerics)
     return _entry(site, decision.numerics, measured, requirement, decision.predicted_us, decision.reason)
+
+
+def _demanded(found: dict[str, float]) -> dict[str, float]:
+    """A norm leaves nothing of one output, such as a task's head: there ``max_post_norm`` is a demand on relative L1,
+    as in :func:`octavo.loka.solve`."""
+    return {**found, "post_norm": found["rel_l1"]} if found["post_norm"] == 0 else found
 
 
 def _measure_buckets(site: Site, numerics: str) -> None:
