@@ -182,13 +182,17 @@ def real_runs() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+LOKA = tuple(name for name in NAMES if name.startswith("loka_"))
+
+
+HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
 
 def gates(title: str, names: Sequence[str], legend: str) -> str:
     """Every figure with a bar."""
     names = [name for name in names if (RESULTS / f"{name}.jsonl").exists()]
     rows = [
-        [slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"]
+        [slug, ratio(bar), f"{bar['bar']:g}", HOLDS[bar["holds"]]]
         for name in names
         for slug, bar in bars(name).items()
         if bar["bar"] is not None
@@ -202,13 +206,16 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
 
 def text() -> str:
     """All tables."""
-    engine = [name for name in NAMES if name not in CORE]
+    engine = [name for name in NAMES if name not in (*CORE, *LOKA)]
     both = [
         gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
               "roof; `worst`: the worst shape."),
         gates("Gates of the event-time core", CORE, "Ratios to the peer named by the figure, differences, or "
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
     ]  # fmt: skip
+    if any((RESULTS / f"{name}.jsonl").exists() for name in LOKA):
+        both.append(gates("Gates of LoKA", LOKA, "`quality` and `comm_ne`: % of FP32's NE, whole interval within the gate "
+                          "of 0; others: ratios to the peer, or shares."))  # fmt: skip
     return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
 
 

@@ -4,8 +4,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "python"
+
+
+def lines_of(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Rows and bars of the smoke run."""
+    command = [sys.executable, FOLDER / f"{name}.py", "--smoke", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    head, *rows, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    assert head["benchmark"] == summary["summary"] == name
+    return rows, {bar["name"]: bar for bar in summary["bars"]}
 
 
 def test_bayes_gap() -> None:
@@ -23,3 +36,21 @@ def test_bayes_gap() -> None:
     assert abs(bar["figure"] - min(row["figure"] for row in rows)) < 1e-3
     assert (bar["name"], bar["bar"], bar["holds"]) == ("bayes_gap", 0.01, bar["figure"] <= 0.01)
     assert bar["events"] == 2000
+
+
+def test_loka_quality() -> None:
+    rows, bars = lines_of("loka_quality")
+    trained = {row["entry"]: row for row in rows if row["op"] == "loka_quality training"}
+    assert set(trained) == {"aa", "plan", "narrow", "naive"}
+    for row in rows:
+        assert row.get("skipped") or row["low"] <= row["figure"] <= row["high"]
+    for row in trained.values():
+        assert row["figure"] == pytest.approx(sum(row["seeds"]) / 2, abs=1e-4)
+    assert abs(trained["aa"]["figure"]) < 1e-3  # an ulp has no time to grow in 4096 events
+    assert "e4m3_row" in trained["narrow"]["classes"]["forward"]
+    assert abs(trained["naive"]["figure"]) > abs(trained["aa"]["figure"])
+    for name in ("loka_quality_training_dcnv2_narrow", "loka_quality_inference_dcnv2_narrow"):
+        bar = bars[name]
+        assert bar["bar"] == 0.05
+        assert bar["holds"] == (bar["low"] > -0.05 and bar["high"] < 0.05)
+    assert bars["loka_quality_training_dcnv2_aa"]["holds"] is None
