@@ -89,6 +89,8 @@ class TrainingConfig(Section):
     epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
     ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``, made on early batches
     by ``plan.min_sqnr_db`` and made again every ``plan_every`` updates (0: never).
+    ``communication``: how the processes of a torchrun send dense gradients: ``fp32``, or in eight bits with error
+    feedback (:mod:`octavo.loka.comm`), ``e4m3`` or ``int8``; nothing is sent by one process.
     ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
     ``window`` is the number of events per point of the progressive metrics, ``window_hours`` instead a span of event
     time; ``by_domain`` adds each domain's. ``threads: null`` leaves torch's setting.
@@ -105,6 +107,7 @@ class TrainingConfig(Section):
     metric: Literal["ne", "auc"] = "ne"
     precision: Literal["fp32", "bf16", "plan"] = "fp32"
     plan_every: int = Field(default=1000, ge=0)
+    communication: Literal["fp32", "e4m3", "int8"] = "fp32"
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: PositiveFloat | None = None
     window: PositiveInt = 5000
