@@ -20,6 +20,7 @@ import copy
 from typing import Any
 
 import harness
+import loka_quality_figures as figures
 import loka_quality_runs as runs
 import numpy as np
 import tensorwise
@@ -31,14 +32,9 @@ from octavo.data import DataError
 from octavo.evaluation import log_loss as losses_of
 from octavo.evaluation import ne, paired_difference
 from octavo.ops import dispatch
-from octavo.ops.dispatch import Plan
 from octavo.training.slices import predict
 
-MARGIN = 0.05  # % of NE
-ROWS = {"smoke": 4096, "quick": 64 * runs.BATCH, "full": 977 * runs.BATCH}  # 977 batches: the first size of a million
 REAL_ROWS = {"smoke": 2048, "quick": 10_000, "full": 1 << 30}
-SEEDS = {"smoke": 2, "quick": 2, "full": 5}
-RESAMPLES = {"smoke": 100, "quick": 200, "full": 1000}
 ARMS = ("fp32", "aa", "plan", "narrow", "naive")
 PLANS = ("plan", "narrow")
 UNIFORM = ("int8_dynamic", "e4m3_row")  # all layers in one class, for comparison
@@ -77,73 +73,45 @@ def inference(run: harness.Run, model: str, served: runs.Found) -> None:
         whole = ne(served["fp32"][number], labels, logits=True)
         for name in (*PLANS, *UNIFORM, "naive"):
             own = losses_of(served[name][number], labels, logits=True)
-            gap = paired_difference(own, base, served["user"], labels, resamples=RESAMPLES[run.effort.name])
+            gap = paired_difference(own, base, served["user"], labels, resamples=figures.RESAMPLES[run.effort.name])
             figure = Interval(*(100 * value / whole for value in (gap.estimate, gap.low, gap.high)))
             facts: dict[str, Any] = {"fp32_ne": round(whole, 5), "interval": "95% over users"}
             if name in PLANS:
-                facts["classes"] = runs.plan_facts(runs.plan_of(served[f"inference/{name}"]))
+                facts["classes"] = figures.plan_facts(runs.plan_of(served[f"inference/{name}"]))
             shape = {"model": model, "task": task, "rows": len(labels)}
             run.row("loka_quality inference", shape, name, figure, facts)
             if task == "click" and name in (*PLANS, "naive"):
                 plan = runs.plan_of(served[f"inference/{name}"]) if name in PLANS else None
-                bar(run, f"loka_quality_inference_{model}", name, figure, plan)
+                figures.bar(run, named("inference", model, name), figure, name in PLANS, plan)
 
 
 def training(run: harness.Run, model: str, seeds: list[runs.Found], plans: dict[str, str]) -> None:
-    """Rows of every arm and task; the plan's clicks make the gate."""
-    for number, task in enumerate(seeds[0]["tasks"].tolist()):
-        base = [ne(one["fp32"][number], one["labels"][number], logits=True) for one in seeds]
-        for arm in ARMS[1:]:
-            each = runs.by_seed(seeds, arm, number)
-            figure = runs.over_seeds(each)
-            wide = runs.over_clusters(seeds, arm, number, RESAMPLES[run.effort.name])
-            facts: dict[str, Any] = {
-                "interval": "90% t over seeds", "seeds": [round(value, 5) for value in each],
-                "over_seeds_and_users_95": [round(wide.low, 5), round(wide.high, 5)],
-                "fp32_ne": [round(value, 5) for value in base],
-            }  # fmt: skip
-            if arm in plans:
-                facts["classes"] = runs.plan_facts(runs.plan_of(plans[arm]))
-            shape = {"model": model, "task": task, "rows": seeds[0]["labels"].shape[1], "seeds": len(seeds)}
-            run.row("loka_quality training", shape, arm, figure, facts)
-            if task == "click":
-                plan = runs.plan_of(plans[arm]) if arm in plans else None
-                bar(run, f"loka_quality_training_{model}", arm, figure, plan)
+    """Rows of every arm and task; the plans' clicks make gates."""
+    classes = {arm: runs.plan_of(text) for arm, text in plans.items()}
+    found = figures.trained(run, "loka_quality training", {"model": model}, seeds, ARMS[1:], classes=classes)
+    for arm, figure in found.items():
+        figures.bar(run, named("training", model, arm), figure, arm in PLANS, classes.get(arm))
 
 
-def bar(run: harness.Run, name: str, arm: str, figure: Interval, plan: Plan | None) -> None:
-    """A gate for a plan, a finding for other arms; a plan that leaves all in FP32 is said to."""
-    said = {"verdict": verdict(figure)}
-    if plan is not None and not runs.is_low(plan):
-        said["verdict"] = "nothing was measured: the plan is FP32 throughout on this machine"
-    run.measured(
-        name if arm == "plan" else f"{name}_{arm}", figure, None if plan is None else MARGIN, inside=True, **said
-    )
-    if plan is not None and not runs.is_low(plan):
-        run.bars[-1]["holds"] = None
-
-
-def verdict(figure: Interval) -> str:
-    """Where an interval lies to the margin."""
-    if figure.low > -MARGIN and figure.high < MARGIN:
-        return "inside the margin"
-    return "outside" if figure.low >= MARGIN or figure.high <= -MARGIN else "not resolved"
+def named(what: str, model: str, arm: str) -> str:
+    """A bar's name; the plan's has no suffix."""
+    return f"loka_quality_{what}_{model}" + ("" if arm == "plan" else f"_{arm}")
 
 
 def real(run: harness.Run, name: str, seeds: list[runs.Found], plans: dict[str, str]) -> None:
     """Rows of every arm and task of a real set; no verdicts."""
     for number, task in enumerate(seeds[0]["tasks"].tolist()):
         for arm in ARMS[1:]:
-            each = runs.by_seed(seeds, arm, number)
-            spread = runs.over_seeds(each)
-            figure = runs.over_users(seeds, arm, number, RESAMPLES[run.effort.name])
+            each = figures.by_seed(seeds, arm, number)
+            spread = figures.over_seeds(each)
+            figure = figures.over_users(seeds, arm, number, figures.RESAMPLES[run.effort.name])
             facts: dict[str, Any] = {
                 "interval": "95% over users, of the mean over seeds", "seeds": [round(value, 5) for value in each],
                 "over_seeds_90": [round(spread.low, 5), round(spread.high, 5)],
                 "fp32_ne": round(ne(seeds[0]["fp32"][number], seeds[0]["labels"][number], logits=True), 5),
             }  # fmt: skip
             if arm in plans:
-                facts["classes"] = runs.plan_facts(runs.plan_of(plans[arm]))
+                facts["classes"] = figures.plan_facts(runs.plan_of(plans[arm]))
             shape = {"set": name, "task": task, "rows": seeds[0]["labels"].shape[1], "seeds": len(seeds)}
             run.row("loka_quality real", shape, arm, figure, facts)
             if number == 0 and arm != "aa":
@@ -158,7 +126,7 @@ def body(run: harness.Run) -> None:
     """Warm runs first, then every seed, then the figures."""
     torch.set_num_threads(1)
     effort, keep = run.effort.name, not run.is_smoke
-    rows, seeds = ROWS[effort], range(SEEDS[effort])
+    rows, seeds = runs.ROWS[effort], range(runs.SEEDS[effort])
     names = list(runs.MODELS) if run.is_full else list(runs.MODELS)[1:]
     sets = [name for name in (runs.REAL if run.is_full else runs.REAL[:1]) if available(run, name)]
     warm = runs.side_by_side(

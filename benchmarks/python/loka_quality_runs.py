@@ -26,19 +26,19 @@ from typing import Any
 import numpy as np
 import tensorwise
 import torch
-from harness import Interval
 
 import octavo
 from octavo import loka, models
 from octavo.config import RunConfig, build_config, load_config
 from octavo.data import AdsWorld, Batch, EventLog
-from octavo.evaluation import log_loss, ne, paired_difference
 from octavo.ops.dispatch import Plan, Requirement
 from octavo.training import Group, learning, open_log
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "loka_quality"
 PRESET, BATCH = "reference", 1024
+ROWS = {"smoke": 4096, "quick": 64 * BATCH, "full": 977 * BATCH}  # 977 batches: the first whole number over a million
+SEEDS = {"smoke": 2, "quick": 2, "full": 5}
 WARM = 1000  # seed of the world and the weights that plans are made on; those of the runs count from 0
 EVERY = 10  # steps between the Probe's looks, in the second half of the warm run
 REQUIREMENT, MIN_SPEEDUP = Requirement(max_post_norm=0.05), 1.05
@@ -112,21 +112,23 @@ def opened(source: str, seed: int, rows: int) -> Iterator[tuple[EventLog, RunCon
 
 
 class Arm:
-    """A model that trains as ``config.training`` says, from logits to the updated weights."""
+    """A model that trains as ``config.training`` says, on this process's part of ``group``'s batches."""
 
     def __init__(self, model: torch.nn.Module, config: RunConfig, group: Group | None = None) -> None:
         self.model, self.group = model.train(), group or Group()
+        self.group.attach(model)
         self.tasks = list(model.tasks)
         self.lr = config.training.optimizer.lr
         self.optimizer = learning.build_optimizer(list(model.parameters()), config.training.optimizer)
 
     def take(self, batch: Batch) -> torch.Tensor:
-        """Logits [tasks, B] before the update on this batch."""
-        totals = learning.total_weights(batch, self.tasks)
-        logits = self.model(batch)
-        loss = learning.loss_of(logits, batch, totals)
+        """Logits [tasks, B] of the whole batch before the update on it."""
+        part, totals = self.group.part(batch), learning.total_weights(batch, self.tasks)
+        logits = self.model(part)
+        loss = learning.loss_of(logits, part, totals)
         learning.update(self.model, self.optimizer, loss, self.lr, None, self.group)
-        return torch.stack([logits[task].detach() for task in self.tasks])
+        own = torch.stack([logits[task].detach() for task in self.tasks], 1)
+        return self.group.join(own, self.group.sizes(len(batch))).T
 
 
 def nudged(model: torch.nn.Module) -> torch.nn.Module:
@@ -213,63 +215,3 @@ def lockstep(arms: Mapping[str, Arm], batches: Iterable[Batch]) -> Found:
             logits[name].append(arm.take(batch))
     found = {name: torch.cat(parts, 1).numpy() for name, parts in logits.items()}
     return found | {"labels": torch.cat(labels, 1).numpy(), "user": torch.cat(users).numpy(), "tasks": np.array(tasks)}
-
-
-# --- figures: NE of an arm minus NE of FP32, in % of the latter -------------------------------------------------------
-def by_seed(seeds: Sequence[Found], arm: str, task: int, base: str = "fp32") -> list[float]:
-    """A figure per seed."""
-    found = []
-    for one in seeds:
-        first, second = (ne(one[name][task], one["labels"][task], logits=True) for name in (arm, base))
-        found.append(100 * (first - second) / second)
-    return found
-
-
-def over_seeds(figures: Sequence[float], level: float = 0.9) -> Interval:
-    """Mean with its t interval; nan with one seed."""
-    from scipy.special import stdtrit
-
-    mean = float(np.mean(figures))
-    if len(figures) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = float(stdtrit(len(figures) - 1, (1 + level) / 2)) * float(np.std(figures, ddof=1)) / math.sqrt(len(figures))
-    return Interval(mean, mean - half, mean + half)
-
-
-def over_clusters(seeds: Sequence[Found], arm: str, task: int, resamples: int, base: str = "fp32") -> Interval:
-    """95% bootstrap: seeds, each a world of its own, then users within each."""
-    a, b = ([log_loss(one[name][task], one["labels"][task], logits=True) for one in seeds] for name in (arm, base))
-    users, labels = [one["user"] for one in seeds], [one["labels"][task] for one in seeds]
-    if len(seeds) == 1:
-        return _in_percent(paired_difference(a[0], b[0], users[0], labels[0], resamples=resamples), seeds, task, base)
-    return _in_percent(paired_difference(a, b, users, labels, resamples=resamples), seeds, task, base)
-
-
-def over_users(seeds: Sequence[Found], arm: str, task: int, resamples: int, base: str = "fp32") -> Interval:
-    """95% bootstrap over the users of one log that all seeds trained on; losses are means over seeds."""
-    labels = seeds[0]["labels"][task]
-    a, b = (np.mean([log_loss(one[n][task], labels, logits=True) for one in seeds], axis=0) for n in (arm, base))
-    return _in_percent(paired_difference(a, b, seeds[0]["user"], labels, resamples=resamples), seeds, task, base)
-
-
-def _in_percent(found: Any, seeds: Sequence[Found], task: int, base: str) -> Interval:
-    whole = float(np.mean([ne(one[base][task], one["labels"][task], logits=True) for one in seeds])) / 100
-    return Interval(found.estimate / whole, found.low / whole, found.high / whole)
-
-
-def is_low(plan: Plan) -> bool:
-    """Whether anything runs in low precision."""
-    return any(entry.numerics != "fp32" for entry in plan)
-
-
-def plan_facts(plan: Plan) -> dict[str, dict[str, str]]:
-    """By direction: each class's number of sites and share of the weights' elements."""
-    found: dict[str, dict[str, str]] = {}
-    for direction in dict.fromkeys(entry.direction for entry in plan):
-        entries = plan.of_direction(direction)
-        total = sum(entry.n * entry.k for entry in entries)
-        for entry in entries:
-            own = [other for other in entries if other.numerics == entry.numerics]
-            share = sum(other.n * other.k for other in own) / total
-            found.setdefault(direction, {})[entry.numerics] = f"{len(own)} sites, {share:.0%} of weights"
-    return found

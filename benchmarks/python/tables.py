@@ -214,8 +214,8 @@ def text() -> str:
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
     ]  # fmt: skip
     if any((RESULTS / f"{name}.jsonl").exists() for name in LOKA):
-        both.append(gates("Gates of LoKA", LOKA, "`quality` and `comm_ne`: % of FP32's NE, the whole interval within the "
-                          "gate of 0; others: ratios to the peer, or shares."))  # fmt: skip
+        both.append(gates("Gates of LoKA", LOKA, "`quality` and `comm_ne`: % of FP32's NE, the whole interval within "
+                          "the gate of 0; others: ratios to the peer, or shares."))  # fmt: skip
     return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
 
 
