@@ -40,12 +40,12 @@ PLANS = ("plan", "narrow")
 UNIFORM = ("int8_dynamic", "e4m3_row")  # all layers in one class, for comparison
 
 
-def trained_and_served(model: str, rows: int) -> runs.Found:
+def trained_and_served(model: str, rows: int, draws: int) -> runs.Found:
     """The warm run of a model on AdsWorld: the plans it gave, and what its weights predict for as many events that
     follow, in FP32, under the plan and in other classes: logits [tasks, rows]."""
     with runs.opened(model, runs.WARM, 2 * rows) as (log, config):
         fp32 = models.build(log.schema, config.model)
-        report = runs.warm(log, fp32, config, rows)
+        report = runs.warm(log, fp32, config, rows, draws)
         plans = runs.solved(report, training=False)
         batch = log.read(0, 256)
         served = {"fp32": fp32.eval()}
@@ -126,12 +126,12 @@ def body(run: harness.Run) -> None:
     """Warm runs first, then every seed, then the figures."""
     torch.set_num_threads(1)
     effort, keep = run.effort.name, not run.is_smoke
-    rows, seeds = runs.ROWS[effort], range(runs.SEEDS[effort])
+    rows, seeds, draws = runs.ROWS[effort], range(runs.SEEDS[effort]), runs.DRAWS[effort]
     names = list(runs.MODELS) if run.is_full else list(runs.MODELS)[1:]
     sets = [name for name in (runs.REAL if run.is_full else runs.REAL[:1]) if available(run, name)]
     warm = runs.side_by_side(
-        [(trained_and_served, {"model": name, "rows": rows}) for name in names]
-        + [(runs.warm_plans, {"source": name, "rows": REAL_ROWS[effort]}) for name in sets],
+        [(trained_and_served, {"model": name, "rows": rows, "draws": draws}) for name in names]
+        + [(runs.warm_plans, {"source": name, "rows": REAL_ROWS[effort], "draws": draws}) for name in sets],
         keep,
     )
     for name, found in zip(names, warm):

@@ -28,7 +28,8 @@ def trained(
     classes: Mapping[str, Plan] | None = None,
 ) -> dict[str, Interval]:
     """A row for every task and arm of paired training runs: 90% t interval over seeds, beside it 95% over seeds and
-    users. Returns the arms' figures of the first task. ``classes``: the plans of arms that have one."""
+    users. Returns the arms' figures of the first task. ``base``: the FP32 arm to compare with; ``classes``: the plans
+    of arms that have one."""
     first: dict[str, Interval] = {}
     for number, task in enumerate(seeds[0]["tasks"].tolist()):
         whole = [ne(one[base][number], one["labels"][number], logits=True) for one in seeds]
@@ -39,7 +40,7 @@ def trained(
             facts: dict[str, Any] = {
                 "interval": "90% t over seeds", "seeds": [round(value, 5) for value in each],
                 "over_seeds_and_users_95": [round(wide.low, 5), round(wide.high, 5)],
-                f"{base}_ne": [round(value, 5) for value in whole],
+                "fp32_ne": [round(value, 5) for value in whole],
             }  # fmt: skip
             if classes is not None and arm in classes:
                 facts["classes"] = plan_facts(classes[arm])

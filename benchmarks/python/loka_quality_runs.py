@@ -39,6 +39,7 @@ KEPT = ROOT / "build" / "loka_quality"
 PRESET, BATCH = "reference", 1024
 ROWS = {"smoke": 4096, "quick": 64 * BATCH, "full": 977 * BATCH}  # 977 batches: the first whole number over a million
 SEEDS = {"smoke": 2, "quick": 2, "full": 5}
+DRAWS = {"smoke": 8, "quick": 32, "full": 100}  # of Probe's, at most
 WARM = 1000  # seed of the world and the weights that plans are made on; those of the runs count from 0
 EVERY = 10  # steps between the Probe's looks, in the second half of the warm run
 REQUIREMENT, MIN_SPEEDUP = Requirement(max_post_norm=0.05), 1.05
@@ -57,7 +58,12 @@ def side_by_side(jobs: Sequence[tuple[Callable[..., Found], Mapping[str, Any]]],
     """Every job's ``make(**settings)``, in their order."""
     workers = min(len(jobs), len(os.sched_getaffinity(0)))
     if workers < 2 or not keep:
-        return [kept(make, settings, keep) for make, settings in jobs]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [kept(make, settings, keep) for make, settings in jobs]
+        finally:
+            torch.set_num_threads(threads)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = [pool.submit(kept, make, settings, keep) for make, settings in jobs]
         return [future.result() for future in futures]
@@ -158,7 +164,7 @@ def text_of(plan: Plan) -> str:
 
 
 # --- what jobs do -----------------------------------------------------------------------------------------------------
-def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int) -> loka.Report:
+def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int, draws: int) -> loka.Report:
     """Train ``model`` in FP32 on the first ``stop`` events, the second half of them under a Probe; its report."""
     arm, size = Arm(model, config), config.training.batch_size
     half = stop // size // 2 * size
@@ -169,7 +175,7 @@ def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int) ->
         for batch in log.batches(size, half, stop):
             arm.take(batch)
             probe.step()
-    return probe.evaluate(draws=100, requirement=REQUIREMENT)
+    return probe.evaluate(draws=draws, requirement=REQUIREMENT)
 
 
 def solved(report: loka.Report, training: bool) -> dict[str, Plan]:
@@ -188,10 +194,10 @@ def training_plans(report: loka.Report) -> dict[str, str]:
     return {arm: text_of(plan) for arm, plan in solved(report, training=True).items()}
 
 
-def warm_plans(source: str, rows: int) -> Found:
+def warm_plans(source: str, rows: int, draws: int) -> Found:
     """The training plans of a source, by its warm run."""
     with opened(source, WARM, rows) as (log, config):
-        report = warm(log, models.build(log.schema, config.model), config, len(log))
+        report = warm(log, models.build(log.schema, config.model), config, len(log), draws)
     return {arm: np.array(text) for arm, text in training_plans(report).items()}
 
 

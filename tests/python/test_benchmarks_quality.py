@@ -54,3 +54,28 @@ def test_loka_quality() -> None:
         assert bar["bar"] == 0.05
         assert bar["holds"] == (bar["low"] > -0.05 and bar["high"] < 0.05)
     assert bars["loka_quality_training_dcnv2_aa"]["holds"] is None
+
+
+def test_loka_comm() -> None:
+    rows, bars = lines_of("loka_comm")
+    sent = {row["entry"]: row for row in rows if row["op"] == "loka_comm bytes"}
+    assert set(sent) == {"e4m3", "int8"}
+    for name, row in sent.items():
+        assert 0.25 < row["counted_ratio"] < row["low"] <= row["figure"] < 0.27  # the sockets saw gloo's headers too
+        assert bars[f"loka_comm_bytes_dcnv2_{name}_2_ranks"]["holds"] is True
+    trained = {row["entry"]: row for row in rows if row["op"] == "loka_comm ne"}
+    assert set(trained) == {"aa", "e4m3", "int8"}
+    assert abs(trained["aa"]["figure"]) < 1e-3
+    assert any(value != 0 for value in trained["e4m3"]["seeds"])
+
+
+def test_loka_mods() -> None:
+    rows, bars = lines_of("loka_mods")
+    assert {(row["op"], row["entry"]) for row in rows} == {
+        *((f"loka_mods {what}", entry) for what in ("inference", "training")
+          for entry in ("none plan", "all fp32", "all plan")),
+        ("loka_mods fp32", "all fp32"), ("loka_mods narrow", "none narrow"), ("loka_mods narrow", "all narrow"),
+        ("loka_mods precision", "none narrow"), ("loka_mods precision", "all narrow"),
+    }  # fmt: skip
+    assert all(bar["bar"] is None and bar["holds"] is None for bar in bars.values())
+    assert all(bar["low"] <= bar["figure"] <= bar["high"] for bar in bars.values())
