@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
@@ -39,9 +40,9 @@ STEPS = {"smoke": 2, "quick": 10, "full": 50}
 _BYTES_ACKED = 120  # its offset in struct tcp_info (linux/tcp.h)
 
 
-def bytes_acknowledged() -> int:
-    """Sent so far on this process's TCP sockets and acknowledged by the other side."""
-    total = 0
+def bytes_acknowledged() -> dict[int, int]:
+    """By inode of this process's TCP sockets: what was sent so far and acknowledged by the other side."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         path = Path("/proc/self/fd", name)
         if not path.exists() or not path.is_socket():
@@ -49,8 +50,15 @@ def bytes_acknowledged() -> int:
         with socket.socket(fileno=os.dup(int(name))) as one:
             if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
                 info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-                total += struct.unpack_from("Q", info, _BYTES_ACKED)[0]
-    return total
+                found[path.stat().st_ino] = struct.unpack_from("Q", info, _BYTES_ACKED)[0]
+    return found
+
+
+def between(before: dict[int, int], after: dict[int, int]) -> int:
+    """Bytes sent from one moment to another. Raises RuntimeError when a socket was closed meanwhile."""
+    if before.keys() - after.keys():
+        raise RuntimeError("loka_comm: a connection was closed while its bytes were counted; run it again")
+    return sum(sent - before.get(inode, 0) for inode, sent in after.items())
 
 
 def join(rank: int, world: int, folder: str) -> None:
@@ -76,13 +84,15 @@ def bytes_rank(rank: int, world: int, folder: str, source: str, steps: int) -> N
             for batch in batches:
                 part = Group(rank, world).part(batch)
                 learning.loss_of(ddp(part), part, learning.total_weights(batch, model.tasks)).backward()
-            sent = settled() - before
+            sent = between(before, settled())
             found.append((sent, 0, 0) if state is None else (sent, state.bytes_sent, state.fp32_bytes))
+            del ddp, model, batch, part, state
+            gc.collect()  # DDP closes connections of its own when it goes: now, not while the next one's are counted
     np.save(f"{folder}/{rank}.npy", np.array(found, np.float64))
     dist.destroy_process_group()
 
 
-def settled() -> int:
+def settled() -> dict[int, int]:
     """:func:`bytes_acknowledged` once all ranks are here and nothing is under way."""
     dist.barrier()
     while True:
