@@ -27,7 +27,7 @@ from machine import facts
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
          "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
          "bayes_gap", "quality_parity", "data_throughput", "train_throughput",
-         "loka_prediction", "loka_faults")  # fmt: skip
+         "loka_prediction", "loka_faults", "loka_quality", "loka_comm", "loka_mods")  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 100  # torch's compiled _int_mm: 0.2 s where the others take 0.2 ms
 
@@ -286,16 +286,19 @@ class Run:
         bar: float | None = None,
         at_most: bool = False,
         lower_end: bool = False,
+        inside: bool = False,
         **facts: Any,
     ) -> None:
         """A bar on a figure that is no race: it holds when the figure is at least (``at_most``: at most) ``bar``, or
-        when its interval lies above (``lower_end``)."""
+        when its interval lies above (``lower_end``), or within ``bar`` of 0 (``inside``)."""
         entry: dict[str, Any] = {"name": name, "figure": figure.figure, "low": figure.low, "high": figure.high}
         entry |= {"bar": bar, "holds": None, **facts}
         if bar is not None:
             entry["holds"] = figure.figure <= bar if at_most else figure.figure >= bar
             if lower_end:
                 entry["holds"] = figure.low > bar
+            if inside:
+                entry["holds"] = -bar < figure.low and figure.high < bar
         self.bars.append(entry)
 
     def _bar(

@@ -182,6 +182,10 @@ def real_runs() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+LOKA = tuple(name for name in NAMES if name.startswith("loka_"))
+
+
+HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
 LOKA = ("loka_prediction", "loka_faults")
 
@@ -192,7 +196,7 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
     if not names:
         return ""
     rows = [
-        [slug, ratio(bar), f"{bar['bar']:g}", "yes" if bar["holds"] else "**no**"]
+        [slug, ratio(bar), f"{bar['bar']:g}", HOLDS[bar["holds"]]]
         for name in names
         for slug, bar in bars(name).items()
         if bar["bar"] is not None
@@ -216,6 +220,9 @@ def text() -> str:
               "|log ratio|); faulty kernels' errors over right ones' on inputs that Probe learned, the least wherever "
               "real inputs separate them by 10."),
     ]  # fmt: skip
+    if any((RESULTS / f"{name}.jsonl").exists() for name in LOKA):
+        both.append(gates("Gates of LoKA", LOKA, "`quality` and `comm_ne`: % of FP32's NE, the whole interval within "
+                          "the gate of 0; others: ratios to the peer, or shares."))  # fmt: skip
     return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
 
 

@@ -229,3 +229,15 @@ def test_a_wrong_peer_is_listed_not_timed(monkeypatch: pytest.MonkeyPatch, harne
     peers.admit(rivals, absent, "right", lambda: harness.Entry("right", print))
     assert [entry.name for entry in rivals] == ["right"]
     assert absent == {"wrong": "Wrong: relative L1 error 0.5 against FP32, expected <= 0.03"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "holds"),
+    [(-0.04, 0.04, True), (-0.06, 0.04, False), (0.01, 0.05, False), (float("nan"), 0.0, False)],
+)
+def test_a_margin_holds_when_the_whole_interval_lies_inside(
+    harness: Any, run: Any, low: float, high: float, holds: bool
+) -> None:
+    run.measured("gap", harness.Interval(0.0, low, high), 0.05, inside=True)
+    run.measured("finding", harness.Interval(0.0, low, high), inside=True)
+    assert [bar["holds"] for bar in run.bars] == [holds, None]

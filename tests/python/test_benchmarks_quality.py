@@ -6,12 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "python"
 
 
-def _smoke(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Rows, and the summary's bars by name."""
+def lines_of(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Rows and bars of the smoke run."""
     command = [sys.executable, FOLDER / f"{name}.py", "--smoke", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    head, *rows, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    assert head["benchmark"] == summary["summary"] == name
+    return rows, {bar["name"]: bar for bar in summary["bars"]}
+
+
+def test_bayes_gap() -> None:
+    command = [sys.executable, FOLDER / "bayes_gap.py", "--smoke", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     head, *rows, summary = [json.loads(line) for line in done.stdout.splitlines()]
@@ -33,7 +44,7 @@ def test_bayes_gap() -> None:
 
 
 def test_loka_prediction() -> None:
-    rows, bars = _smoke("loka_prediction")
+    rows, bars = lines_of("loka_prediction")
     *sites, skipped = rows
     assert skipped["skipped"] == "smoke"
     for row in sites:
@@ -49,7 +60,7 @@ def test_loka_prediction() -> None:
 
 
 def test_loka_faults() -> None:
-    rows, bars = _smoke("loka_faults")
+    rows, bars = lines_of("loka_faults")
     *sites, _ = rows
     assert all(len(row["faults"]) == 5 for row in sites)
     for name, bar in bars.items():
@@ -57,3 +68,46 @@ def test_loka_faults() -> None:
             assert bar["sites"] == len(sites)
             assert bar["holds"] == (bar["figure"] >= 10 if bar["bar"] else None)
             assert bar["bar"] is None or bar["separated"] > 0
+
+
+def test_loka_quality() -> None:
+    rows, bars = lines_of("loka_quality")
+    trained = {row["entry"]: row for row in rows if row["op"] == "loka_quality training"}
+    assert set(trained) == {"aa", "plan", "narrow", "naive"}
+    for row in rows:
+        assert row.get("skipped") or row["low"] <= row["figure"] <= row["high"]
+    for row in trained.values():
+        assert row["figure"] == pytest.approx(sum(row["seeds"]) / 2, abs=1e-4)
+    assert abs(trained["aa"]["figure"]) < 1e-3  # an ulp has no time to grow in 4096 events
+    assert "e4m3_row" in trained["narrow"]["classes"]["forward"]
+    assert abs(trained["naive"]["figure"]) > abs(trained["aa"]["figure"])
+    for name in ("loka_quality_training_dcnv2_narrow", "loka_quality_inference_dcnv2_narrow"):
+        bar = bars[name]
+        assert bar["bar"] == 0.05
+        assert bar["holds"] == (bar["low"] > -0.05 and bar["high"] < 0.05)
+    assert bars["loka_quality_training_dcnv2_aa"]["holds"] is None
+
+
+def test_loka_comm() -> None:
+    rows, bars = lines_of("loka_comm")
+    sent = {row["entry"]: row for row in rows if row["op"] == "loka_comm bytes"}
+    assert set(sent) == {"e4m3", "int8"}
+    for name, row in sent.items():
+        assert 0.25 < row["counted_ratio"] < row["low"] <= row["figure"] < 0.27  # the sockets saw gloo's headers too
+        assert bars[f"loka_comm_bytes_dcnv2_{name}_2_ranks"]["holds"] is True
+    trained = {row["entry"]: row for row in rows if row["op"] == "loka_comm ne"}
+    assert set(trained) == {"aa", "e4m3", "int8"}
+    assert abs(trained["aa"]["figure"]) < 1e-3
+    assert any(value != 0 for value in trained["e4m3"]["seeds"])
+
+
+def test_loka_mods() -> None:
+    rows, bars = lines_of("loka_mods")
+    assert {(row["op"], row["entry"]) for row in rows} == {
+        *((f"loka_mods {what}", entry) for what in ("inference", "training")
+          for entry in ("none plan", "all fp32", "all plan")),
+        ("loka_mods fp32", "all fp32"), ("loka_mods narrow", "none narrow"), ("loka_mods narrow", "all narrow"),
+        ("loka_mods precision", "none narrow"), ("loka_mods precision", "all narrow"),
+    }  # fmt: skip
+    assert all(bar["bar"] is None and bar["holds"] is None for bar in bars.values())
+    assert all(bar["low"] <= bar["figure"] <= bar["high"] for bar in bars.values())

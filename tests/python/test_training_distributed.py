@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import demo_log, everything, small_config
+from training_support import assert_same_bits, demo_log, everything, small_config
 
 from octavo.config import build_config, save_config
 from octavo.data import AdsWorld, EventLog
@@ -109,6 +109,45 @@ def test_any_world_size_goes_on_from_a_checkpoint(log, tmp_path) -> None:
         pass
     assert close(everything(resumed), everything(alone)) < ATOL
     assert Checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1]).meta["position"] == 4800
+
+
+def test_gradients_in_eight_bits_resume_bit_for_bit(log, tmp_path) -> None:
+    """What rounding took is in the checkpoint, so a run that died goes on as if it had not."""
+    config = small_config(training__communication="e4m3")
+    for name in ("cut", "whole"):
+        save_config(config, make(tmp_path / name) / "config.yaml")
+    torchrun(log, tmp_path / "cut", steps=35)  # dies after its checkpoint of step 30
+    [checkpoint] = list_checkpoints(tmp_path / "cut" / "checkpoints")[-1:]
+    owed = Checkpoint(checkpoint).group("communication")
+    names = dict(Trainer(config, log, tmp_path / "new").model.named_parameters())
+    assert {name: tuple(error.shape) for name, error in owed.items()} == {
+        name: (2, *parameter.shape) for name, parameter in names.items()
+    }
+    assert all(bool((error != 0).any(tuple(range(1, error.dim()))).all()) for error in owed.values() if error.dim() > 2)
+    for name in ("cut", "whole"):
+        assert len(set(torchrun(log, tmp_path / name)["digests"])) == 1
+    cut, whole = (state_of(tmp_path / name, log, config) for name in ("cut", "whole"))
+    assert_same_bits(cut, whole)
+    ends = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("cut", "whole")]
+    assert_same_bits(*(Checkpoint(path).group("communication") for path in ends))
+    fp32 = Trainer(small_config(), log, tmp_path / "fp32")
+    for _ in fp32.run():
+        pass
+    assert close(whole, everything(fp32)) > ATOL  # it was in eight bits
+
+
+def test_what_two_processes_owe_is_the_first_of_fours(log, tmp_path) -> None:
+    config = small_config(training__communication="e4m3")
+    save_config(config, make(tmp_path / "run") / "config.yaml")
+    torchrun(log, tmp_path / "run", steps=35)
+    found = torchrun(log, tmp_path / "run", steps=40, processes=4)  # dies after its checkpoint of step 40
+    assert len(set(found["digests"])) == 1
+    before, after = list_checkpoints(tmp_path / "run" / "checkpoints")[-2:]
+    two, four = (Checkpoint(path).group("communication") for path in (before, after))
+    assert {len(error) for error in two.values()} == {2}
+    assert {len(error) for error in four.values()} == {4}
+    alone = Trainer(config, log, tmp_path / "run")
+    assert alone.resume()  # one process sends nothing
 
 
 def test_attention_over_histories_in_parallel(tmp_path) -> None:

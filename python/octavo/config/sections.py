@@ -108,6 +108,8 @@ class TrainingConfig(Section):
     after ``plan_after`` updates; from ``file``: of the plan in ``plan_file`` (``octavo probe`` writes one). Both have
     ``valve``, which sends a site back to FP32 when its inputs drift.
     ``probe``: statistics of every linear layer's operands, kept in the checkpoints for ``octavo probe``; null: none.
+    ``communication``: how the processes of a torchrun send dense gradients: ``fp32``, or in eight bits with error
+    feedback (:mod:`octavo.loka.comm`), ``e4m3`` or ``int8``; nothing is sent by one process.
     ``clip_norm`` clips the dense gradients' global norm (the tables' update is fused into backward and not clipped).
     ``window`` is the number of events per point of the progressive metrics, ``window_hours`` instead a span of event
     time; ``by_domain`` adds each domain's. ``threads: null`` leaves torch's setting.
@@ -129,6 +131,7 @@ class TrainingConfig(Section):
     plan_file: str | None = Field(default=None, description="plan_from=file: a plan in JSON")
     valve: ValveConfig = ValveConfig()
     probe: ProbeConfig | None = None
+    communication: Literal["fp32", "e4m3", "int8"] = "fp32"
     optimizer: OptimizerConfig = OptimizerConfig()
     clip_norm: PositiveFloat | None = None
     window: PositiveInt = 5000

@@ -9,6 +9,7 @@ all: 2 (W - 1) / W n (1 + 4 / block) bytes a rank, where an FP32 ring all-reduce
 # No postponed annotations: DDP compares the hook's with the types.
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,26 @@ class _Pending:
     error: torch.Tensor  # [W, chunk]: what this rank's rounding lost
 
 
+@dataclasses.dataclass
+class _Whole:
+    """All gradients as one bucket, as DDP hands over its own."""
+
+    gradients: torch.Tensor
+    of: list[torch.Tensor]
+
+    def buffer(self) -> torch.Tensor:
+        return self.gradients
+
+    def parameters(self) -> list[torch.Tensor]:
+        return self.of
+
+    def index(self) -> int:
+        return 0
+
+    def is_last(self) -> bool:
+        return True
+
+
 class Compressed:
     """State of the hook: format, what was sent, and each parameter's rounding error, FP32 as large as the parameter.
 
@@ -53,7 +74,34 @@ class Compressed:
         """bytes_sent / fp32_bytes; nan before the first step."""
         return self.bytes_sent / self.fp32_bytes if self.fp32_bytes else float("nan")
 
-    def start(self, bucket: dist.GradBucket) -> Any:
+    def add_up(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Without DDP: replace the gradients of ``parameters``, the same on all ranks, by their sum over the ranks; all
+        of them are one bucket.
+        """
+        if not parameters or dist.get_world_size(self.group) == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if len(gradients) < len(parameters):
+            raise ValueError("parameters: one has no gradient; pass those that have one, the same on every rank")
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.start(_Whole(flat, list(parameters))).wait()
+        flat *= dist.get_world_size(self.group)
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+    def state_dict(self, named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What this rank's rounding took and it still owes, FP32 by name (``model.named_parameters()``)."""
+        return {name: self._error_of(parameter, parameter.device).clone() for name, parameter in named}
+
+    def load_state_dict(self, named: Iterable[tuple[str, torch.Tensor]], state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from :meth:`state_dict`. Raises ValueError for the state of other parameters."""
+        for name, parameter in named:
+            if name not in state or state[name].shape != parameter.shape:
+                found = list(state[name].shape) if name in state else "nothing"
+                raise ValueError(f"state: {name} is {list(parameter.shape)} in the model, the state has {found}")
+            self._error_of(parameter, parameter.device).copy_(state[name])
+
+    def start(self, bucket: dist.GradBucket | _Whole) -> Any:
         """Send the bucket's chunks, and finish the one before: its chunks travelled while gradients were computed.
         Collectives start in the order of buckets, the same on all ranks.
         """

@@ -195,6 +195,11 @@ class Checkpoint:
         """Table name -> shape of its rows."""
         return {entry["name"]: tuple(entry["shape"]) for entry in self._manifest["tables"]}
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups it holds."""
+        return tuple(self._manifest["groups"])
+
     def group(self, name: str) -> dict[str, torch.Tensor]:
         """The named tensors of one group."""
         if name not in self._manifest["groups"]:

@@ -1,21 +1,21 @@
 """Data parallel training: one batch shared by the processes of a torchrun, every process with all the tables.
 
-Every process reads the log, takes its part of each batch, and learns from the whole: dense gradients are added up, and
-before a table's fused update the looked-up ids and the output gradients of all parts are gathered, in the order of
-ranks. So every process makes the same update, bit for bit, and holds what one process alone would hold up to the order
-of sums.
+Every process reads the log, takes its part of each batch, and learns from the whole: dense gradients are added up (in
+FP32, or sent in eight bits), and before a table's fused update the looked-up ids and the output gradients of all parts
+are gathered, in the order of ranks. So every process makes the same update, bit for bit, and holds what one process
+alone would hold up to the order of sums (and what eight bits round).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from octavo import nn
+from octavo import loka, nn
 from octavo.data import Batch
 
 
@@ -24,6 +24,7 @@ class Group:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
+        self._compressed: loka.comm.Compressed | None = None
 
     @classmethod
     def current(cls) -> Group:
@@ -75,10 +76,40 @@ class Group:
         sizes = self.join(torch.tensor([len(part)]), [1] * self.world).tolist()
         return self.join(part, sizes), sizes
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, the same bits on all."""
-        if self.world == 1 or not tensors:
+    def compress(self, format: str) -> None:
+        """From now on gradients are sent in ``format`` (``e4m3``, ``int8``), with error feedback that starts from zero;
+        ``fp32``: as they are."""
+        self._compressed = None if format == "fp32" or self.world == 1 else loka.comm.compressed(format)[0]
+
+    def owed(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What rounding took from the gradients of each process and was not sent yet, [processes, *shape] by parameter;
+        nothing where gradients are sent as they are. All processes call it."""
+        if self._compressed is None:
+            return {}
+        own = self._compressed.state_dict(model.named_parameters())
+        ones = [1] * self.world
+        return {name: self.join(error.unsqueeze(0), ones) for name, error in own.items()}
+
+    def owe(self, model: torch.nn.Module, owed: Mapping[str, torch.Tensor]) -> None:
+        """Go on from :meth:`owed`. Of another number of processes the first owes all; one alone rounds nothing and owes
+        nothing."""
+        if self._compressed is None or not owed:
             return
+        own = {
+            name: error[self.rank] if len(error) == self.world else error.sum(0) * (self.rank == 0)
+            for name, error in owed.items()
+        }
+        self._compressed.load_state_dict(model.named_parameters(), own)
+
+    def add_up(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace the gradient of each parameter that has one by its sum over the processes, the same bits on all."""
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        if self.world == 1 or not parameters:
+            return
+        if self._compressed is not None:
+            self._compressed.add_up(parameters)
+            return
+        tensors = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -70,7 +70,7 @@ def update(
         settings["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    group.add_up([p.grad for p in model.parameters() if p.grad is not None])
+    group.add_up(list(model.parameters()))
     if clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()

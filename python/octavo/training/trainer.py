@@ -73,6 +73,7 @@ class Trainer:
         self.model = models.build(log.schema, config.model)
         self.tracker = TableTracker(self.model, chosen.full_every)
         self.group.attach(self.model)
+        self.group.compress(chosen.communication)
         self.tasks = list(self.model.tasks)
         span = None if chosen.window_hours is None else max(1, round(chosen.window_hours * 3_600_000))
         self.progressive = Progressive(
@@ -126,6 +127,8 @@ class Trainer:
         self.progressive.load_state_dict(checkpoint.group("progressive"))
         for lane in self._lanes:
             lane.load_state_dict(checkpoint.group("late"))
+        if "communication" in checkpoint.groups:
+            self.group.owe(self.model, checkpoint.group("communication"))
         torch.set_rng_state(checkpoint.group("rng")["torch"])
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
         self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
@@ -178,6 +181,7 @@ class Trainer:
         seen = self.probe
         if seen is not None and self.group.world > 1:
             seen = seen.merge_ranks()
+        owed = self.group.owed(self.model)
         if not self.group.is_first:
             self.group.wait()
             return None
@@ -207,6 +211,8 @@ class Trainer:
             "progressive": self.progressive.state_dict(),
             "rng": {"torch": torch.get_rng_state()},
         }
+        if owed:
+            groups["communication"] = owed
         if self._lanes:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         if self.valve is not None:
