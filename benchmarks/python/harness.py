@@ -26,7 +26,8 @@ from machine import facts
 
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
          "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
-         "bayes_gap", "quality_parity", "data_throughput", "train_throughput", "loka_inference")  # fmt: skip
+         "bayes_gap", "quality_parity", "data_throughput", "train_throughput",
+         "loka_inference", "loka_training", "loka_dispatch")  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 100  # torch's compiled _int_mm: 0.2 s where the others take 0.2 ms
 

@@ -1,11 +1,11 @@
-"""Samples a second of whole rankers, embeddings included: octavo under LoKA's plan against torch and against octavo in BF16.
+"""Samples a second of whole rankers, embeddings included: octavo under LoKA's plan against torch and octavo in BF16.
 
-Four trained models (``loka_speed_models``), each at every batch it serves. octavo is what one would deploy: layers by the plan
-(``loka.solve`` on a Probe's report, costs at that batch; ``loka.install``), tables with INT8 rows. ``octavo bf16`` has every
-layer and table in BF16. torch has the same weights in its own modules, all tables in one bag: FP32 and BF16,
-eager, compiled with frozen weights, scripted and frozen; and in INT8 ``quantize_dynamic`` (x86) with float and with byte rows,
-and torchao. A row says what a candidate's logits cost in NE on held-out events; whose NE is off by more than
-a hundredth is no contestant.
+Four trained models (``loka_speed_models``), each at every batch it serves. octavo is what one would deploy: layers by
+the plan (``loka.solve`` on a Probe's report, costs at that batch; ``loka.install``), tables with INT8 rows. ``octavo
+bf16`` has every layer and table in BF16. torch has the same weights in its own modules, all tables in one bag: FP32
+and BF16, eager, compiled with frozen weights, scripted and frozen; and in INT8 ``quantize_dynamic`` (x86) with float
+and with byte rows, and torchao. A row says what a candidate's logits cost in NE on held-out events; whose NE is off by
+more than a hundredth is no contestant.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import peers
 import torch
 from harness import Entry, where
 from loka_speed_models import (
+    MODELS,
     SERVED_ROWS,
     SIZES,
     TASK,
@@ -37,7 +38,6 @@ from octavo.ops import dispatch
 
 FURTHEST_NE = 0.01  # a candidate further from FP32 did other work
 NAMED = ("torch float32 eager", "torch float32 compiled", "torch bfloat16 eager", "torch bfloat16 compiled")
-MODELS = ("wukong", "dcnv2", "dlrm", "mlp")
 
 
 @dataclass(frozen=True)

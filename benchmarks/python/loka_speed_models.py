@@ -1,8 +1,8 @@
 """The rankers that LoKA's speed is measured on, their events, and a short training of each under a Probe.
 
-Wukong, DCN-V2, DLRM and a plain MLP of widths 256 to 1024 over hashed tables of Criteo's kind: few large, many small, some with several ids an
-event, ids by Zipf's law. Labels come from effects of ids and dense features, so that there is something to learn and
-NE says what an error costs.
+Wukong, DCN-V2, DLRM and a plain MLP of widths 256 to 1024 over hashed tables of Criteo's kind: few large,
+many small, some with several ids an event, ids by Zipf's law. Labels come from effects of ids and dense features, so
+that there is something to learn and NE says what an error costs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from octavo.ops.dispatch.plan import LOW_PRECISION
 
 TASK, DENSE, LR, TABLE_LR = "click", 13, 1e-3, 0.02
 REQUIREMENT = Requirement(max_post_norm=0.05)
+MODELS = ("wukong", "dcnv2", "dlrm", "mlp")
 SERVED_ROWS = "int8"
 ZIPF, BIAS, STRENGTH = 1.05, -1.5, 1.2  # of ids; of the labels' logit
 WIDE: dict[str, dict[str, Any]] = {
@@ -58,8 +59,8 @@ class Size:
     dim: int = 32
     shapes: Mapping[str, dict[str, Any]] = field(default_factory=lambda: WIDE)
     batches: tuple[int, ...] = (64, 256, 1024, 4096)
-    train_batch: int = 512
-    train_steps: int = 90
+    train_batch: int = 1024
+    train_steps: int = 60
     held_out: int = 4096
     draws: int = 100
 
@@ -218,6 +219,10 @@ class Study:
         ]
         infos = [replace(info, m=rows[info.path]) for info in report.sites]
         return loka.solve(replace(report, sites=tuple(infos), findings=tuple(findings)), REQUIREMENT)
+
+    def training_plan(self) -> Plan:
+        """For all three directions, at the training's batch."""
+        return loka.solve(self.report(training=True), REQUIREMENT, training=True)
 
     def with_rows(self, dtype: str) -> models.Ranker:
         """The model for serving, its tables in that format, its layers as they are."""

@@ -1,4 +1,4 @@
-"""The same rankers as a torch user writes them: torch's modules and operators alone, with an octavo model's parameters."""
+"""The same rankers as a torch user writes them: torch's modules and operators, with an octavo model's parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional
 from train_step import TorchDots
 
 from octavo import models, nn
