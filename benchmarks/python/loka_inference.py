@@ -3,13 +3,14 @@
 Four trained models (``loka_speed_models``), each at every batch it serves. octavo is what one would deploy: layers by
 the plan (``loka.solve`` on a Probe's report, costs at that batch; ``loka.install``), tables with INT8 rows. ``octavo
 bf16`` has every layer and table in BF16. torch has the same weights in its own modules, all tables in one bag: FP32
-and BF16, eager, compiled with frozen weights, scripted and frozen; and in INT8 ``quantize_dynamic`` (x86) with float
-and with byte rows, and torchao. A row says what a candidate's logits cost in NE on held-out events; whose NE is off by
-more than a hundredth is no contestant.
+and BF16, eager, compiled behind the tables with frozen weights, scripted and frozen; and in INT8 ``quantize_dynamic``
+(x86) with float and with byte rows, and torchao. A row says what a candidate's logits cost in NE on held-out events;
+whose NE is off by more than a hundredth is no contestant.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -68,20 +69,23 @@ class Rivals:
         def scripted(module: Whole, dtype: torch.dtype) -> Served:
             return frozen_script(module, self.inputs(study.held_out, dtype))
 
+        def compiled(module: Whole) -> Whole:
+            return Whole(module.rows, linear_peers.compiled(copy.deepcopy(module.towers)))
+
         f32, bf16 = torch.float32, torch.bfloat16
         recipes: dict[str, tuple[str, torch.dtype, Callable[[], Any]]] = {
             "torch float32 eager": ("float", f32, lambda: whole),
-            "torch float32 compiled": ("float", f32, lambda: linear_peers.compiled(whole_like(whole))),
+            "torch float32 compiled": ("float", f32, lambda: compiled(whole)),
             "torch float32 scripted": ("float", f32, lambda: scripted(whole, f32)),
             "torch bfloat16 eager": ("float", bf16, lambda: half),
-            "torch bfloat16 compiled": ("float", bf16, lambda: linear_peers.compiled(whole_like(half))),
+            "torch bfloat16 compiled": ("float", bf16, lambda: compiled(half)),
             "torch bfloat16 scripted": ("float", bf16, lambda: scripted(half, bf16)),
             "quantize_dynamic x86": ("int8", f32, lambda: Whole(whole.rows, linear_peers.quantized_dynamic(towers))),
             "quantize_dynamic x86, byte rows": (
                 "int8", f32, lambda: Whole(ByteRows(rows, tables), linear_peers.quantized_dynamic(towers))),
             "torchao int8 eager": ("int8", f32, lambda: Whole(whole.rows, linear_peers.torchao_int8(towers))),
             "torchao int8 compiled": (
-                "int8", f32, lambda: linear_peers.compiled(Whole(whole.rows, linear_peers.torchao_int8(towers)))),
+                "int8", f32, lambda: Whole(whole.rows, linear_peers.compiled(linear_peers.torchao_int8(towers)))),
         }  # fmt: skip
         for name, (group, dtype, build) in recipes.items():
             if smoke and "compiled" in name:
@@ -110,11 +114,6 @@ class Rivals:
             Entry(name, torch_call(rival.call, fed[rival.dtype]), io="float32", group=rival.group)
             for name, rival in self.found.items()
         ]
-
-
-def whole_like(module: Whole) -> Whole:
-    """The same parts in a module of its own, as compiled code is kept by module."""
-    return Whole(module.rows, module.towers)
 
 
 def torch_call(served: Served, fed: list[tuple[torch.Tensor, ...]]) -> Callable[[int], torch.Tensor]:

@@ -82,7 +82,7 @@ class TorchDLRM(Towers):
 
     def features(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         bottom = self.bottom(dense.to(pooled.dtype)).to(pooled.dtype)
-        dots = self.dots(torch.cat([pooled, bottom], 1).view(-1, self.tables + 1, self.dim))
+        dots = self.dots(torch.cat([pooled, bottom], 1).view(dense.shape[0], self.tables + 1, self.dim))
         return torch.cat([pooled, bottom, dots.to(pooled.dtype)], 1)
 
 
@@ -96,7 +96,7 @@ class TorchWukong(Towers):
 
     def features(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         bottom = self.bottom(dense.to(pooled.dtype)).to(pooled.dtype)
-        x = torch.cat([pooled, bottom], 1).view(-1, self.tables + 1, self.dim)
+        x = torch.cat([pooled, bottom], 1).view(dense.shape[0], self.tables + 1, self.dim)
         return self.layers(x).flatten(1)
 
 
@@ -157,7 +157,7 @@ class ByteRows(torch.nn.Module):
 class Whole(torch.nn.Module):
     """Tables and towers: dense [B, n], ids and offsets of all tables stacked -> logits [B]."""
 
-    def __init__(self, rows: torch.nn.Module, towers: Towers) -> None:
+    def __init__(self, rows: torch.nn.Module, towers: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.rows, self.towers = rows, towers
 

@@ -3,6 +3,7 @@ gradients and FBGEMM's fused ones, under torch's dense layers in FP32 or BF16 au
 
 from __future__ import annotations
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch.nn import functional
 LR, TABLE_LR, EPS = 1e-3, 0.02, 1e-8
 CHECKED_STEPS, LOSS_TOLERANCE = 3, 2e-3
 Step = Callable[[int], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SETUPS = tuple(itertools.product(("float32", "bfloat16"), ("eager", "compiled")))
 
 
@@ -115,23 +117,27 @@ def fbgemm_tables(inputs: Inputs, rows: list[torch.Tensor]) -> Fused:
     return Fused(inputs, module, module.split_embedding_weights(), states)
 
 
+def loss_function(towers: torch.nn.Module, autocast: bool = False, compiled: bool = False) -> Loss:
+    """Loss of (dense, pooled, labels). Compiled: towers and loss, as users compile around sparse tables."""
+
+    def loss_of(dense: torch.Tensor, pooled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = towers(dense, pooled)
+        return functional.binary_cross_entropy_with_logits(logits, labels)
+
+    return torch.compile(loss_of) if compiled else loss_of
+
+
 def step_of(
     inputs: Inputs,
     towers: torch.nn.Module,
     tables: Tables,
-    autocast: bool = False,
-    compiled: bool = False,
+    loss_of: Loss | None = None,
     dense_dtype: torch.dtype = torch.float32,
 ) -> Step:
-    """The whole step; it returns the loss. Compiled: towers and loss, as users compile around sparse tables."""
+    """The whole step; it returns the loss. ``loss_of``: of these towers; None: eager, as they are."""
     optimizer = torch.optim.Adam(towers.parameters(), lr=LR, fused=True)
-
-    def loss_of(dense: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = towers(dense, rows)
-        return functional.binary_cross_entropy_with_logits(logits, labels)
-
-    run = torch.compile(loss_of) if compiled else loss_of
+    run = loss_of or loss_function(towers)
 
     def step(i: int) -> torch.Tensor:
         at = i % len(inputs.values)
@@ -164,27 +170,35 @@ def admit_steps(
     absent: dict[str, str],
     makers: Mapping[str, Callable[[], Tables]],
     rows: list[torch.Tensor],
-    towers: Callable[[], torch.nn.Module],
+    make_towers: Callable[[], torch.nn.Module],
     inputs: Inputs,
     expected: list[float],
     compiles: bool,
 ) -> None:
-    """Admit every library of ``makers`` (its tables, made once) in every set-up: all start from ``rows`` and
-    ``towers()``, and show the ``expected`` losses; torch's Adagrad, which is element-wise, the first of them."""
+    """Admit every library of ``makers`` (its tables, made once) in every set-up (its towers, compiled once, are the
+    same for all libraries): all start from ``rows`` and ``make_towers()``, and show the ``expected`` losses; torch's
+    Adagrad, which is element-wise, the first of them."""
+    towers = {setup: make_towers() for setup in SETUPS}
+    losses = {
+        (dtype, mode): loss_function(module, dtype == "bfloat16", mode == "compiled")
+        for (dtype, mode), module in towers.items()
+    }
+    start = copy.deepcopy(make_towers().state_dict())
     for library, make in makers.items():
         made: list[Tables] = []
-        for dtype, mode in SETUPS:
-            name = f"{library} {dtype} {mode}"
-            if mode == "compiled" and not compiles:
+        for setup in SETUPS:
+            name = f"{library} {setup[0]} {setup[1]}"
+            if setup[1] == "compiled" and not compiles:
                 absent[name] = "not in the smoke run: compiling takes seconds"
                 continue
 
             def build(name: str = name, library: str = library, make: Callable[[], Tables] = make,
-                      made: list[Tables] = made, dtype: str = dtype, mode: str = mode) -> Entry:  # fmt: skip
+                      made: list[Tables] = made, setup: tuple[str, str] = setup) -> Entry:  # fmt: skip
                 if not made:
                     made.append(make())
                 made[0].reset(rows)
-                step = step_of(inputs, towers(), made[0], dtype == "bfloat16", mode == "compiled")
+                towers[setup].load_state_dict(start)
+                step = step_of(inputs, towers[setup], made[0], losses[setup])
                 agreeing(step, expected if library.startswith("fbgemm") else expected[:1])
                 return Entry(name, step, io="float32", group=library)
 
