@@ -20,7 +20,6 @@ import torch
 from harness import Contest, Interval, median_interval
 from loka_inference import octavo_entry
 from loka_speed_models import (
-    MODELS,
     REQUIREMENT,
     SERVED_ROWS,
     SIZES,
@@ -140,7 +139,7 @@ def body(run: harness.Run) -> None:
     """Every model at every batch, then the figures."""
     size = SIZES[run.effort.name]
     found, shares = [], []
-    for kind in MODELS:
+    for kind in size.kinds:
         with torch.enable_grad():
             study = Study(kind, size)
         errors = measured(study)

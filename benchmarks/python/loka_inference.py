@@ -22,7 +22,6 @@ import peers
 import torch
 from harness import Entry, where
 from loka_speed_models import (
-    MODELS,
     SERVED_ROWS,
     SIZES,
     TASK,
@@ -157,7 +156,7 @@ def contest(run: harness.Run, study: Study, rivals: Rivals, reference: torch.Ten
 def body(run: harness.Run) -> None:
     """Every model at every batch, then the figures."""
     size = SIZES[run.effort.name]
-    for kind in MODELS:
+    for kind in size.kinds:
         study = Study(kind, size)
         reference = served_logits(study.model.eval(), study.held_out)
         rivals = Rivals(study, reference, run.is_smoke)
@@ -171,7 +170,7 @@ def body(run: harness.Run) -> None:
     run.finding("loka_inference_vs_best_float_worst", ours, floats, NAMED, 1.1, worst=True)
     run.finding("loka_inference_vs_best_any", ours, where(), NAMED, 1.4)
     run.finding("loka_inference_vs_best_any_worst", ours, where(), NAMED, 1.1, worst=True)
-    for kind in MODELS:
+    for kind in size.kinds:
 
         def of_kind(shape: Any, kind: str = kind) -> bool:
             return bool(shape["model"] == kind)

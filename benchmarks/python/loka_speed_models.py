@@ -30,7 +30,7 @@ from octavo.ops.dispatch.plan import LOW_PRECISION
 
 TASK, DENSE, LR, TABLE_LR = "click", 13, 1e-3, 0.02
 REQUIREMENT = Requirement(max_post_norm=0.05)
-MODELS = ("wukong", "dcnv2", "dlrm", "mlp")
+KINDS = ("wukong", "dcnv2", "dlrm", "mlp")
 SERVED_ROWS = "int8"
 ZIPF, BIAS, STRENGTH = 1.05, -1.5, 1.2  # of ids; of the labels' logit
 WIDE: dict[str, dict[str, Any]] = {
@@ -51,8 +51,9 @@ SMALL: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Size:
     """Rows of the tables with one id an event, of those with ``length`` ids, their width; batches that are served;
-    batches of the training, with the Probe for the last two thirds."""
+    batches of the training, with the Probe for the last two thirds; the rankers."""
 
+    kinds: tuple[str, ...] = KINDS
     single: tuple[int, ...] = (500_000,) * 6 + (100_000,) * 6 + (5_000,) * 8
     multi: tuple[int, ...] = (500_000,) * 2 + (20_000,) * 4
     length: int = 10
@@ -76,8 +77,8 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size((50, 40), (30,), 2, 8, SMALL, (16,), 32, 6, 64, 8),
-    "quick": Size(batches=(256, 1024), train_steps=30, draws=16),
+    "smoke": Size(KINDS, (50, 40), (30,), 2, 8, SMALL, (16,), 32, 6, 64, 8),
+    "quick": Size(("dlrm", "mlp"), batches=(256, 1024), train_batch=512, train_steps=24, draws=16),
     "full": Size(),
 }
 

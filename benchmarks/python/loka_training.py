@@ -17,7 +17,7 @@ import harness
 import torch
 from embedding_peers import rows_of
 from harness import Entry, where
-from loka_speed_models import LR, MODELS, SIZES, TASK, Study, classes_of, loss_of, twin
+from loka_speed_models import LR, SIZES, TASK, Study, classes_of, loss_of, twin
 from loka_speed_torch import towers_of
 from training_steps import (
     Fused,
@@ -120,8 +120,9 @@ def contest(run: harness.Run, study: Study) -> None:
 
 def body(run: harness.Run) -> None:
     """Every model, then the figures."""
-    for kind in MODELS:
-        study = Study(kind, SIZES[run.effort.name])
+    size = SIZES[run.effort.name]
+    for kind in size.kinds:
+        study = Study(kind, size)
         contest(run, study)
         del study
         torch.compiler.reset()
@@ -136,7 +137,7 @@ def body(run: harness.Run) -> None:
     run.finding("loka_training_vs_best_torch", plan, of_torch, setups[:4], 1.5)
     run.finding("loka_training_vs_fbgemm", plan, where(group=FBGEMM), setups[4:], 1.5)
     run.rivalry("loka_training_vs_octavo_bf16", "octavo plan", "octavo bf16", 1.0)
-    for kind in MODELS:
+    for kind in size.kinds:
 
         def of_kind(shape: Any, kind: str = kind) -> bool:
             return bool(shape["model"] == kind)
