@@ -134,8 +134,8 @@ def body(run: harness.Run) -> None:
     plan = where(group="octavo plan")
     setups = [f"{library} {dtype} {mode}" for library in (TORCH[0], FBGEMM) for dtype in ("float32", "bfloat16")
               for mode in ("eager", "compiled")]  # fmt: skip
-    run.finding("loka_training_vs_best_torch", plan, of_torch, setups[:4], 1.5)
-    run.finding("loka_training_vs_fbgemm", plan, where(group=FBGEMM), setups[4:], 1.5)
+    run.finding("loka_training_vs_best_torch", plan, of_torch, setups[: 4 : 1 + run.is_smoke], 1.5)
+    run.finding("loka_training_vs_fbgemm", plan, where(group=FBGEMM), setups[4 :: 1 + run.is_smoke], 1.5)
     run.rivalry("loka_training_vs_octavo_bf16", "octavo plan", "octavo bf16", 1.0)
     for kind in size.kinds:
 
