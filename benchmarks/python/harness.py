@@ -27,7 +27,8 @@ from machine import facts
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
          "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
          "bayes_gap", "quality_parity", "data_throughput", "train_throughput",
-         "loka_prediction", "loka_faults", "loka_quality", "loka_comm", "loka_mods")  # fmt: skip
+         "loka_prediction", "loka_faults", "loka_quality", "loka_comm", "loka_mods", "loka_inference", "loka_training",
+         "loka_dispatch")  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 100  # torch's compiled _int_mm: 0.2 s where the others take 0.2 ms
 
@@ -262,6 +263,23 @@ class Run:
             if theirs is not None:
                 found.append((contest, contest.ratios(mine, theirs)))
         self._bar(name, found, bar, worst, missing)
+
+    def rivalry(
+        self,
+        name: str,
+        ours: str,
+        other: str,
+        bar: float | None = None,
+        among: Callable[[Mapping[str, Any]], bool] = everywhere,
+        worst: bool = False,
+    ) -> None:
+        """A bar between two entries of ours, by name: how many times faster the first is; else as :meth:`finding`."""
+        found = []
+        for contest in self.contests:
+            by_name = {entry.name: entry for entry in contest.ours}
+            if among(contest.shape) and ours in by_name and other in by_name:
+                found.append((contest, contest.ratios(by_name[ours], by_name[other])))
+        self._bar(name, found, bar, worst, set())
 
     def share(
         self,

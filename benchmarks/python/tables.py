@@ -180,21 +180,46 @@ def real_runs() -> str:
     )
 
 
-# Whose gates are of the event-time core; the other benchmarks' are of the engine.
-CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+LOKA_SPEED = ("loka_inference", "loka_training", "loka_dispatch")
 LOKA = tuple(name for name in NAMES if name.startswith("loka_"))
 
 
-HOLDS = {True: "yes", False: "**no**", None: "not measured"}
+def has_results(name: str) -> bool:
+    """Whether a benchmark's results are on record."""
+    return (RESULTS / f"{name}.jsonl").exists()
 
-LOKA = ("loka_prediction", "loka_faults")
+
+def loka_speed() -> str:
+    """Whole rankers under a plan, by model: serving and training. Empty until their results are there."""
+    if not all(map(has_results, LOKA_SPEED)):
+        return ""
+    served, trained = bars("loka_inference"), bars("loka_training")
+    rows = []
+    for kind in dict.fromkeys(line["shape"]["model"] for line in lines("loka_inference") if "shape" in line):
+        serving = [served[f"loka_inference_{kind}_vs_{peer}"] for peer in ("best_float", "best_any", "octavo_bf16")]
+        training = [trained[f"loka_training_{kind}_vs_{peer}"] for peer in ("best_torch", "fbgemm", "octavo_bf16")]
+        rows.append([kind, *map(ratio, serving), *map(ratio, training)])
+    titles = ["ranker", "serving: best of torch in FP32, BF16", "best of torch, INT8 too", "octavo in BF16",
+              "training: best of torch", "FBGEMM + torch", "octavo in BF16"]  # fmt: skip
+    dispatch = bars("loka_dispatch")
+    best, meeting = (ratio(dispatch[f"loka_dispatch_vs_best_single{end}"]) for end in ("", "_that_meets"))
+    return (
+        "**Whole rankers under LoKA's plan**, times as fast as the peer, embeddings included (serving: geometric mean "
+        "over batches):\n\n"
+        + table(titles, rows)
+        + f"\nServing, the plan against the best single class in all layers: {best}; against the best that meets the "
+        f"requirement: {meeting}. {header(*LOKA_SPEED)}\n"
+    )
+
+
+# Whose gates are of the event-time core; the other benchmarks' are of the engine.
+CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
 
 def gates(title: str, names: Sequence[str], legend: str) -> str:
     """Every figure with a bar."""
-    names = [name for name in names if (RESULTS / f"{name}.jsonl").exists()]
-    if not names:
-        return ""
+    names = [name for name in names if has_results(name)]
     rows = [
         [slug, ratio(bar), f"{bar['bar']:g}", HOLDS[bar["holds"]]]
         for name in names
@@ -211,19 +236,18 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
 def text() -> str:
     """All tables."""
     engine = [name for name in NAMES if name not in (*CORE, *LOKA)]
-    both = [
+    all_gates = [
         gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
               "roof; `worst`: the worst shape."),
         gates("Gates of the event-time core", CORE, "Ratios to the peer named by the figure, differences, or "
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
-        gates("Gates of LoKA", LOKA, "Predicted errors against those of real held-out inputs (rank correlation, median "
-              "|log ratio|); faulty kernels' errors over right ones' on inputs that Probe learned, the least wherever "
-              "real inputs separate them by 10."),
+        gates("Gates of LoKA", LOKA, "`prediction`: predicted errors against those of real held-out inputs (rank "
+              "correlation, median |log ratio|). `faults`: faulty kernels' errors over right ones' on what Probe learned, "
+              "the least wherever real inputs separate them by 10. `quality`, `comm_ne`: % of FP32's NE, the "
+              "whole interval within the gate of 0. Others: ratios to the peer, or shares."),
     ]  # fmt: skip
-    if any((RESULTS / f"{name}.jsonl").exists() for name in LOKA):
-        both.append(gates("Gates of LoKA", LOKA, "`quality` and `comm_ne`: % of FP32's NE, the whole interval within "
-                          "the gate of 0; others: ratios to the peer, or shares."))  # fmt: skip
-    return "\n".join([main_job(), real_runs(), linear_norm(), embedding(), small(), *both])
+    parts = [main_job(), real_runs(), linear_norm(), embedding(), small(), loka_speed(), *all_gates]
+    return "\n".join(part for part in parts if part)
 
 
 def main() -> int:

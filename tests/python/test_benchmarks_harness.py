@@ -157,6 +157,20 @@ def test_findings_gates_and_missing_peers(harness: Any, run: Any, monkeypatch: p
     assert bars["nothing"]["holds"] is False
 
 
+def test_a_bar_between_two_entries_of_ours(harness: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for m, us in ((1, 30.0), (64, 5.0)):
+        times = {"octavo": [10.0] * 5, "bf16": [us] * 5}
+        monkeypatch.setattr(harness, "interleaved", lambda e, f, t=times: {n: np.array(v) for n, v in t.items()})
+        run.contest("linear", {"m": m}, [harness.Entry(name, print) for name in times], [])
+    run.rivalry("both", "octavo", "bf16", 1.2)
+    run.rivalry("worst", "octavo", "bf16", 1.0, worst=True)
+    run.rivalry("first", "octavo", "bf16", among=lambda shape: shape["m"] == 1)
+    bars = {bar["name"]: bar for bar in run.bars}
+    assert (bars["both"]["figure"], bars["both"]["holds"]) == (pytest.approx(1.5**0.5, abs=1e-4), True)
+    assert (bars["worst"]["figure"], bars["worst"]["holds"], bars["worst"]["worst"]) == (0.5, False, {"m": 64})
+    assert (bars["first"]["figure"], bars["first"]["holds"]) == (3.0, None)
+
+
 def test_the_worst_contest_and_contests_of_some_shapes(harness: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     contest(harness, run, TIMES, monkeypatch)
     contest(harness, run, {**TIMES, "fast": [80.0] * 5, "slow": [80.0] * 5}, monkeypatch, m=64)

@@ -22,16 +22,7 @@ def lines_of(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]
 
 
 def test_bayes_gap() -> None:
-    command = [sys.executable, FOLDER / "bayes_gap.py", "--smoke", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    head, *rows, summary = [json.loads(line) for line in done.stdout.splitlines()]
-    assert head["benchmark"] == summary["summary"] == name
-    return rows, {bar["name"]: bar for bar in summary["bars"]}
-
-
-def test_bayes_gap() -> None:
-    rows, bars = _smoke("bayes_gap")
+    rows, bars = lines_of("bayes_gap")
     assert [row["entry"] for row in rows] == ["dlrm", "dcnv2", "wukong"]
     for row in rows:
         assert row["low"] < row["figure"] < row["high"]

@@ -140,6 +140,13 @@ def test_measure_replaces_priors_with_the_route_taken() -> None:
     assert decision.predicted_us == pytest.approx(min(times.values()))
 
 
+@pytest.mark.skipif(_core.cpu_features()["avx512_vnni"], reason="this CPU has VNNI")
+def test_without_vnni_int8_is_never_left_to_torchs_plain_loop() -> None:
+    for m in (1, 64, 1024, 8192):
+        problem = Problem("linear", m, 1024, 512, numerics="int8_dynamic")
+        assert choose(problem).kernel == "cpu.generic.linear.int8_dynamic"
+
+
 def _register_product(numerics: str, wrong: float = 0.0) -> tuple[str, list[int]]:
     name, calls = f"test.cpu.linear.{numerics}.{uuid.uuid4().hex[:8]}", []
 
