@@ -212,6 +212,39 @@ def loka_speed() -> str:
     )
 
 
+ARMS = {"aa": "FP32, initial weights one ulp off", "plan": "plan by this machine's costs",
+        "narrow": "narrowest class that meets post-norm error 0.05", "int8_dynamic": "INT8 in all layers",
+        "naive": "tensor-wise FP8 in all layers (emulated)"}  # fmt: skip
+
+
+def loka_quality() -> str:
+    """NE of clicks and conversions under plans against FP32's. Empty until the results are there."""
+    if not has_results("loka_quality"):
+        return ""
+    found = {
+        (line["entry"], line["shape"]["model"], line["shape"]["task"], line["op"].split()[1]): line
+        for line in lines("loka_quality")
+        if "model" in line.get("shape", {})
+    }
+    columns = list(dict.fromkeys(key[1:] for key in found if key[2] == "click"))
+    columns.sort(key=lambda column: (column[2], column[0]))
+
+    def cell(entry: str, column: tuple[str, str, str]) -> str:
+        line = found.get((entry, *column))
+        return "" if line is None else f"{line['figure']:+.3f} ({line['low']:+.3f} .. {line['high']:+.3f})"
+
+    rows = [[name, *(cell(entry, column) for column in columns)] for entry, name in ARMS.items()]
+    titles = ["", *(f"{model}, {'serving' if what == 'inference' else what}" for model, _, what in columns)]
+    events = next(iter(found.values()))["shape"]["rows"]
+    return (
+        f"**NE of clicks under LoKA's plans, minus FP32's, % of FP32's**, AdsWorld, {events:,} events each (serving: "
+        "the same weights, 95% over users; training: mean of five paired seeds, 90%). More in "
+        "[docs/loka.md](docs/loka.md#what-a-plan-costs-in-quality):\n\n"
+        + table(titles, rows)
+        + f"\n{header('loka_quality')}\n"
+    )
+
+
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
@@ -242,11 +275,11 @@ def text() -> str:
         gates("Gates of the event-time core", CORE, "Ratios to the peer named by the figure, differences, or "
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
         gates("Gates of LoKA", LOKA, "`prediction`: predicted errors against those of real held-out inputs (rank "
-              "correlation, median |log ratio|). `faults`: faulty kernels' errors over right ones' on what Probe learned, "
-              "the least wherever real inputs separate them by 10. `quality`, `comm_ne`: % of FP32's NE, the "
+              "correlation, median |log ratio|). `faults`: faulty kernels' errors over right ones' on what Probe "
+              "learned, the least wherever real inputs separate them by 10. `quality`, `comm_ne`: % of FP32's NE, the "
               "whole interval within the gate of 0. Others: ratios to the peer, or shares."),
     ]  # fmt: skip
-    parts = [main_job(), real_runs(), linear_norm(), embedding(), small(), loka_speed(), *all_gates]
+    parts = [main_job(), real_runs(), linear_norm(), embedding(), small(), loka_quality(), loka_speed(), *all_gates]
     return "\n".join(part for part in parts if part)
 
 
