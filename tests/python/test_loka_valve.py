@@ -38,7 +38,7 @@ def _installed(choices=LOW) -> Net:
     ("values", "figure", "before", "now"),
     [
         ({"mean_square_share": 0.8}, "offset_gain", 2**0.5, 5**0.5),
-        ({"mean_square_share": 1.0}, "offset_gain", 2**0.5, math.inf),
+        ({"mean_square_share": 1.0}, "offset_gain", 2**0.5, 1e6),
         ({"crest": 4.6}, "crest", 3.0, 4.6),
         ({"amax_p999": 13.0}, "amax_spread", 4.0, 6.5),
         ({"nan_rows": 1}, "nan_rows", 0, 1),
@@ -185,6 +185,13 @@ def test_a_compiled_step_changes_over() -> None:
     assert not torch.equal(changed, y)
 
 
+def test_a_plan_in_fp32_leaves_nothing_to_close() -> None:
+    model = _installed({(s.path, d): "fp32" for s in SITES[:3] for d in loka.DIRECTIONS})
+    valve = SafetyValve(model, Fake(), every=1)
+    assert valve.step() == []
+    assert valve.closed == []
+
+
 def test_bad_arguments() -> None:
     model = _installed()
     for limit in (1, 0.5, math.inf, math.nan, "2"):
@@ -192,7 +199,7 @@ def test_bad_arguments() -> None:
             SafetyValve(model, Fake(), limit=limit)
     with pytest.raises(ValueError, match="every: expected 1 step or more"):
         SafetyValve(model, Fake(), every=0)
-    with pytest.raises(ValueError, match="model: no site runs in low precision under a plan"):
+    with pytest.raises(ValueError, match="model: follows no plan"):
         SafetyValve(Net(), Fake())
     with pytest.raises(TypeError, match="statistics: expected a Probe or a Report, found int"):
         SafetyValve(model, 3)

@@ -73,10 +73,8 @@ class SafetyValve:
         self.closed: list[Closing] = []
         self.steps = 0
         sites = self._open()
-        if not sites:
-            raise ValueError(
-                "model: no site runs in low precision under a plan; install one with loka.install(..., training=True)"
-            )
+        if not sites and not installed(model):
+            raise ValueError("model: follows no plan; install one with loka.install(..., training=True)")
         if isinstance(statistics, Report):
             self._before = _of_report(statistics, sites)
         elif isinstance(statistics, Watcher):
@@ -141,12 +139,15 @@ class SafetyValve:
             to_high_precision(found, f"safety valve: {closing}")
 
 
+_LEAST_SPREAD = 1e-12  # of a constant input: its figure stays finite, as checkpoints store it
+
+
 def figures(summary: Mapping[str, float]) -> dict[str, float]:
     """Of a summary, what the valve compares: ``offset_gain``, ``crest``, ``amax_spread``; unknown ones left out."""
     found = {}
     share = summary.get("mean_square_share")
     if share is not None and not math.isnan(share):
-        found["offset_gain"] = math.inf if share >= 1 else 1 / math.sqrt(1 - share)
+        found["offset_gain"] = 1 / math.sqrt(max(1 - share, _LEAST_SPREAD))
     if not math.isnan(summary.get("crest", math.nan)):
         found["crest"] = summary["crest"]
     middle, high = summary.get("amax_p50", math.nan), summary.get("amax_p999", math.nan)

@@ -129,7 +129,7 @@ def _model_of(checkpoint: Checkpoint, config: RunConfig, log: EventLog) -> torch
         checkpoint.read_table(name, table)
     if checkpoint.meta["plan"] is not None:
         plan = Plan.from_json(checkpoint.meta["plan"])
-        numerics.follow(model, planning.in_force(plan, checkpoint.meta["valve"]))
+        numerics.follow(model, planning.in_force(plan, checkpoint.meta.get("valve")))
     elif config.training.precision == "bf16":
         numerics.run_all_in(model, "bf16")
     return model.eval()

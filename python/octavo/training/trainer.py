@@ -321,7 +321,11 @@ class Trainer:
                 made = numerics.training_plan(self.model, batch, self.config.plan) if self.group.is_first else None
                 self._follow(self.group.share(made))
         elif self.plan is None and chosen.plan_file is not None:
-            self._follow(planning.from_file(chosen.plan_file))
+            try:
+                plan = planning.from_file(chosen.plan_file)
+            except (OSError, ValueError) as error:
+                raise TrainingError(f"training.plan_file: {error}") from None
+            self._follow(plan)
         elif self.plan is None and self.probe is not None and self.updates >= chosen.plan_after:
             self._follow(*planning.from_probe(self.probe, self.config.plan.min_sqnr_db, self.group))
 
