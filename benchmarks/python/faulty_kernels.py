@@ -71,10 +71,10 @@ def _tail_dropped(x: torch.Tensor) -> torch.Tensor:
 
 
 def _affine(is_faulty: bool) -> _Values:
-    """INT8 with a zero point per tensor; the fault forgets to add its share back."""
+    """INT8 around the tensor's mean, its zero point; the fault forgets to add its share back."""
 
     def values(x: torch.Tensor) -> torch.Tensor:
-        scale = ((x.max() - x.min()) / 254).clamp_min(1e-30)
+        scale = ((x - x.mean()).abs().max() / 127).clamp_min(1e-30)
         zero = (x.mean() / scale).round()
         codes = ((x / scale).round() - zero).clamp(-127, 127)
         return (codes if is_faulty else codes + zero) * scale

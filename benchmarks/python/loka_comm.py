@@ -3,7 +3,7 @@
 * Bytes: DistributedDataParallel over AdsWorld's DCN-V2 and Wukong, 2 and 4 ranks, with the hook and with torch's FP32
   all-reduce. Counted is what the kernel sent and saw acknowledged on the rank's TCP sockets (``tcpi_bytes_acked``) from
   after DDP was made to after a barrier that follows the last step: codes, scales, padding, the hook's headers and
-  gloo's own. ``counted_ratio`` is the hook's own account. The figure is the rank's that sent most.
+  gloo's own. ``counted_ratio`` is the hook's own account. The figure is the largest ratio of a rank.
 * NE: ``loka_quality``'s paired training runs, 2 ranks that share every batch as octavo's trainer does
   (``training.communication``), against FP32 all-reduce; ``aa`` is FP32 with every dense weight one ulp up.
 """
@@ -155,8 +155,8 @@ def body(run: harness.Run) -> None:
         settings = {"source": name, "rows": runs.ROWS[effort], "arms": list(ARMS), "world": 2}
         seeds = [runs.kept(trained, {**settings, "seed": seed}, keep) for seed in range(runs.SEEDS[effort])]
         found = figures.trained(run, "loka_comm ne", {"model": name, "ranks": 2}, seeds, ARMS[1:])
-        for arm, figure in found.items():
-            figures.bar(run, f"loka_comm_ne_{name}_{arm}", figure, arm in FORMATS)
+        for (task, arm), figure in found.items():
+            figures.bar(run, f"loka_comm_ne_{name}_{task}_{arm}", figure, arm in FORMATS)
 
 
 if __name__ == "__main__":

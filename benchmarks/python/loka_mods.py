@@ -102,12 +102,13 @@ def quality(run: harness.Run, seeds: Sequence[runs.Found]) -> None:
     }
     for name, (base, arms) in compared.items():
         found = figures.trained(run, f"loka_mods {name}", {"model": SOURCE, "than": base}, seeds, arms, base)
-        for arm, figure in found.items():
-            run.measured(f"loka_mods_ne_{arm.replace(' ', '_')}", figure, verdict=figures.verdict(figure))
+        for (task, arm), figure in found.items():
+            run.measured(f"loka_mods_ne_{task}_{arm.replace(' ', '_')}", figure, verdict=figures.verdict(figure))
     for mod in mods:
         base, arms = f"{mod} fp32", [f"{mod} narrow"]
         found = figures.trained(run, "loka_mods precision", {"model": SOURCE, "than": base}, seeds, arms, base)
-        run.measured(f"loka_mods_ne_{mod}_precision", *found.values())
+        for (task, _), figure in found.items():
+            run.measured(f"loka_mods_ne_{task}_{mod}_precision", figure)
 
 
 def speed(run: harness.Run, plans: Mapping[str, Mapping[str, str]]) -> None:

@@ -66,7 +66,7 @@ def trained_and_served(model: str, rows: int, draws: int) -> runs.Found:
 
 
 def inference(run: harness.Run, model: str, served: runs.Found) -> None:
-    """Rows of every class and task; the plan's clicks make the gate."""
+    """Rows of every class and task; the plans' make gates."""
     for number, task in enumerate(served["tasks"].tolist()):
         labels = served["labels"][number]
         base = losses_of(served["fp32"][number], labels, logits=True)
@@ -80,22 +80,22 @@ def inference(run: harness.Run, model: str, served: runs.Found) -> None:
                 facts["classes"] = figures.plan_facts(runs.plan_of(served[f"inference/{name}"]))
             shape = {"model": model, "task": task, "rows": len(labels)}
             run.row("loka_quality inference", shape, name, figure, facts)
-            if task == "click" and name in (*PLANS, "naive"):
+            if name in (*PLANS, "naive"):
                 plan = runs.plan_of(served[f"inference/{name}"]) if name in PLANS else None
-                figures.bar(run, named("inference", model, name), figure, name in PLANS, plan)
+                figures.bar(run, named("inference", model, task, name), figure, name in PLANS, plan)
 
 
 def training(run: harness.Run, model: str, seeds: list[runs.Found], plans: dict[str, str]) -> None:
-    """Rows of every arm and task; the plans' clicks make gates."""
+    """Rows of every arm and task; the plans' make gates."""
     classes = {arm: runs.plan_of(text) for arm, text in plans.items()}
     found = figures.trained(run, "loka_quality training", {"model": model}, seeds, ARMS[1:], classes=classes)
-    for arm, figure in found.items():
-        figures.bar(run, named("training", model, arm), figure, arm in PLANS, classes.get(arm))
+    for (task, arm), figure in found.items():
+        figures.bar(run, named("training", model, task, arm), figure, arm in PLANS, classes.get(arm))
 
 
-def named(what: str, model: str, arm: str) -> str:
+def named(what: str, model: str, task: str, arm: str) -> str:
     """A bar's name; the plan's has no suffix."""
-    return f"loka_quality_{what}_{model}" + ("" if arm == "plan" else f"_{arm}")
+    return f"loka_quality_{what}_{model}_{task}" + ("" if arm == "plan" else f"_{arm}")
 
 
 def real(run: harness.Run, name: str, seeds: list[runs.Found], plans: dict[str, str]) -> None:

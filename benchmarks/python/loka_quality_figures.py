@@ -26,11 +26,11 @@ def trained(
     arms: Sequence[str],
     base: str = "fp32",
     classes: Mapping[str, Plan] | None = None,
-) -> dict[str, Interval]:
+) -> dict[tuple[str, str], Interval]:
     """A row for every task and arm of paired training runs: 90% t interval over seeds, beside it 95% over seeds and
-    users. Returns the arms' figures of the first task. ``base``: the FP32 arm to compare with; ``classes``: the plans
-    of arms that have one."""
-    first: dict[str, Interval] = {}
+    users. Returns the figures by (task, arm). ``base``: the FP32 arm to compare with; ``classes``: the plans of arms
+    that have one."""
+    found: dict[tuple[str, str], Interval] = {}
     for number, task in enumerate(seeds[0]["tasks"].tolist()):
         whole = [ne(one[base][number], one["labels"][number], logits=True) for one in seeds]
         for arm in arms:
@@ -46,8 +46,8 @@ def trained(
                 facts["classes"] = plan_facts(classes[arm])
             size = {"task": task, "rows": seeds[0]["labels"].shape[1], "seeds": len(seeds)}
             run.row(op, {**shape, **size}, arm, figure, facts)
-            first.setdefault(arm, figure)
-    return first
+            found[task, arm] = figure
+    return found
 
 
 def bar(run: harness.Run, name: str, figure: Interval, is_gate: bool, plan: Plan | None = None) -> None:

@@ -31,6 +31,7 @@ import octavo
 from octavo import loka, models
 from octavo.config import RunConfig, build_config, load_config
 from octavo.data import AdsWorld, Batch, EventLog
+from octavo.loka.identity import machine
 from octavo.ops.dispatch import Plan, Requirement
 from octavo.training import Group, learning, open_log
 
@@ -70,11 +71,13 @@ def side_by_side(jobs: Sequence[tuple[Callable[..., Found], Mapping[str, Any]]],
 
 
 def kept(make: Callable[..., Found], settings: Mapping[str, Any], keep: bool) -> Found:
-    """``make(**settings)``, made once by the same code."""
+    """``make(**settings)``, made once by the same code on the same machine, whose costs plans depend on."""
     if not keep:
         return make(**settings)
     code = _digest(inspect.getsourcefile(make) or "")
-    key = hashlib.sha256(json.dumps([make.__name__, settings, code], sort_keys=True).encode()).hexdigest()[:20]
+    key = hashlib.sha256(json.dumps([make.__name__, settings, code, machine()], sort_keys=True).encode()).hexdigest()[
+        :20
+    ]
     path = KEPT / f"{make.__name__}-{key}.npz"
     if not path.exists():
         found = make(**settings)

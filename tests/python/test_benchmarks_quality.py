@@ -72,11 +72,15 @@ def test_loka_quality() -> None:
     assert abs(trained["aa"]["figure"]) < 1e-3  # an ulp has no time to grow in 4096 events
     assert "e4m3_row" in trained["narrow"]["classes"]["forward"]
     assert abs(trained["naive"]["figure"]) > abs(trained["aa"]["figure"])
-    for name in ("loka_quality_training_dcnv2_narrow", "loka_quality_inference_dcnv2_narrow"):
+    for name in (
+        f"loka_quality_{what}_dcnv2_{task}_narrow"
+        for what in ("training", "inference")
+        for task in ("click", "conversion")
+    ):
         bar = bars[name]
         assert bar["bar"] == 0.05
         assert bar["holds"] == (bar["low"] > -0.05 and bar["high"] < 0.05)
-    assert bars["loka_quality_training_dcnv2_aa"]["holds"] is None
+    assert bars["loka_quality_training_dcnv2_click_aa"]["holds"] is None
 
 
 def test_loka_comm() -> None:

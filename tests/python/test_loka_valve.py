@@ -192,6 +192,18 @@ def test_a_plan_in_fp32_leaves_nothing_to_close() -> None:
     assert valve.closed == []
 
 
+def test_a_pause_hides_calls_from_recent_rows() -> None:
+    model = Net().train()
+    rows = RecentRows(model, every=1)
+    with rows.paused():
+        with rows.paused():
+            model(X)
+        model(X)
+    assert rows.summary("middle") == {}
+    model(X)
+    assert rows.summary("middle")["rows"] > 0
+
+
 def test_bad_arguments() -> None:
     model = _installed()
     for limit in (1, 0.5, math.inf, math.nan, "2"):

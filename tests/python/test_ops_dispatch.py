@@ -98,6 +98,12 @@ def test_nan_is_no_requirement(value) -> None:
         Requirement(min_sqnr_db=value)
 
 
+def test_no_error_is_negative() -> None:
+    with pytest.raises(ValueError, match="max_post_norm: found -1, which no error meets"):
+        Requirement(max_post_norm=-1)
+    assert Requirement(max_post_norm=0.0, min_sqnr_db=-3.0).demands() == {"max_post_norm": 0.0, "min_sqnr_db": -3.0}
+
+
 def test_a_nan_error_never_meets_a_bound() -> None:
     evidence = Evidence({c: {"sqnr_db": math.nan} for c in ("bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")})
     assert choose(PROBLEM, Requirement(min_sqnr_db=0.0), evidence).numerics == "fp32"

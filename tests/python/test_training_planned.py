@@ -63,8 +63,9 @@ def test_statistics_are_resumed_with_the_checkpoint(log, tmp_path, values) -> No
     assert not any(module._forward_hooks for module in whole.model.modules())
 
 
-def test_octavo_probe_takes_what_the_run_gathered(log, tmp_path) -> None:
-    config = small_config(data__events=3000, **PROBED)
+@pytest.mark.parametrize("labels", ["final", "known"])
+def test_octavo_probe_takes_what_the_run_gathered(log, tmp_path, labels) -> None:
+    config = small_config(data__events=3000, training__labels=labels, **PROBED)
     run_dir = tmp_path / "run"
     log_path = run_dir / "log-3000-0"
     demo_log(log_path, 3000)
@@ -74,6 +75,7 @@ def test_octavo_probe_takes_what_the_run_gathered(log, tmp_path) -> None:
     assert results.report.steps == trainer.probe.steps
     assert results.report.settings["observed"] == trainer.probe.observed
     assert "what the run's own Probe saw" in results.facts["Probe"]
+    assert f"events up to {trainer.position:,}" in results.facts["trained"]
     assert len(list_checkpoints(trainer.checkpoints)) == before
 
 
@@ -131,6 +133,15 @@ def test_a_plan_from_a_file_trains_from_the_first_update_on(log, tmp_path) -> No
     wrong = small_config(model__top="[24]", **values)
     with pytest.raises(TrainingError, match=r"training\.plan_file: "):
         finished(Trainer(wrong, log, tmp_path / "wrong"))
+
+
+def test_a_plan_that_came_too_late_is_told(log, tmp_path) -> None:
+    late = Trainer(small_config(**{**PLANNED, "training__plan_after": 10_000}), log, tmp_path / "late")
+    with pytest.warns(UserWarning, match=r"the plan is made after 10000 updates, the run had \d+: all FP32"):
+        finished(late)
+    broken = small_config(training__precision="plan", training__plan_from="file", training__plan_file="/nowhere.json")
+    with pytest.raises(TrainingError, match=r"training.plan_file: .*/nowhere.json"):
+        finished(Trainer(broken, log, tmp_path / "file"))
 
 
 def test_the_valve_closes_and_stays_closed(log, tmp_path) -> None:

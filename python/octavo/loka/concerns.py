@@ -37,6 +37,7 @@ def concerns(
         "tail": bool(worse) and has_tails,
         "underflow": _underflow(candidate, seen) > UNDERFLOW,
         "saturation": seen.count("infinite_rows") > 0 or _saturation(candidate, seen) > SATURATION,
+        "nan": seen.count("nan_rows") > 0,
         "speed": speedup is not None and speedup < SPEEDUP,
     }
     return tuple(name for name, holds in found.items() if holds)

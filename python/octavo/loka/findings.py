@@ -15,7 +15,7 @@ from octavo.ops._types import choice
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 # Definitions: octavo.ops.errors. After the next norm: of the forward alone.
 ERRORS = ("rel_l1", "mere", "signal_rel", "post_norm", "sqnr_db")
-CONCERNS = ("offset", "tail", "underflow", "saturation", "speed")
+CONCERNS = ("offset", "tail", "underflow", "saturation", "nan", "speed")
 FORMAT = 1
 
 

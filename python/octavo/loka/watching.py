@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,6 +38,7 @@ class RecentRows:
         if every < 1 or batches < 1:
             raise ValueError(f"every, batches: expected 1 or more, found {every} and {batches}")
         self.every, self.steps = every, 0
+        self._paused = False
         self._recent: dict[str, deque[_Batch]] = {}
         self._hooks = []
         first_path: dict[int, str] = {}
@@ -57,6 +59,15 @@ class RecentRows:
         if site not in self._recent:
             raise KeyError(f"site: {site!r} is not watched; there are {', '.join(self._recent)}")
         return _joined(list(self._recent[site]))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the model inside are not its training's, and are not watched."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def close(self) -> None:
         """Stop watching."""
@@ -86,7 +97,7 @@ class RecentRows:
 
     def _hook(self, kept: deque[_Batch]) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling() or self.steps % self.every or not module.training:
+            if torch.compiler.is_compiling() or self._paused or self.steps % self.every or not module.training:
                 return
             x = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
             if x.numel():

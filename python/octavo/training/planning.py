@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,6 @@ from octavo.ops.dispatch import Plan, Requirement
 from octavo.training.distributed import Group
 
 DRAWS = 32  # at most, of the evidence behind a plan that a run makes for itself
-
-
-def from_file(path: str) -> Plan:
-    """The plan of ``training.plan_file``. Raises ValueError for what is none."""
-    return Plan.load(path)
 
 
 def from_probe(probe: loka.Probe, min_sqnr_db: float, group: Group) -> tuple[Plan, dict[str, Any]]:
@@ -73,6 +69,10 @@ class Valve:
             self._valve.steps += 1
         if self._group.world > 1 and self._valve.steps % self._config.every == 0:
             self._valve.load_state_dict(self._group.share(self._valve.state_dict()))
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Calls of the model inside are not watched."""
+        return self._rows.paused()
 
     def close(self) -> None:
         """Stop watching; what closed stays closed."""

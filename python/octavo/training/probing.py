@@ -60,7 +60,7 @@ def probe_run(
         log = log.head(config.data.limit)
     trainer = _Probed(config, log, run_dir, group)
     first = trainer.start(steps)
-    own = trainer.probe is not None and trainer.probe.observed > 0
+    own = trainer.has_evidence
     probe = trainer.probe if own else loka.Probe(trainer.model, every=every)
     assert probe is not None
     try:
@@ -96,7 +96,7 @@ def probe_run(
             "trained": f"{trainer.taken:,} batches of {config.training.batch_size}, {seen}, events up to "
             f"{trainer.position:,}",
             "Probe": f"every {probe.every} steps, up to {draws} draws, looked at {looked:,} steps"
-            + (", what the run's own Probe saw" if own else ""),
+            + (", what the run's own Probe saw, over all of its processes" if own else ""),
             "held out": _heldout_text(trainer),
             "not reached": ", ".join(report.settings.get("unreached", [])) or "none",
         },
@@ -118,8 +118,11 @@ class _Probed(Trainer):
         self.taken = 0
 
     def start(self, steps: int) -> int | None:
-        """Take up the newest checkpoint, far enough from the end for ``steps`` batches; its step, None without one."""
+        """Take up the newest checkpoint, far enough from the end for ``steps`` batches unless the run has statistics of
+        its own; its step, None without one."""
         found = self.step if self.resume() else None
+        if self.has_evidence:
+            return found
         latest = max(0, self.fit_end - steps * self.config.training.batch_size)
         if self.is_done or self.position > latest:
             if self._lanes:
@@ -129,6 +132,11 @@ class _Probed(Trainer):
                 )
             self.position, self.is_done = min(self.position, latest), False
         return found
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the checkpoint has a Probe that saw something: nothing is to be trained then."""
+        return self.probe is not None and self.probe.observed > 0
 
     def stretch(self, steps: int) -> Any:
         """Train; yields the number of batches after each, and stops before the epoch's end is settled."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,12 @@ class Trainer:
             self.seconds = before + time.perf_counter() - start
             self.save()
         self._stop_watching()
+        if chosen.precision == "plan" and self.plan is None:
+            due = chosen.plan_after if chosen.plan_from == "probe" else numerics.FIRST_PLAN
+            warnings.warn(
+                f"training.precision=plan: the plan is made after {due} updates, the run had {self.updates}: all FP32",
+                stacklevel=2,
+            )
 
     def save(self) -> Path | None:
         """Write a checkpoint of this moment; the first process does."""
@@ -322,7 +329,7 @@ class Trainer:
                 self._follow(self.group.share(made))
         elif self.plan is None and chosen.plan_file is not None:
             try:
-                plan = planning.from_file(chosen.plan_file)
+                plan = Plan.load(chosen.plan_file)
             except (OSError, ValueError) as error:
                 raise TrainingError(f"training.plan_file: {error}") from None
             self._follow(plan)
@@ -351,9 +358,13 @@ class Trainer:
             seen = {**self.probe.state_dict(), "steps": seen["steps"] * torch.tensor([1, 0])}
         self.probe.load_state_dict(seen)
 
-    def _unwatched(self) -> AbstractContextManager[None]:
+    def _unwatched(self) -> AbstractContextManager[object]:
         """Calls of the model inside are none that it learns from."""
-        return nullcontext() if self.probe is None else self.probe.paused()
+        stack = ExitStack()
+        for watching in (self.probe, self.valve):
+            if watching is not None:
+                stack.enter_context(watching.paused())
+        return stack
 
     def _stop_watching(self) -> None:
         for watching in (self.probe, self.valve):

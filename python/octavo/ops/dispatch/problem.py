@@ -71,6 +71,8 @@ class Requirement:
         for name, value in asdict(self).items():
             if isinstance(value, float | int) and math.isnan(value):
                 raise ValueError(f"{name}: is NaN; give a number, or None to demand nothing")
+            if name.startswith("max_") and value is not None and value < 0:
+                raise ValueError(f"{name}: found {value}, which no error meets; give 0 or more, or None")
 
     def core(self) -> _core.Requirement:
         """The core's view of it."""
