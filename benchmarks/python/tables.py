@@ -276,7 +276,7 @@ def text() -> str:
               "amounts that must stay below the gate (`peak`, `growth`, `idle`, `gap`)."),
         gates("Gates of LoKA", LOKA, "`prediction`: predicted errors against those of real held-out inputs (rank "
               "correlation, median |log ratio|). `faults`: faulty kernels' errors over right ones' on what Probe "
-              "learned, the least wherever real inputs separate them by 10 (.. the 97.5% quantile of sites). `quality`, "
+              "learned, the least wherever real inputs separate them by 10 (.. 97.5% of sites). `quality`, "
               "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. Others: "
               "ratios to the peer, or shares."),
     ]  # fmt: skip
