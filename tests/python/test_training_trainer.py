@@ -149,7 +149,8 @@ def test_resume_refuses_what_would_change_the_result(log, tmp_path) -> None:
 def test_resume_refuses_another_demand_on_the_plan_in_training(log, tmp_path) -> None:
     short = log.head(200)
     planned = {"training__precision": "plan"}
-    _finish(Trainer(small_config(**planned), short, tmp_path))
+    with pytest.warns(UserWarning, match="the plan is made after 20 updates, the run had 3"):
+        _finish(Trainer(small_config(**planned), short, tmp_path))
     with pytest.raises(CheckpointError, match=r"plan.min_sqnr_db was 25.0, is 30.0\); start afresh"):
         Trainer(small_config(plan__min_sqnr_db=30, **planned), short, tmp_path).resume()
     with pytest.raises(CheckpointError, match=r"plan.calibration_events was 256, is 128"):
