@@ -1,6 +1,6 @@
 """What the compiler did to the innermost loops of the hand-written kernels, read from the disassembly of object files.
 
-Innermost among loops on zmm registers: loops inside them that use none (prefetches) do not count. A loop of dot
+Innermost among loops on zmm registers or of dot products: loops inside them that are neither (prefetches) do not count. A loop of dot
 products may touch no stack and copy no vector register: sums that move or spill cost up to two thirds of the peak. Any
 other may not spill a vector. Blocks that the compiler moved out of line, beyond the last jump back, are cold and not
 looked at.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DOT_PRODUCTS = frozenset({"vdpbf16ps", "vpdpbusd", "vpdpbusds", "vpdpwssd", "vpdpwssds"})
+DOT_PRODUCTS = frozenset({"vdpbf16ps", "vpdpbusd", "vpdpbusds", "vpdpwssd", "vpdpwssds", "vpmaddwd"})
 
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
@@ -138,7 +138,7 @@ def _dominators(successors: Sequence[Sequence[int]]) -> list[set[int]]:
 
 
 def innermost_loops(function: str, code: Sequence[Instruction]) -> list[Loop]:
-    """The natural loops of a function on zmm registers that contain no other such loop."""
+    """The natural loops of a function on zmm registers or of dot products that contain no other such loop."""
     if not code:
         return []
     blocks = _blocks(code)
@@ -172,7 +172,11 @@ def innermost_loops(function: str, code: Sequence[Instruction]) -> list[Loop]:
         header: tuple(i for b in sorted(body) if header <= b <= latches[header] for i in code[slice(*blocks[b])])
         for header, body in bodies.items()
     }
-    wide = {header for header, body in lines.items() if any("%zmm" in i.text for i in body)}
+    wide = {
+        header
+        for header, body in lines.items()
+        if any("%zmm" in i.text or i.mnemonic in DOT_PRODUCTS for i in body)
+    }
     has_frame = any(i.text == "mov %rsp,%rbp" for i in code)
     return [
         Loop(function, lines[header], has_frame)
@@ -200,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{path.name}: {len(loops)} loops, {sum(loop.dot_products > 0 for loop in loops)} of dot products")
     print(*findings, sep="\n", end="\n" if findings else "")
     if hot == 0:
-        print("no loop of dot products: are these the objects of cpp/src/cpu/avx512/linear_*.cpp?")
+        print("no loop of dot products: are these the objects of cpp/src/cpu/avx*/linear_*.cpp?")
     return int(bool(findings) or hot == 0)
 
 

@@ -19,15 +19,16 @@ pytestmark = pytest.mark.skipif(
 
 def _newest(source: Path) -> Path | None:
     """The object of the latest build below build/, sanitized ones aside."""
-    found = ROOT.glob(f"build/*/CMakeFiles/octavo_avx512.dir/cpp/src/cpu/avx512/{source.name}.o")
+    isa = source.parent.name
+    found = ROOT.glob(f"build/*/CMakeFiles/octavo_{isa}.dir/cpp/src/cpu/{isa}/{source.name}.o")
     ours = [p for p in found if "tests" not in p.relative_to(ROOT / "build").parts[0]]
     return max(ours, key=lambda p: p.stat().st_mtime, default=None)
 
 
-SOURCES = sorted((ROOT / "cpp/src/cpu/avx512").glob("*.cpp"))
+SOURCES = sorted((ROOT / "cpp/src/cpu").glob("avx*/*.cpp"))
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_hot_loops_stay_in_registers(source) -> None:
     path = _newest(source)
     if path is None:
@@ -38,13 +39,20 @@ def test_hot_loops_stay_in_registers(source) -> None:
     assert not [f"{loop.function}: {finding}" for loop in loops_of(path) for finding in loop.findings()]
 
 
-@pytest.mark.parametrize(("stem", "dot_product"), [("linear_bf16", "vdpbf16ps"), ("linear_int8_dynamic", "vpdpbusd")])
-def test_the_tiles_are_seen(stem, dot_product) -> None:
-    path = _newest(ROOT / f"cpp/src/cpu/avx512/{stem}.cpp")
+@pytest.mark.parametrize(
+    ("source", "dot_product", "count"),  # rows x vectors of the largest tile
+    [
+        ("avx512/linear_bf16", "vdpbf16ps", 6 * 4),
+        ("avx512/linear_int8_dynamic", "vpdpbusd", 6 * 4),
+        ("avx2/linear_int8_dynamic", "vpmaddwd", 6 * 2),
+    ],
+)
+def test_the_tiles_are_seen(source, dot_product, count) -> None:
+    path = _newest(ROOT / f"cpp/src/cpu/{source}.cpp")
     if path is None:
         pytest.skip("no object files below build/: run make install or make dev in this checkout")
     tiles = {loop.dot_products for loop in loops_of(path) if loop.dot_products}
-    assert 24 in tiles  # 6 rows x 4 vectors a step
+    assert count in tiles
     text = subprocess.run(["objdump", "-d", path], capture_output=True, text=True, check=True).stdout
     assert dot_product in text
 

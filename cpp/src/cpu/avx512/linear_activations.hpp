@@ -3,7 +3,7 @@
 
 #include <bit>
 
-#include "cpu/avx512/linear_driver.hpp"
+#include "cpu/avx512/linear_tile.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo::avx512_kernels {

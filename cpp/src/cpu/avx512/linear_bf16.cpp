@@ -6,7 +6,7 @@ namespace octavo::avx512_kernels {
 namespace {
 
 struct Bf16Class {
-  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 5;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 5;
 
   explicit Bf16Class(const PackedWeight& w) {
     static const char tag = 0;

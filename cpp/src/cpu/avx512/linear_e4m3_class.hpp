@@ -65,7 +65,8 @@ struct E4m3Weights {
 };
 
 struct E4m3Class {
-  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 16;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = 96,
+                                kCutColumnsBelow = 16;
 
   explicit E4m3Class(const PackedWeight& w) {
     static const char tag = 0;

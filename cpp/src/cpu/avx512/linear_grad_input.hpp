@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/avx512/linear_activations.hpp"
-#include "cpu/avx512/linear_driver.hpp"
+#include "cpu/avx512/linear_tile.hpp"
 #include "octavo/linear_backward.hpp"
 
 namespace octavo::avx512_kernels {

@@ -67,7 +67,7 @@ void pack_transposed(const PackedWeight& w, void* out) {
 
 template <bool codes>
 struct TransposedClass {
-  static constexpr std::int64_t kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 4;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 4;
 
   explicit TransposedClass(const PackedWeight& w) {
     static const char tag = 0;

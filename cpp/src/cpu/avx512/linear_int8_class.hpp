@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/avx512/linear_activations.hpp"
-#include "cpu/avx512/linear_driver.hpp"
+#include "cpu/avx512/linear_tile.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
@@ -83,7 +83,7 @@ void quantize_rows(std::int64_t first, std::int64_t count, std::int64_t columns,
 
 // Panels of 64 columns in groups of four codes, and behind them where each column's sum starts.
 struct Int8Panels {
-  static constexpr std::int64_t kGroup = 4, kElementBytes = 1, kBlockRows = 24, kCutColumnsBelow = 5;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 4, kElementBytes = 1, kBlockRows = 24, kCutColumnsBelow = 5;
 
   // `depth` codes a column.
   static std::int64_t panel_bytes(std::int64_t depth) { return (depth + 3) / 4 * kGroupBytes; }

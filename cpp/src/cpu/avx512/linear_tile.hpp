@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "cpu/linear_driver.hpp"
+
 namespace octavo::avx512_kernels {
 namespace {
 
@@ -21,24 +23,11 @@ inline __mmask16 first_lanes(std::int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// One pass over K of one panel and up to eight rows.
-struct Tile {
-  const char* a;  // rounded activations, `a_stride` bytes between rows, 4 bytes a group
-  std::int64_t a_stride;
-  const char* weights;  // the panel, from this pass's first group on
-  std::int64_t groups;
-  float* c;  // sums of earlier passes in (unless `first`), results out (when `last`: scaled, FP32)
-  std::int64_t c_stride;
-  bool first, last;
-  const float* row_scale;     // [rows]
-  const float* column_scale;  // of the panel's first column; null: 1
-  const float* bias;          // of the panel's first column; null: 0
-  std::int64_t columns;       // of the panel that exist, 1..64
-  const std::int32_t* start;  // INT8: first value of each column's sum [64]
-  bool more_panels;           // this thread has a panel to the right of this one
-  const char* ahead;          // weights that will be wanted next, up to `ahead_end`
-  const char* ahead_end;
-};
+// What this pass will want next: the next panel's part of it.
+inline void fetch_next(Tile& t, std::int64_t panel_bytes, std::int64_t pass_bytes) {
+  t.ahead = t.weights + (t.more_panels ? panel_bytes : 0);
+  t.ahead_end = t.ahead + (t.more_panels ? pass_bytes : 0);
+}
 
 // How a tile brings weights into L2 while it multiplies: each step a line of the next panel, where the panel's other
 // tiles bring the rest; its own stream some steps ahead; or not, where so few rows wait for memory all the time and the

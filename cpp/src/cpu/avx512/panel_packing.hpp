@@ -1,7 +1,7 @@
 // Rows of codes become panels of 64 columns by transposes of 32-bit pieces: a training step packs its weights anew.
 #pragma once
 
-#include "cpu/avx512/linear_driver.hpp"
+#include "cpu/avx512/linear_tile.hpp"
 #include "cpu/avx512/transpose.hpp"
 
 namespace octavo::avx512_kernels {

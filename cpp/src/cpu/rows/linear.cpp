@@ -11,6 +11,9 @@ OCTAVO_DECLARE_GENERIC(void linear_e4m3_weight_only(const LinearArgs& args))
 OCTAVO_DECLARE_GENERIC(void linear_int8_dynamic(const LinearArgs& args))
 
 #if defined(__x86_64__)
+namespace avx2_kernels {
+void linear_int8_dynamic(const LinearArgs& args);
+}
 namespace avx512_kernels {
 void linear_bf16(const LinearArgs& args);
 void linear_e4m3_row(const LinearArgs& args);
@@ -56,24 +59,30 @@ void register_linear_kernels(Registry& registry) {
       row("generic", Numerics::int8_dynamic, kGeneric, checked<Numerics::int8_dynamic, generic_int8_dynamic>));
 
 #if defined(__x86_64__)
-  const auto add_avx512 = [&](Numerics numerics, double gmacs_per_s, LinearLauncher run, bool (*supported)()) {
-    KernelInfo info = row("avx512", numerics, {0.5, gmacs_per_s, 20.0}, run);
+  const auto add = [&](const char* arch, Numerics numerics, double gmacs_per_s, LinearLauncher run,
+                       bool (*supported)()) {
+    KernelInfo info = row(arch, numerics, {0.5, gmacs_per_s, 20.0}, run);
     info.supported = supported;
+    // Beyond this depth an INT32 sum of products of 127 could wrap; the generic kernel's cannot.
+    if (numerics == Numerics::int8_dynamic)
+      info.accepts = [](std::int64_t, std::int64_t, std::int64_t k) {
+        return k <= std::numeric_limits<std::int32_t>::max() / (127 * 127);
+      };
     (void)registry.add(info);
   };
+  const auto has_avx2 = [] { return cpu_features().avx2; };
   const auto has_bf16 = [] { return cpu_features().avx512_bf16; };
   const auto has_bf16_and_vbmi = [] { return cpu_features().avx512_bf16 && cpu_features().avx512_vbmi; };
   const auto has_vnni = [] { return cpu_features().avx512_vnni; };
-  add_avx512(Numerics::bf16, 105.0, checked<Numerics::bf16, avx512_kernels::linear_bf16>, has_bf16);
-  add_avx512(Numerics::e4m3_row, 95.0, checked<Numerics::e4m3_row, avx512_kernels::linear_e4m3_row>, has_bf16_and_vbmi);
-  add_avx512(Numerics::e4m3_weight_only, 100.0,
-             checked<Numerics::e4m3_weight_only, avx512_kernels::linear_e4m3_weight_only>, has_bf16_and_vbmi);
-  add_avx512(Numerics::int8_dynamic, 195.0, checked<Numerics::int8_dynamic, avx512_kernels::linear_int8_dynamic>,
-             has_vnni);
-  // Beyond this depth an INT32 sum of products of 127 could wrap; the generic kernel's cannot.
-  registry.find("cpu.avx512.linear.int8_dynamic")->accepts = [](std::int64_t, std::int64_t, std::int64_t k) {
-    return k <= std::numeric_limits<std::int32_t>::max() / (127 * 127);
-  };
+  add("avx2", Numerics::int8_dynamic, 60.0, checked<Numerics::int8_dynamic, avx2_kernels::linear_int8_dynamic>,
+      has_avx2);
+  add("avx512", Numerics::bf16, 105.0, checked<Numerics::bf16, avx512_kernels::linear_bf16>, has_bf16);
+  add("avx512", Numerics::e4m3_row, 95.0, checked<Numerics::e4m3_row, avx512_kernels::linear_e4m3_row>,
+      has_bf16_and_vbmi);
+  add("avx512", Numerics::e4m3_weight_only, 100.0,
+      checked<Numerics::e4m3_weight_only, avx512_kernels::linear_e4m3_weight_only>, has_bf16_and_vbmi);
+  add("avx512", Numerics::int8_dynamic, 195.0, checked<Numerics::int8_dynamic, avx512_kernels::linear_int8_dynamic>,
+      has_vnni);
 #endif
 }
 

@@ -2,13 +2,12 @@
 // every block is finished (norm, activation, residual) before the next one starts.
 #pragma once
 
-#include "cpu/avx512/linear_tile.hpp"
 #include "cpu/generic/linear_epilogue.hpp"
 #include "octavo/isa.hpp"
 #include "octavo/memory.hpp"
 #include "octavo/threading.hpp"
 
-namespace octavo::avx512_kernels {
+namespace octavo {
 namespace {
 
 constexpr std::int64_t kBlockDepth = 1024;    // K of one pass: a BF16 panel is then 128 KiB
@@ -21,11 +20,24 @@ inline const char* row_of(const MatrixView& x, std::int64_t row) {
   return static_cast<const char*>(x.data) + row * x.row_stride * static_cast<std::int64_t>(size_of(x.dtype));
 }
 
-// What this pass will want next: the next panel's part of it.
-inline void fetch_next(Tile& t, std::int64_t panel_bytes, std::int64_t pass_bytes) {
-  t.ahead = t.weights + (t.more_panels ? panel_bytes : 0);
-  t.ahead_end = t.ahead + (t.more_panels ? pass_bytes : 0);
-}
+// One pass over K of one panel and some rows.
+struct Tile {
+  const char* a;  // rounded activations, `a_stride` bytes between rows
+  std::int64_t a_stride;
+  const char* weights;  // the panel, from this pass's first group on
+  std::int64_t groups;
+  float* c;  // sums of earlier passes in (unless `first`), results out (when `last`: scaled, FP32)
+  std::int64_t c_stride;
+  bool first, last;
+  const float* row_scale;     // [rows]
+  const float* column_scale;  // of the panel's first column; null: 1
+  const float* bias;          // of the panel's first column; null: 0
+  std::int64_t columns;       // of the panel that exist, at least 1
+  const std::int32_t* start;  // VNNI: first value of each column's sum
+  bool more_panels;           // this thread has a panel to the right of this one
+  const char* ahead;          // weights that will be wanted next, up to `ahead_end`
+  const char* ahead_end;
+};
 
 // Activations of some rows, rounded as the class says.
 struct RoundedRows {
@@ -34,6 +46,7 @@ struct RoundedRows {
 };
 
 // A class of kernels offers
+//   kColumns                  columns of a panel
 //   kGroup, kElementBytes     K elements and bytes per element of a dot instruction's group in the activations
 //   kBlockRows                rows per block
 //   kCutColumnsBelow          with fewer rows than this, threads share the columns, if there is a panel each
@@ -61,6 +74,8 @@ class Linear {
   }
 
  private:
+  static constexpr std::int64_t kPanel = Class::kColumns;
+
   void block(std::int64_t first, std::int64_t count, int workers) {
     const std::int64_t row_bytes = round_up(k_ * Class::kElementBytes, 64);
     void* buffer = scratch(0, to_bytes(count * row_bytes + 64));
@@ -82,7 +97,9 @@ class Linear {
         begin = end;
       } while (begin < k_);
     });
-    const auto finish_rows = cpu_features().avx512_bf16 ? avx512_bf16::finish_rows : avx512::finish_rows;
+    const auto finish_rows = cpu_features().avx512_bf16 ? avx512_bf16::finish_rows
+                             : cpu_features().avx512    ? avx512::finish_rows
+                                                        : avx2::finish_rows;
     over_rows(count, n_, workers, [&](std::int64_t begin, std::int64_t end) {
       finish_rows(c + begin * panels_ * kPanel, panels_ * kPanel, first + begin, end - begin, args_.epilogue, args_.y,
                   args_.y_scale);
@@ -131,4 +148,4 @@ void run_linear(const LinearArgs& args) {
 }
 
 }  // namespace
-}  // namespace octavo::avx512_kernels
+}  // namespace octavo
