@@ -1,9 +1,9 @@
 """What the compiler did to the innermost loops of the hand-written kernels, read from the disassembly of object files.
 
-Innermost among loops on zmm registers or of dot products: loops inside them that are neither (prefetches) do not count. A loop of dot
-products may touch no stack and copy no vector register: sums that move or spill cost up to two thirds of the peak. Any
-other may not spill a vector. Blocks that the compiler moved out of line, beyond the last jump back, are cold and not
-looked at.
+Innermost among loops on zmm registers or of dot products: loops inside them that are neither (prefetches) do not
+count. A loop of dot products may touch no stack and copy no vector register: sums that move or spill cost up to two
+thirds of the peak. Any other may not spill a vector. Blocks that the compiler moved out of line, beyond the last jump
+back, are cold and not looked at.
 
 ``inner_loops.py OBJECT...`` lists the findings and fails when there are any. Needs objdump (binutils).
 """
@@ -173,9 +173,7 @@ def innermost_loops(function: str, code: Sequence[Instruction]) -> list[Loop]:
         for header, body in bodies.items()
     }
     wide = {
-        header
-        for header, body in lines.items()
-        if any("%zmm" in i.text or i.mnemonic in DOT_PRODUCTS for i in body)
+        header for header, body in lines.items() if any("%zmm" in i.text or i.mnemonic in DOT_PRODUCTS for i in body)
     }
     has_frame = any(i.text == "mov %rsp,%rbp" for i in code)
     return [

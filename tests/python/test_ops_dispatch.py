@@ -150,7 +150,7 @@ def test_measure_replaces_priors_with_the_route_taken() -> None:
 def test_without_vnni_int8_is_never_left_to_torchs_plain_loop() -> None:
     for m in (1, 64, 1024, 8192):
         problem = Problem("linear", m, 1024, 512, numerics="int8_dynamic")
-        assert choose(problem).kernel.removeprefix("cpu.") in ("avx2.linear.int8_dynamic", "generic.linear.int8_dynamic")
+        assert not choose(problem).kernel.startswith("torch.")
 
 
 def _register_product(numerics: str, wrong: float = 0.0) -> tuple[str, list[int]]:
