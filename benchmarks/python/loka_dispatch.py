@@ -55,7 +55,7 @@ def measured(study: Study) -> dict[tuple[str, str], Measured]:
     limit = REQUIREMENT.demands()["max_post_norm"]
     found: dict[tuple[str, str], Measured] = {}
     for site in dispatch.sites(study.model, study.held_out):
-        error = "rel_l1" if site.weight.shape[0] == 1 else "post_norm"
+        error = "rel_l1" if site.weight.shape[0] <= 2 else "post_norm"
         for name in LOW_PRECISION:
             values = [dispatch.site_errors(group, name)[error] for group in groups_of(site)]
             estimate = estimates(torch.tensor(values, dtype=torch.float64)[:, None])[0]

@@ -122,8 +122,8 @@ def measured(
 
 
 def meant(site: ProbedSite, direction: str) -> tuple[str, ...]:
-    """The errors that are compared there: a norm over one column leaves nothing."""
-    return tuple(name for name in ERRORS[direction] if name != "post_norm" or site.n > 1)
+    """The errors that are compared there: a norm over one or two columns leaves nothing but signs."""
+    return tuple(name for name in ERRORS[direction] if name != "post_norm" or site.n > 2)
 
 
 def compared(

@@ -43,7 +43,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"report.json: not a report of loka.Probe \(report: damaged or edited"):
         Report.load(path)
     path.write_text(json.dumps({**content, "format": 9}))
-    with pytest.raises(ValueError, match="format 9, expected 1; probe the model again"):
+    with pytest.raises(ValueError, match="format 9, expected 2; probe the model again"):
         Report.load(path)
     with pytest.raises(ValueError, match="direction"):
         Finding("a", "sideways", "bf16", {}, None, None, 1)

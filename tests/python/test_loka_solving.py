@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,11 +110,33 @@ def test_high_precision_comes_with_its_reason(given, reason) -> None:
     assert reason in entry.reason
 
 
-def test_a_norm_leaves_nothing_of_one_output_so_heads_are_held_by_their_own_error() -> None:
-    sites = tuple(site for site in SITES if site.path == "head")
-    for rel_l1, numerics in ((0.2, "fp32"), (0.01, "int8_dynamic")):
-        made = report(finding("head", "forward", "int8_dynamic", rel_l1=rel_l1, post_norm=0.0), sites=sites)
-        assert solve(made, Requirement(max_post_norm=0.05))["head"].numerics == numerics
+def test_a_forward_pays_for_a_weight_that_changes() -> None:
+    def made(pack_us: float, unpack_us: float, grad_input: float):
+        forward = finding("middle", "forward", "int8_dynamic", 20.0, rel_l1=0.01)
+        backward = finding("middle", "grad_input", "bf16", grad_input, rel_l1=0.01)
+        return report(replace(forward, pack_us=pack_us, unpack_us=unpack_us), backward, sites=ONE)
+
+    def chosen(found, training: bool = True) -> str:
+        plan = solve(found, Requirement(max_rel_l1=0.05), training=training)
+        return next(e.numerics for e in plan if e.direction == "forward")
+
+    assert chosen(made(5, 20, 10.0)) == "int8_dynamic"  # 25 of 30 us; grad_input has a class of its own
+    assert chosen(made(9, 0, 10.0)) == "fp32"  # 29 us are no 1.05
+    assert chosen(made(9, 0, 10.0), training=False) == "int8_dynamic"  # packed once
+    assert chosen(made(5, 20, 40.0)) == "fp32"  # grad_input in FP32 reads the codes back
+
+
+def test_rows_with_nan_are_unsafe() -> None:
+    made = report(finding("middle", "forward", "bf16", rel_l1=0.0, concerns=("nan",)), sites=ONE)
+    entry = solve(made, Requirement(max_rel_l1=1))["middle"]
+    assert entry.numerics == "fp32"
+    assert "bf16: rows with NaN were seen (nan)" in entry.reason
+
+
+def test_a_site_that_saw_nothing_finite_says_so() -> None:
+    seen = {"middle": {"input": {"rows": 0, "nan_rows": 300, "infinite_rows": 2}}}
+    made = report(sites=ONE, settings={"statistics": seen})
+    assert solve(made, Requirement())["middle"].reason.endswith("no row was finite: 300 had NaN, 2 infinities")
 
 
 def test_classes_that_no_gradient_kernel_has_are_refused() -> None:

@@ -34,6 +34,22 @@ def _installed(choices=LOW) -> Net:
     return loka.install(Net(), loka.solve(report_for(choices), Requirement(max_signal_rel=0.05), training=True))
 
 
+def test_a_probe_is_watched_itself() -> None:
+    model = Net()
+    probe = loka.Probe(model, every=1)
+    model(X)
+    probe.step()
+    loka.install(model, loka.solve(report_for(LOW), Requirement(max_signal_rel=0.05), training=True))
+    valve = SafetyValve(model, probe, every=1)
+    assert valve.step() == []
+    model(X.clone().index_fill_(0, torch.arange(200), math.nan))
+    probe.step()
+    assert {closing.figure for closing in valve.step()} == {"nan_rows"}
+    assert model.body.numerics == "fp32"
+    with pytest.raises(KeyError, match="'nowhere' is not a linear layer of the model; there are body"):
+        probe.summary("nowhere")
+
+
 @pytest.mark.parametrize(
     ("values", "figure", "before", "now"),
     [

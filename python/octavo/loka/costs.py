@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 
@@ -10,6 +11,8 @@ from octavo.loka.candidates import Candidate, Operands
 from octavo.loka.sites import ProbedSite
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.measure import interleaved, is_measured, measure
+from octavo.ops.linear_call import run
+from octavo.ops.packing import pack_as
 
 REFERENCE = "fp32"
 _BUDGET_MS = 5.0  # of timing per candidate
@@ -27,6 +30,30 @@ def forward_costs(site: ProbedSite, timed: bool) -> dict[str, float]:
             name = row.kernel.numerics.name
             found[name] = min(found.get(name, row.predicted_us), row.predicted_us)
     return found
+
+
+def weight_costs(site: ProbedSite, classes: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """us that a forward in each of ``classes`` costs a training step besides: packing the weight that changed, and
+    reading it back as FP32."""
+    x = torch.randn(site.m, site.k, generator=torch.Generator().manual_seed(0))
+    found = {}
+    with torch.no_grad():
+        for numerics in classes:
+            if numerics == REFERENCE:
+                continue
+            packed = pack_as(site.weight, numerics)
+            calls: dict[str, Callable[[], object]] = {
+                "fresh": partial(_packed_anew, x, site.weight, numerics),
+                "packed": partial(run, x, packed),
+                "read back": packed.dequantize,
+            }
+            us = interleaved(calls, _BUDGET_MS)
+            found[numerics] = max(us["fresh"] - us["packed"], 0.0), us["read back"]
+    return found
+
+
+def _packed_anew(x: torch.Tensor, weight: torch.Tensor, numerics: str) -> torch.Tensor:
+    return run(x, pack_as(weight, numerics))
 
 
 def gradient_costs(site: ProbedSite, direction: str, candidates: Sequence[Candidate]) -> dict[str, float]:

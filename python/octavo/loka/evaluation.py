@@ -10,8 +10,8 @@ import torch
 
 from octavo.loka.candidates import Candidate, Operands, chosen_candidates, is_served
 from octavo.loka.concerns import concerns
-from octavo.loka.costs import REFERENCE, forward_costs, gradient_costs
-from octavo.loka.findings import DIRECTIONS, Estimate, Finding, Report, SiteInfo
+from octavo.loka.costs import REFERENCE, forward_costs, gradient_costs, weight_costs
+from octavo.loka.findings import DIRECTIONS, Estimate, Finding, Report, SiteInfo, error_of
 from octavo.loka.identity import machine
 from octavo.loka.intervals import estimates
 from octavo.loka.row_model import RowModel
@@ -82,6 +82,8 @@ class Evaluation:
             ]
         costs = self._costs(site, direction, candidates)
         reference = costs.get(REFERENCE)
+        is_trained = direction == "forward" and site.gradient.rows > 0 and self.measure_costs
+        of_weight = weight_costs(site, costs) if is_trained else {}
         quantized = site.input if direction == "forward" else site.gradient
         crest = _normal_crest(quantized.k)
         found = []
@@ -95,7 +97,7 @@ class Evaluation:
             found.append(
                 Finding(
                     site.path, direction, candidate.numerics, named, us, None if us is None else reference,
-                    len(values), doubts,
+                    len(values), doubts, *of_weight.get(candidate.numerics, ()),
                 )
             )  # fmt: skip
         return found
@@ -137,10 +139,13 @@ class Evaluation:
         """Whether every demand's interval lies on one side of its limit, or one is violated for sure."""
         if self.requirement is None:
             return False
-        limits = self.requirement.demands()
+        named = dict(zip(MEANT[direction], estimates(values, self.seed), strict=True))
         open_ends = False
-        for name, estimate in zip(MEANT[direction], estimates(values, self.seed), strict=True):
-            verdict = _verdict(estimate, limits.get(f"max_{name}"), limits.get(f"min_{name}"))
+        for demand, bound in self.requirement.demands().items():
+            estimate = named.get(error_of(demand, direction))
+            if estimate is None:  # of kernels, or of what no number of draws tells
+                continue
+            verdict = _verdict(estimate, bound, demand.startswith("min_"))
             if verdict is False:
                 return True
             open_ends |= verdict is None
@@ -184,19 +189,25 @@ def _errors(y: torch.Tensor, exact: torch.Tensor, site: ProbedSite, direction: s
         "rel_l1": lambda: errors.relative_l1(y, exact),
         "mere": lambda: errors.mere(y, exact),
         "signal_rel": lambda: errors.signal_relative(y, exact),
-        "post_norm": lambda: errors.post_norm_error(y, exact, site.cpu_norm),
+        "post_norm": lambda: after_norm(y, exact, site),
         "sqnr_db": lambda: errors.sqnr_db(y, exact),
     }
     return [found[name]() for name in MEANT[direction]]
 
 
-def _verdict(estimate: Estimate, most: float | None, least: float | None) -> bool | None:
+def after_norm(y: torch.Tensor, exact: torch.Tensor, site: ProbedSite) -> float:
+    """The error after the next norm; relative L1 where a norm that the site does not have would leave nothing but the
+    signs of its one or two outputs."""
+    if site.n <= 2 and site.norm is None:
+        return errors.relative_l1(y, exact)
+    return errors.post_norm_error(y, exact, site.cpu_norm)
+
+
+def _verdict(estimate: Estimate, bound: float, is_floor: bool) -> bool | None:
     """True: within the limit; False: beyond; None: the interval holds the limit."""
-    if most is not None:
-        return True if estimate.high <= most else False if estimate.low > most else None
-    if least is not None:
-        return True if estimate.low >= least else False if estimate.high < least else None
-    return True
+    if is_floor:
+        return True if estimate.low >= bound else False if estimate.high < bound else None
+    return True if estimate.high <= bound else False if estimate.low > bound else None
 
 
 def _normal_crest(k: int) -> float:
@@ -209,5 +220,5 @@ def _summaries(site: ProbedSite) -> dict[str, dict[str, float | int]]:
     parts = {"input": site.input, "gradient": site.gradient}
     return {
         name: {key: value for key, value in part.summary().items() if not math.isnan(value)}
-        for name, part in parts.items() if part.rows
+        for name, part in parts.items() if part.rows or part.count("nan_rows") or part.count("infinite_rows")
     }  # fmt: skip

@@ -111,6 +111,13 @@ class Probe:
         """Sites that no observed step called."""
         return tuple(site.path for site in self.sites.values() if site.m == 0)
 
+    def summary(self, site: str) -> dict[str, float | int]:
+        """Figures of the input rows that ``site`` (canonical module path) saw so far, as
+        :class:`octavo.loka.SafetyValve` compares them. Raises KeyError for a site the model does not have."""
+        if site not in self.sites:
+            raise KeyError(f"site: {site!r} is not a linear layer of the model; there are {', '.join(self.sites)}")
+        return self.sites[site].input.summary()
+
     def evaluate(
         self,
         candidates: Sequence[str | Candidate] | None = None,

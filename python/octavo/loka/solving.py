@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from octavo.loka.findings import DIRECTIONS, Finding, Report, SiteInfo
+from octavo.loka.findings import DIRECTIONS, Finding, Report, SiteInfo, error_of
 from octavo.loka.identity import machine
 from octavo.ops._types import NUMERICS, choice
 from octavo.ops.dispatch import Plan, PlanEntry, Problem, Requirement, choose
@@ -45,15 +45,16 @@ def solve(
     At each site and direction: of the classes whose errors meet ``requirement`` with the whole 95% interval (its worse
     end, which reasons give as ``to``) and whose speedup is at least ``min_speedup``, the one with the least time; else
     high precision, and the entry says what stood against every class. ``requirement`` may be a mapping of directions
-    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient or leaves anything of one
-    output, and columns of a weight's gradient are no batch: there ``max_post_norm`` and ``max_signal_rel`` are demands
-    on ``rel_l1``.
-    A demanded error that was not estimated is not met.
+    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient or leaves
+    more than signs of one or two outputs, and columns of a weight's gradient are no batch: there ``max_post_norm`` and
+    ``max_signal_rel`` are demands on ``rel_l1``. A demanded error that was not estimated is not met, and no class is
+    safe where rows with NaN were seen.
 
-    ``training``: entries of all three directions, else of the forward alone. The plan depends on the report and, in
-    the preferred kernels of its forward entries, on this machine's costs; a report that was timed on another machine
-    gives a plan without preferred kernels and a warning in the log of ``octavo.loka``. Raises TypeError or ValueError
-    that names the argument.
+    ``training``: entries of all three directions, else of the forward alone; a forward's time then includes what a
+    changing weight costs, packing and, where grad_input stays in FP32, reading it back. The plan depends on the report
+    and, in the preferred kernels of its forward entries, on this machine's costs; a report that was timed on another
+    machine gives a plan without preferred kernels and a warning in the log of ``octavo.loka``. Raises TypeError or
+    ValueError that names the argument.
     """
     if not isinstance(report, Report):
         raise TypeError(f"report: expected an octavo.loka.Report, found {type(report).__name__}")
@@ -67,23 +68,19 @@ def solve(
             "solve: the report was timed on %s, this is %s; its speedups are taken as they are, kernels are chosen "
             "again within each class", report.machine, machine(),
         )  # fmt: skip
-    entries = [
-        _entry(report, site, direction, demands[direction], min_speedup, is_here)
-        for site in report.sites for direction in directions
-    ]  # fmt: skip
+    entries: list[PlanEntry] = []
+    for site in report.sites:
+        found: dict[str, PlanEntry] = {}
+        for direction in reversed(directions):  # the forward's cost depends on grad_input's class
+            findings = report.at(site.path, direction)
+            if training and direction == "forward":
+                reads_back = found["grad_input"].numerics == HIGH_PRECISION
+                findings = tuple(_in_training(finding, reads_back) for finding in findings)
+            found[direction] = _entry(report, site, direction, findings, demands[direction], min_speedup, is_here)
+        entries += [found[direction] for direction in directions]
     origin = {"model": report.model, "machine": report.machine, "steps": str(report.steps),
               "min_speedup": f"{min_speedup:g}"}  # fmt: skip
     return Plan(tuple(entries), origin)
-
-
-def error_of(demand: str, finding: Finding) -> str:
-    """The error of a finding that a field of Requirement limits."""
-    error = demand.partition("_")[2]
-    after = finding.errors.get("post_norm")
-    # A norm leaves nothing of one output: heads.
-    has_no_norm = error == "post_norm" and (finding.direction != "forward" or (after is not None and after.high == 0))
-    has_no_batch = error == "signal_rel" and finding.direction == "grad_weight"
-    return "rel_l1" if has_no_norm or has_no_batch else error
 
 
 def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedup: float) -> list[Verdict]:
@@ -98,14 +95,23 @@ def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedu
     return sorted(judged, key=order)
 
 
+def _in_training(finding: Finding, reads_back: bool) -> Finding:
+    """A forward with what it costs a training step besides."""
+    if finding.us is None:
+        return finding
+    return replace(finding, us=finding.us + finding.pack_us + (finding.unpack_us if reads_back else 0.0))
+
+
 def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Verdict:
     if finding.numerics not in SERVED[finding.direction]:
         return Verdict(finding, "unknown", f"octavo has no kernel of {finding.direction} in this class")
+    if "nan" in finding.concerns:
+        return Verdict(finding, "unsafe", "rows with NaN were seen (nan)")
     promises = []
     for name, bound in requirement.demands().items():
         if name == "deterministic":
             continue  # of kernels, not of classes
-        error = error_of(name, finding)
+        error = error_of(name, finding.direction)
         estimate, is_floor = finding.errors.get(error), name.startswith("min_")
         if estimate is None:
             return Verdict(finding, "unknown", f"{error} was not estimated")
@@ -124,9 +130,9 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
 
 
 def _entry(
-    report: Report, site: SiteInfo, direction: str, requirement: Requirement, min_speedup: float, is_here: bool
-) -> PlanEntry:
-    findings = report.at(site.path, direction)
+    report: Report, site: SiteInfo, direction: str, findings: tuple[Finding, ...], requirement: Requirement,
+    min_speedup: float, is_here: bool,
+) -> PlanEntry:  # fmt: skip
     judged = verdicts(findings, requirement, min_speedup)
     is_here = is_here and direction == "forward"  # gradients' kernels are the fastest of their class
     kernels: dict[str, str] = {}
@@ -149,7 +155,7 @@ def _entry(
         us = next((f.reference_us for f in findings if f.reference_us is not None), None)
         numerics = HIGH_PRECISION
         refused += [f"{', '.join(slow)}, not {min_speedup:g}x (speed)"] if slow else []
-        reason = f"nothing meets: {'; '.join(refused)}" if refused else f"the report has no {direction} of this site"
+        reason = f"nothing meets: {'; '.join(refused)}" if refused else _absence(report, site, direction)
         if is_here:
             kernels = _kernels(site, numerics, requirement)
     measured = {f.numerics: {name: e.value for name, e in f.errors.items() if math.isfinite(e.value)} for f in findings}
@@ -157,6 +163,16 @@ def _entry(
         site.path, site.n, site.k, site.epilogue, numerics, direction, kernels,
         requirement.demands(), measured, us, reason,
     )  # fmt: skip
+
+
+def _absence(report: Report, site: SiteInfo, direction: str) -> str:
+    """Why the report says nothing of a site's direction."""
+    seen = report.settings.get("statistics", {}).get(site.path, {})
+    seen = seen.get("input" if direction == "forward" else "gradient", {})
+    broken = {name: seen.get(f"{name}_rows", 0) for name in ("nan", "infinite")}
+    if not seen.get("rows", 0) and any(broken.values()):
+        return f"no row was finite: {broken['nan']} had NaN, {broken['infinite']} infinities"
+    return f"the report has no {direction} of this site"
 
 
 def _kernels(site: SiteInfo, numerics: str, requirement: Requirement) -> dict[str, str]:

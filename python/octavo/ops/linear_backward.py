@@ -55,9 +55,9 @@ def check_codes(grad_input: str, codes: torch.dtype) -> None:
         )
 
 
-def by_kernels(classes: tuple[str, str], device: torch.device) -> bool:
-    """Whether gradients come from kernels; else they are torch's, in FP32, on the dequantized weight."""
-    return classes != ("fp32", "fp32") and device.type == "cpu"
+def by_kernels(device: torch.device) -> bool:
+    """Whether gradients come from saved values and kernels; else they are torch's, in FP32, the product made again."""
+    return device.type == "cpu"
 
 
 def gradients(

@@ -109,7 +109,7 @@ class _Linear(torch.autograd.Function):
         norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
         backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
-        if not by_kernels(classes, w.codes.device):
+        if not by_kernels(w.codes.device):
             ctx.classes = None
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
@@ -248,11 +248,10 @@ def _linear_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of x, weight, bias, norm weight, norm bias, residual; an empty tensor where none is needed.
 
-    By kernels, or for ``fp32`` twice and on CUDA by torch in FP32 on the dequantized weight, the product computed
-    again.
+    By kernels, or on CUDA by torch in FP32 on the dequantized weight, the product computed again.
     """
     classes = grad_input, grad_weight
-    if by_kernels(classes, x.device):
+    if by_kernels(x.device):
         w = weight_of(codes, scale, numerics)
         normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
         epilogue = epilogue_of(None, normalise, activation)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from octavo._files import write_atomically
 from octavo.loka import Estimate, Finding, Verdict, verdicts
-from octavo.loka.solving import error_of
+from octavo.loka.findings import error_of
 from octavo.ops.dispatch import PlanEntry, Requirement
 from octavo.report import plots, probe_plots
 from octavo.report.page import template_of
@@ -104,7 +104,7 @@ def _usage(finding: Finding, requirement: Requirement) -> Estimate | None:
     """How much of its limit the most demanding error takes; without demands the relative L1 error itself."""
     found = []
     for name, bound in requirement.demands().items():
-        side, estimate = name.partition("_")[0], finding.errors.get(error_of(name, finding))
+        side, estimate = name.partition("_")[0], finding.errors.get(error_of(name, finding.direction))
         if side not in ("max", "min") or estimate is None or not bound > 0:
             continue
         if side == "max":

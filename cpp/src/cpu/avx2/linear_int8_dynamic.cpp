@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/linear_driver.hpp"
 #include "octavo/quantize.hpp"
@@ -146,7 +147,9 @@ struct Int8Class {
         std::fill_n(panel, bytes, 0);
         for (std::int64_t column = 0; column < std::min(kColumns, n - p * kColumns); ++column) {
           const std::int8_t* row = codes + (p * kColumns + column) * k;
-          for (std::int64_t i = 0; i < k; ++i) panel[i / 2 * kPairBytes + column * 2 + i % 2] = row[i];
+          char* to = panel + column * 2;
+          for (std::int64_t i = 0; i + 1 < k; i += 2, to += kPairBytes) std::memcpy(to, row + i, 2);
+          if (k % 2 != 0) *to = row[k - 1];
         }
       }
     });

@@ -125,16 +125,10 @@ def _chosen(site: Site, requirement: Requirement, measure_costs: bool) -> PlanEn
     problem = site.problem(site.x.shape[0])
     if measure_costs and not is_measured(problem):
         measure(problem)
-    decision = choose(problem, requirement, Evidence({name: _demanded(found) for name, found in measured.items()}))
+    decision = choose(problem, requirement, Evidence(measured))
     if measure_costs:
         _measure_buckets(site, decision.numerics)
     return _entry(site, decision.numerics, measured, requirement, decision.predicted_us, decision.reason)
-
-
-def _demanded(found: dict[str, float]) -> dict[str, float]:
-    """A norm leaves nothing of one output, such as a task's head: there ``max_post_norm`` is a demand on relative L1,
-    as in :func:`octavo.loka.solve`."""
-    return {**found, "post_norm": found["rel_l1"]} if found["post_norm"] == 0 else found
 
 
 def _measure_buckets(site: Site, numerics: str) -> None:
@@ -188,5 +182,8 @@ def site_errors(site: Site, numerics: str) -> dict[str, float]:
         "rel_l1": errors.relative_l1(y, ref),
         "mere": errors.mere(y, ref),
         "signal_rel": errors.signal_relative(y, ref),
-        "post_norm": errors.post_norm_error(y, ref, site.norm),
+        # A norm that is not there would leave nothing but the signs of a head's one or two outputs.
+        "post_norm": errors.relative_l1(y, ref)
+        if site.weight.shape[0] <= 2 and site.norm is None
+        else errors.post_norm_error(y, ref, site.norm),
     }
