@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 # Build the CUDA kernels: ON, OFF, or AUTO (where nvcc and a GPU are found).
 OCTAVO_CUDA ?= AUTO
 JOBS ?= $(shell nproc)
+# Processes that run the Python tests, each with torch's threads.
+TEST_JOBS ?= $(shell nproc | awk '{ print $$1 < 4 ? $$1 : 4 }')
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -50,7 +52,7 @@ demo: install
 	octavo demo --run-dir demo-run
 
 test: install test-cpp
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
 	@test -e build/tests/CTestTestfile.cmake || echo "C++ tests were not built: install GoogleTest (libgtest-dev)"
 
 test-cpp: $(VENV)/.dependencies

@@ -37,6 +37,7 @@ from passes import Passes
 from torch.nn import functional
 from train_step import TorchDots, TorchLayer
 
+from octavo import _core
 from octavo.config import RunConfig, build_config
 from octavo.data import AdsWorld, EventLog, prefetched
 from octavo.training import Trainer
@@ -247,6 +248,8 @@ def fbgemm(run: harness.Run, model: str, log: EventLog, folder: Path) -> None:
         name = f"fbgemm + torch {dtype} {mode}"
         if run.is_smoke and mode == "compiled":
             found.absent[name] = "not in the smoke run: compiling takes seconds"
+        elif run.is_smoke and dtype == "bfloat16" and not _core.cpu_features()["avx512_bf16"]:
+            found.absent[name] = "not in the smoke run: without AVX-512 BF16 a pass takes 14 times FP32's"
         else:
             found.admit(name, "fbgemm", lambda dtype=dtype, mode=mode: fbgemm_pass(model, dtype, mode, log))  # type: ignore[misc]
     contest(run, model, "fbgemm", found, folder)
