@@ -157,6 +157,8 @@ def body(run: harness.Run) -> None:
         found = figures.trained(run, "loka_comm ne", {"model": name, "ranks": 2}, seeds, ARMS[1:])
         for (task, arm), figure in found.items():
             figures.bar(run, f"loka_comm_ne_{name}_{task}_{arm}", figure, arm in FORMATS)
+            if not run.is_full:
+                run.bars[-1]["holds"] = None  # the gate asks for a million rows and five seeds
 
 
 if __name__ == "__main__":

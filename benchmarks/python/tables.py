@@ -190,7 +190,8 @@ def has_results(name: str) -> bool:
 
 
 def loka_speed() -> str:
-    """Whole rankers under a plan, by model: serving and training. Empty until their results are there."""
+    """Whole rankers under a plan, by model: serving and training, and what serving costs in quality where that was
+    measured. Empty until their results are there."""
     if not all(map(has_results, LOKA_SPEED)):
         return ""
     served, trained = bars("loka_inference"), bars("loka_training")
@@ -198,18 +199,38 @@ def loka_speed() -> str:
     for kind in dict.fromkeys(line["shape"]["model"] for line in lines("loka_inference") if "shape" in line):
         serving = [served[f"loka_inference_{kind}_vs_{peer}"] for peer in ("best_float", "best_any", "octavo_bf16")]
         training = [trained[f"loka_training_{kind}_vs_{peer}"] for peer in ("best_torch", "fbgemm", "octavo_bf16")]
-        rows.append([kind, *map(ratio, serving), *map(ratio, training)])
+        rows.append([kind, *map(ratio, serving), *map(ratio, training), *served_quality(kind)])
     titles = ["ranker", "serving: best of torch in FP32, BF16", "best of torch, INT8 too", "octavo in BF16",
-              "training: best of torch", "FBGEMM + torch", "octavo in BF16"]  # fmt: skip
+              "training: best of torch", "FBGEMM + torch", "octavo in BF16", "NE, plan - FP32, %",
+              "NE, INT8 - FP32, %"]  # fmt: skip
     dispatch = bars("loka_dispatch")
     best, meeting = (ratio(dispatch[f"loka_dispatch_vs_best_single{end}"]) for end in ("", "_that_meets"))
     return (
         "**Whole rankers under LoKA's plan**, times as fast as the peer, embeddings included (serving: geometric mean "
-        "over batches):\n\n"
+        "over batches); NE of clicks where `loka_quality` served the same kind of model, under a plan and with INT8 in "
+        "all layers:\n\n"
         + table(titles, rows)
         + f"\nServing, the plan against the best single class in all layers: {best}; against the best that meets the "
         f"requirement: {meeting}. {header(*LOKA_SPEED)}\n"
     )
+
+
+def served_quality(kind: str) -> list[str]:
+    """NE of clicks minus FP32's, %, of a model served under its plan and in INT8; empty where it was not measured."""
+    if not has_results("loka_quality"):
+        return ["", ""]
+    found = {
+        line["entry"]: line
+        for line in lines("loka_quality")
+        if line.get("op") == "loka_quality inference"
+        and (line["shape"]["model"], line["shape"]["task"]) == (kind, "click")
+    }
+    return [difference(found.get(entry)) for entry in ("plan", "int8_dynamic")]
+
+
+def difference(line: dict[str, Any] | None) -> str:
+    """A signed figure with its interval; empty for none."""
+    return "" if line is None else f"{line['figure']:+.3f} ({line['low']:+.3f} .. {line['high']:+.3f})"
 
 
 ARMS = {"aa": "FP32, initial weights one ulp off", "plan": "plan by this machine's costs",
@@ -229,11 +250,7 @@ def loka_quality() -> str:
     columns = list(dict.fromkeys(key[1:] for key in found if key[2] == "click"))
     columns.sort(key=lambda column: (column[2], column[0]))
 
-    def cell(entry: str, column: tuple[str, str, str]) -> str:
-        line = found.get((entry, *column))
-        return "" if line is None else f"{line['figure']:+.3f} ({line['low']:+.3f} .. {line['high']:+.3f})"
-
-    rows = [[name, *(cell(entry, column) for column in columns)] for entry, name in ARMS.items()]
+    rows = [[name, *(difference(found.get((entry, *c))) for c in columns)] for entry, name in ARMS.items()]
     titles = ["", *(f"{model}, {'serving' if what == 'inference' else what}" for model, _, what in columns)]
     events = next(iter(found.values()))["shape"]["rows"]
     return (
