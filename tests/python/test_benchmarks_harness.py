@@ -61,14 +61,14 @@ def test_short_calls_are_repeated_within_a_sample(harness: Any) -> None:
     assert len(clock.log) == calibration + 4 * (1 + 50)
 
 
-def test_a_hopeless_entry_is_called_once(harness: Any) -> None:
+def test_a_hopeless_entry_is_called_twice(harness: Any) -> None:
     clock = Clock()
     times = (("a", 1e3), ("b", 9e4), ("c", 2e5))  # slow, yet under a tenth of a second; hopeless
     entries = [harness.Entry(name, clock.taking(name, us)) for name, us in times]
     samples = harness.interleaved(entries, effort(harness), clock)
     assert samples["c"] == pytest.approx([2e5] * len(samples["a"]))
     calls = [name for name, _ in clock.log]
-    assert calls.count("c") == 1
+    assert calls.count("c") == 2  # the first call may have compiled
     assert calls.count("b") > 4
 
 
