@@ -18,11 +18,11 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
     The copy owns its parameters (tables included) and is in evaluation mode; ``model`` is not touched.
     ``torch.nn.Linear`` modules become octavo's, parametrized ones with the weight of this moment. Layers that share a
-    weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this machine lacks is reported as a warning and another of the
-    same class runs. Entries of gradients are left out.
+    weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this machine
+    lacks is reported as a warning and another of the same class runs. Entries of gradients are left out.
 
-    Raises ValueError when the plan names a site the model does not have, one of another shape, or, in low precision, one
-    that is no linear layer or has a forward of its own.
+    Raises ValueError when the plan names a site the model does not have, one of another shape, or, in low precision,
+    one that is no linear layer or has a forward of its own.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an octavo.ops.dispatch.Plan, found {type(plan).__name__}")
@@ -65,8 +65,8 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
 
 def adopt(module: torch.nn.Module) -> Linear | LinearNorm:
-    """A linear layer (:func:`octavo.ops.dispatch.plan.is_linear`) itself as octavo's: of a ``torch.nn.Linear`` the class
-    changes, in which a subclass's other methods stay; what a parametrization makes becomes its parameters."""
+    """A linear layer (:func:`octavo.ops.dispatch.plan.is_linear`) itself as octavo's: of a ``torch.nn.Linear`` the
+    class changes, in which a subclass's other methods stay; what a parametrization makes becomes its parameters."""
     if is_parametrized(module):  # torch's remove_parametrizations would change the class, which copies share
         made = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
         del module._modules["parametrizations"]
