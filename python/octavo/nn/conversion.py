@@ -68,9 +68,10 @@ def adopt(module: torch.nn.Module) -> Linear | LinearNorm:
     """A linear layer (:func:`octavo.ops.dispatch.plan.is_linear`) itself as octavo's: of a ``torch.nn.Linear`` the
     class changes, in which a subclass's other methods stay; what a parametrization makes becomes its parameters."""
     if is_parametrized(module):  # torch's remove_parametrizations would change the class, which copies share
-        made = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+        made = {name: getattr(module, name).detach().clone() for name in names}
         del module._modules["parametrizations"]
-        module.__class__ = type(module).__base__
+        (module.__class__,) = type(module).__bases__
         for name, value in made.items():
             setattr(module, name, torch.nn.Parameter(value))
     kind = type(module)
