@@ -9,6 +9,7 @@ import torch
 
 from octavo import nn
 from octavo.loka import DIRECTIONS, Estimate, Finding, Report, SiteInfo, machine
+from octavo.loka.layers import fingerprint
 from octavo.ops._types import NUMERICS
 
 X = torch.randn(300, 20, generator=torch.Generator().manual_seed(9))
@@ -32,6 +33,7 @@ class Net(torch.nn.Module):
         return self.head(self.tied_b(self.tied_a(z))).squeeze(-1)
 
 
+MODEL = fingerprint(Net())
 SITES = (
     SiteInfo("body", 48, 20, 300, "bias+layer+hardswish", "float32"),
     SiteInfo("middle", 32, 48, 300, "bias", "float32"),
@@ -51,7 +53,7 @@ def finding(
 def report(*findings: Finding, sites: tuple[SiteInfo, ...] = SITES, settings: Mapping[str, object] | None = None,
            where: str | None = None) -> Report:  # fmt: skip
     """About this machine, unless ``where``."""
-    return Report("0123abcd", where or machine(), 100, sites, findings, settings or {})
+    return Report(MODEL, where or machine(), 100, sites, findings, settings or {})
 
 
 def report_for(choices: Mapping[tuple[str, str], str]) -> Report:

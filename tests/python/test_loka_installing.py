@@ -11,6 +11,7 @@ from loka_reports import SITES, Net, X, report_for
 from octavo import _core, loka, nn, ops
 from octavo.loka import DIRECTIONS
 from octavo.loka.installing import installed, is_installed
+from octavo.loka.layers import fingerprint
 from octavo.ops import qualification
 from octavo.ops.dispatch import Plan, PlanEntry, Requirement
 
@@ -178,6 +179,78 @@ def test_models_that_do_not_fit_are_refused_untouched(training) -> None:
     refused(Net(), r"backward\[1\], of grad_weight: found 'int8_dynamic'", wrong)
     with pytest.raises(TypeError, match="plan: expected an octavo.ops.dispatch.Plan, found dict"):
         loka.install(Net(), {}, training)
+
+
+class _Named(torch.nn.Linear):
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+
+    def total(self) -> float:
+        return self.weight.sum().item()
+
+
+class _Own(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def test_a_subclass_without_a_forward_of_its_own_is_served() -> None:
+    model = Net()
+    model.middle = _Named(48, 32)
+    with torch.no_grad():
+        model.middle.weight.copy_(Net().middle.weight)
+    loka.install(model, _plan())
+    assert isinstance(model.middle, nn.Linear)
+    assert isinstance(model.middle, _Named)
+    assert model.middle.numerics == "bf16"
+    assert model.middle.total() == model.middle.weight.sum().item()
+    model(X).sum().backward()
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(X), model(X))
+    served = loka.install(model, _plan(), training=False)
+    with torch.no_grad():
+        assert torch.equal(served(X), model(X))
+    loka.uninstall(model)
+    assert type(model.middle) is _Named
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["own", "weight_norm"])
+def test_what_cannot_follow_a_plan_is_left_alone_where_it_stays_in_fp32(training, kind, caplog) -> None:
+    def changed() -> Net:
+        model = Net()
+        if kind == "own":
+            model.middle.__class__ = _Own
+        else:
+            torch.nn.utils.parametrizations.weight_norm(model.middle)
+        return model
+
+    why = "is a _Own, whose forward is its own" if kind == "own" else "is parametrized"
+    plan = _plan({at: numerics for at, numerics in CHOICES.items() if at[0] != "middle"})
+    model = changed()
+    before = type(model.middle)
+    with caplog.at_level(logging.WARNING, "octavo.loka"):
+        done = loka.install(model, plan, training)
+    assert f"install: middle stays as it is, in FP32 as planned: it {why}" in caplog.text
+    assert type(done.middle) is before
+    assert (done.body.numerics, "middle" in installed(done)) == ("int8_dynamic", False)
+    assert torch.isfinite(done(X)).all()
+    with pytest.raises(ValueError, match=f"plan: middle {why}"):
+        loka.install(changed(), _plan(), training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_plan_for_another_model_is_refused_though_its_sites_are_there(training) -> None:
+    model, plan = Net(), _plan()
+    model.extra = torch.nn.Linear(3, 3)
+    words = f"was made for the model {plan.origin['model']}, this one is {fingerprint(model)}.*says nothing of extra"
+    with pytest.raises(ValueError, match=words):
+        loka.install(model, plan, training)
+    assert not is_installed(model)
+    before = Plan(plan.entries, {**plan.origin, "model": fingerprint(Net(), epilogues=False)})
+    loka.install(Net(), before, training)  # saved by an octavo that marked models by paths and shapes
+    with pytest.raises(ValueError, match="was made for the model"):
+        loka.install(model, before, training)
 
 
 @pytest.mark.parametrize("training", [True, False])

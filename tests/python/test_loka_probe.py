@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from octavo import loka, nn
 from octavo.loka.candidates import own_candidate
+from octavo.loka.layers import fingerprint
 from octavo.loka.sites import parts_of, picked_rows
 from octavo.ops.dispatch import Requirement
 
@@ -96,10 +98,25 @@ def test_rows_are_picked_and_calls_may_be_many() -> None:
     model(rows[:3].bfloat16().float())
     probe.step()
     site = probe.sites["0"]
-    assert (site.input.rows, site.gradient.rows, site.m) == (7, 4, 3)
+    assert (site.input.rows, site.gradient.rows, site.m) == (7, 4, 10)
     picks = picked_rows(10, 4, 0)
     assert picks is not None
     assert float(site.input.mean[0]) == pytest.approx((float(picks.sum()) + 0 + 1 + 2) / 7)
+
+
+def test_the_largest_call_is_what_costs_are_of() -> None:
+    """Not the remainder that a log ends with, in whatever order ranks are merged."""
+    model, other = _model(), _model()
+    with loka.Probe(model, every=1) as probe, loka.Probe(other, every=1) as twin:
+        for rows in (32, 32, 3):
+            _step(model, 0, rows)
+            probe.step()
+        _step(other, 0, 5)
+        twin.step()
+    assert {site.m for site in probe.sites.values()} == {32}
+    twin.merge(probe)
+    probe.merge(loka.Probe(_model()))
+    assert {site.m for one in (probe, twin) for site in one.sites.values()} == {32}
 
 
 def test_picked_rows_reach_all_and_fall_in_with_no_period() -> None:
@@ -182,8 +199,15 @@ def test_other_models_and_settings_are_refused() -> None:
         probe.merge(loka.Probe(other))
     with pytest.raises(ValueError, match="state: is not the state_dict of a Probe"):
         probe.load_state_dict({})
-    with pytest.raises(ValueError, match="0: input: state: has counts"):
-        probe.load_state_dict(loka.Probe(_model(), tails=False).state_dict())
+    for other, words in (
+        (loka.Probe(_model(), tails=False), r"nothing else and lacks 0/gradient/row_amax.*the same tails and weights"),
+        (loka.Probe(_model(), weights="matrix_normal"), r"set up otherwise: it has 0/weight/\w+, .* and lacks nothing"),
+    ):
+        before = probe.state_dict()
+        for take in (probe.load_state_dict, probe.merge):
+            with pytest.raises(ValueError, match=words):
+                take(other.state_dict())
+        assert all(torch.equal(before[name], tensor) for name, tensor in probe.state_dict().items())
     with pytest.raises(ValueError, match=r"model: has no torch.nn.Linear"):
         loka.Probe(torch.nn.ReLU())
     with pytest.raises(ValueError, match="every: expected a number of at least 1, found 0"):
@@ -192,6 +216,46 @@ def test_other_models_and_settings_are_refused() -> None:
         loka.Probe(_model(), weights="mean")
     with pytest.raises(ValueError, match="run the model once"):
         loka.Probe(torch.nn.Sequential(torch.nn.LazyLinear(3)))
+
+
+def test_layers_of_one_shape_with_another_epilogue_are_another_model() -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU())
+    fused = torch.nn.Sequential(nn.LinearNorm(12, 16, "layer", "silu"), torch.nn.Identity())
+    probe = loka.Probe(plain)
+    with pytest.raises(ValueError, match="the same paths with other shapes or epilogues"):
+        probe.merge(loka.Probe(fused))
+    before = {**loka.Probe(plain).state_dict(), "fingerprint": _bytes(fingerprint(plain, epilogues=False))}
+    probe.merge(before)  # of an octavo that did not know better
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+class _Named(torch.nn.Linear):
+    def reset_parameters(self) -> None:
+        torch.nn.init.zeros_(self.weight)
+
+
+class _Own(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def test_layers_that_no_plan_can_be_installed_in_are_named_and_left_alone(caplog) -> None:
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(12, 12))
+    model = torch.nn.Sequential(_Named(12, 12), _Own(12, 12), normed, torch.nn.Linear(12, 3))
+    with caplog.at_level(logging.WARNING, "octavo.loka"), loka.Probe(model, every=1) as probe:
+        _step(model, 0)
+        probe.step()
+    assert list(probe.sites) == ["0", "3"]
+    assert "probe: 1 is left alone: it is a _Own, whose forward is its own" in caplog.text
+    assert "probe: 2 is left alone: it is parametrized" in caplog.text
+    plan = loka.solve(probe.evaluate(draws=4), Requirement(), min_speedup=1e-9, training=True)
+    loka.install(model, plan)
+    assert isinstance(model[0], nn.Linear)
+    with pytest.raises(ValueError, match=r"model: has no torch.nn.Linear"):
+        loka.Probe(torch.nn.Sequential(normed))
 
 
 def test_a_step_without_the_model_is_an_error() -> None:

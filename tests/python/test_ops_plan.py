@@ -61,6 +61,42 @@ def test_sites_are_what_ran_in_module_order_tied_weights_once() -> None:
     assert [s.path for s in sites(torch.nn.DataParallel(model), X)] == [s.path for s in found]
 
 
+def test_parametrized_weights_are_sites_of_their_own() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(20, 20))
+                                  for _ in range(6)))  # fmt: skip
+    found = sites(model, X)
+    assert [s.path for s in found] == [str(i) for i in range(6)]
+    assert all(torch.equal(s.weight, layer.weight) for s, layer in zip(found, model, strict=True))
+    converted = nn.convert(model, uniform_plan(model, X, "bf16"))
+    assert [type(layer) is nn.Linear and layer.numerics for layer in converted] == ["bf16"] * 6
+    assert torch.nn.utils.parametrize.is_parametrized(model[0])
+    assert ops.errors.relative_l1(converted(X), model(X)) < 0.02
+
+
+class _Named(torch.nn.Linear):
+    def reset_parameters(self) -> None:
+        torch.nn.init.eye_(self.weight)
+
+
+class _Own(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def test_subclasses_are_sites_unless_they_have_a_forward_of_their_own() -> None:
+    model = torch.nn.Sequential(_Named(20, 20), _Own(20, 20))
+    made = uniform_plan(model, X, "bf16")
+    assert [entry.site for entry in made] == ["0"]
+    converted = nn.convert(model, made)
+    assert isinstance(converted[0], nn.Linear)
+    assert isinstance(converted[0], _Named)
+    assert type(converted[1]) is _Own
+    assert torch.allclose(converted(X), model(X), atol=0.1)
+    with pytest.raises(ValueError, match="0 is a _Own in the model, no linear layer or one with a forward of its own"):
+        nn.convert(torch.nn.Sequential(model[1]), made)
+
+
 def test_errors_are_those_of_the_site() -> None:
     site = sites(Net(), X)[0]
     ref = X.double() @ site.weight.double().T + site.bias.double()

@@ -11,13 +11,13 @@ import torch
 
 from octavo import nn
 from octavo.loka.identity import machine
+from octavo.loka.layers import Layer, epilogue_of, fingerprint, is_layer, linear_layers, why_left_alone
+from octavo.nn.conversion import adopt
 from octavo.ops.dispatch import Plan, PlanEntry
-from octavo.ops.dispatch.plan import canonical
-from octavo.ops.epilogue import describe
+from octavo.ops.dispatch.plan import canonical, weight_key
 from octavo.ops.linear_backward import backward_classes
 
 log = logging.getLogger("octavo.loka")
-Layer = nn.Linear | nn.LinearNorm
 _ROUTED = ("_numerics", "_backward", "_classes", "_forward_codes", "_backward_codes", "preferred_kernels")
 _BEFORE, _ENTRIES = "_loka_before", "_loka_entries"  # on a layer: what it was, and its entries by direction
 
@@ -29,13 +29,14 @@ def install(model: torch.nn.Module, plan: Plan, training: bool | None = None) ->
     makes it. For training: ``model`` itself, whose layers are routed from the next call on: the forward, the gradient
     of the input and that of the weight each in the class of its entry, in FP32 where the plan has none. Parameters stay
     the same tensors in FP32, so optimizers, hooks, DDP and state dicts go on as they are; ``torch.nn.Linear`` modules
-    turn into octavo's in their place. :func:`uninstall` undoes it; installing again replaces the earlier plan.
-    ``training=None``: as the model's own mode says.
+    turn into octavo's in their place (subclasses keep their other methods). :func:`uninstall` undoes it; installing
+    again replaces the earlier plan. ``training=None``: as the model's own mode says.
 
     Layers that share a weight follow one entry. On another machine than the plan's, classes stay, kernels are chosen
-    again, and the log of ``octavo.loka`` says so. Raises ValueError, and changes nothing, when the plan names a site
-    that the model does not have, one of another shape or epilogue, one whose class has a forward of its own, or, for
-    training, one whose weight is not FP32.
+    again, and the log of ``octavo.loka`` says so; it also names the sites that are left alone: planned in FP32
+    throughout, with a forward of their own or parametrized. Raises ValueError, and changes nothing, when the plan was
+    made for another model (``plan.origin["model"]``), names a site that the model does not have, one of another shape
+    or epilogue, in low precision one that would be left alone, or, for training, one whose weight is not FP32.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an octavo.ops.dispatch.Plan, found {type(plan).__name__}")
@@ -43,7 +44,9 @@ def install(model: torch.nn.Module, plan: Plan, training: bool | None = None) ->
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
     if training is None:
         training = model.training
+    plan = _without_left_alone(model, plan)
     by_weight = _fitted(model, plan, training)
+    _expect_same_model(model, plan)
     made_on = plan.origin.get("machine")
     if made_on is not None and made_on != machine():
         log.warning("install: the plan was made on %s, this is %s; classes stay, kernels are chosen again", made_on,
@@ -63,10 +66,7 @@ def install(model: torch.nn.Module, plan: Plan, training: bool | None = None) ->
         uninstall(model)
     for _, module, entries in list(_planned(model, by_weight)):
         setattr(module, _BEFORE, (type(module), {k: v for k, v in module.__dict__.items() if k in _ROUTED}))
-        if type(module) is torch.nn.Linear:
-            module.__class__ = nn.Linear
-        assert isinstance(module, Layer)
-        _route(module, entries)
+        _route(adopt(module), entries)
     return model
 
 
@@ -143,13 +143,39 @@ def _planned(
 ) -> Iterator[tuple[str, torch.nn.Module, Mapping[str, PlanEntry]]]:
     """Path, module and entries of every linear layer whose weight is planned."""
     for path, module in model.named_modules():
-        entries = by_weight.get(id(getattr(module, "weight", None)))
-        if entries is not None and _is_linear(module):
+        entries = by_weight.get(weight_key(module))
+        if entries is not None and is_layer(module) and why_left_alone(module) is None:
             yield path, module, entries
 
 
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear | nn.LinearNorm)
+def _expect_same_model(model: torch.nn.Module, plan: Plan) -> None:
+    made_for, own = plan.origin.get("model"), fingerprint(model)
+    if made_for in (None, own, fingerprint(model, epilogues=False)):  # the last: plans of before
+        return
+    others = sorted(linear_layers(model).keys() - {entry.site for entry in plan})
+    raise ValueError(
+        f"plan: was made for the model {made_for}, this one is {own}: its linear layers are others or otherwise tied"
+        + (f" (the plan says nothing of {', '.join(others[:5])})" if others else "")
+        + "; probe this model"
+    )
+
+
+def _without_left_alone(model: torch.nn.Module, plan: Plan) -> Plan:
+    """``plan`` without the sites in FP32 throughout that cannot follow one."""
+    low = {entry.site for entry in plan if entry.numerics != "fp32"}
+    paths = {canonical(path): module for path, module in model.named_modules(remove_duplicate=False)}
+    left: dict[str, str] = {}
+    for entry in plan:
+        module = paths.get(entry.site)
+        if module is None or entry.site in low or not is_layer(module):
+            continue
+        why = why_left_alone(module)
+        if why is not None:
+            _refuse_shape(module, entry, f"plan: {entry.site}")
+            left[entry.site] = why
+    for site, why in left.items():
+        log.warning("install: %s stays as it is, in FP32 as planned: it %s", site, why)
+    return Plan(tuple(entry for entry in plan if entry.site not in left), plan.origin)
 
 
 def _fitted(model: torch.nn.Module, plan: Plan, training: bool) -> dict[int, dict[str, PlanEntry]]:
@@ -157,7 +183,7 @@ def _fitted(model: torch.nn.Module, plan: Plan, training: bool) -> dict[int, dic
     paths = {canonical(path): module for path, module in model.named_modules(remove_duplicate=False)}
     unknown = sorted({entry.site for entry in plan if entry.site not in paths})
     if unknown:
-        here = ", ".join(path for path, module in paths.items() if _is_linear(module)) or "none"
+        here = ", ".join(path for path, module in paths.items() if is_layer(module)) or "none"
         raise ValueError(
             f"plan: the model has no module {', '.join(unknown)}; its linear layers are {here}. The plan was made from "
             f"another model: probe this one"
@@ -166,7 +192,7 @@ def _fitted(model: torch.nn.Module, plan: Plan, training: bool) -> dict[int, dic
     for entry in plan:
         module = paths[entry.site]
         _refuse(module, entry)
-        directions = by_weight.setdefault(id(module.weight), {})
+        directions = by_weight.setdefault(weight_key(module), {})
         if entry.direction in directions:
             raise ValueError(
                 f"plan: {entry.site} and {directions[entry.direction].site} share a weight in the model but have an "
@@ -180,36 +206,39 @@ def _fitted(model: torch.nn.Module, plan: Plan, training: bool) -> dict[int, dic
                 f"model.float() first"
             )
     for module in paths.values():  # others that share a planned weight
-        if _is_linear(module) and id(module.weight) in by_weight:
-            _refuse(module, next(iter(by_weight[id(module.weight)].values())), is_twin=True)
+        entries = by_weight.get(weight_key(module)) if is_layer(module) else None
+        if entries is not None and any(entry.numerics != "fp32" for entry in entries.values()):
+            _refuse(module, next(iter(entries.values())), is_twin=True)
     return by_weight
 
 
 def _refuse(module: torch.nn.Module, entry: PlanEntry, is_twin: bool = False) -> None:
     where = f"plan: {entry.site}" + (" shares its weight with a layer that" if is_twin else "")
-    if not _is_linear(module):
+    if not is_layer(module):
         raise ValueError(f"{where} is a {type(module).__name__} in the model, not a linear layer; probe this model")
-    kind: Any = type(module)
-    if kind is not torch.nn.Linear and not issubclass(kind, nn.Linear | nn.LinearNorm):
-        raise ValueError(
-            f"{where} is a {kind.__name__}, whose forward is its own; leave it out of the plan or make it a plain "
-            f"torch.nn.Linear"
-        )
-    weight = module.weight
-    if not isinstance(weight, torch.Tensor) or list(weight.shape) != [entry.n, entry.k]:
-        shape = list(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
-        raise ValueError(f"{where} is [{entry.n}, {entry.k}] in the plan but {shape} in the model; probe this model")
+    why = why_left_alone(module)
+    if why is not None:
+        raise ValueError(f"{where} {why}; leave it out of the plan or make it a plain torch.nn.Linear")
+    weight = _refuse_shape(module, entry, where)
     if weight.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"{where} has a weight of {weight.dtype}; plans are for float32 and bfloat16, use .float()")
     if is_twin:
         return
-    norm = getattr(module, "norm_spec", None)
-    epilogue = describe(module.bias is not None, norm.kind if norm else None, getattr(module, "activation", None), None)
+    epilogue = epilogue_of(module)
     if epilogue != entry.epilogue:
         raise ValueError(
             f"{where} has the epilogue {entry.epilogue or 'none'!r} in the plan but {epilogue or 'none'!r} in the "
             f"model; its errors are others, probe this model"
         )
+
+
+def _refuse_shape(module: torch.nn.Module, entry: PlanEntry, where: str) -> torch.Tensor:
+    """The layer's weight, refused when it is not of the plan's shape."""
+    weight: Any = module.weight
+    if not isinstance(weight, torch.Tensor) or list(weight.shape) != [entry.n, entry.k]:
+        shape = list(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
+        raise ValueError(f"{where} is [{entry.n}, {entry.k}] in the plan but {shape} in the model; probe this model")
+    return weight
 
 
 def _without_kernels(plan: Plan) -> Plan:

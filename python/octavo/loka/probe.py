@@ -15,6 +15,7 @@ from octavo.loka.candidates import Candidate
 from octavo.loka.eager import run_eagerly
 from octavo.loka.evaluation import Evaluation, Inputs
 from octavo.loka.findings import Report
+from octavo.loka.layers import fingerprint
 from octavo.loka.ranks import states_of_ranks
 from octavo.ops._types import choice
 from octavo.ops.dispatch import Requirement
@@ -27,9 +28,10 @@ class Probe:
     """Watches the linear layers of ``model`` in every ``every``-th training step.
 
     Sites are ``torch.nn.Linear`` and octavo's ``nn.Linear`` and ``nn.LinearNorm``, as
-    :func:`octavo.ops.dispatch.plan` finds them; layers that share a weight are one. Call :meth:`step` after each
-    training step. In an observed step, at most ``most_rows`` rows of each call, picked at random, enter the statistics
-    of the layer's input and of the gradient of x W^T + bias; in the steps between, the model has no hooks at all.
+    :func:`octavo.ops.dispatch.plan` finds them, but for parametrized ones, in which no plan can be installed (the log
+    of ``octavo.loka`` names them); layers that share a weight are one. Call :meth:`step` after each training step. In
+    an observed step, at most ``most_rows`` rows of each call, picked at random, enter the statistics of the layer's
+    input and of the gradient of x W^T + bias; in the steps between, the model has no hooks at all.
 
     Gradients: of ``torch.nn.Linear`` and ``nn.Linear`` the gradient of their output; of ``nn.LinearNorm``, whose norm
     and activation are inside, that gradient carried back through them (FP32, x W^T + bias computed again for the rows
@@ -59,7 +61,7 @@ class Probe:
         self.model, self.every, self.weights_every, self.most_rows = model, every, weights_every, most_rows
         self.weights, self.tails = weights, tails
         self.sites = _sites.find_sites(model, tails, weights == "matrix_normal")
-        self.fingerprint = _sites.fingerprint(self.sites)
+        self.fingerprint = fingerprint(model)
         self.steps = 0
         self.observed = 0
         self._is_open = True
@@ -167,7 +169,7 @@ class Probe:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from :meth:`state_dict`. Raises ValueError for the state of another model or other settings."""
-        self._expect_same_model(state)
+        self._expect_same_set_up(state)
         for site in self.sites.values():
             for part, content in _sites.parts_of(site):
                 start = f"{site.path}/{part}/"
@@ -185,17 +187,17 @@ class Probe:
     def merge(self, other: Probe | Mapping[str, torch.Tensor]) -> None:
         """Take in what another process's Probe of the same model saw: the Probe, or its :meth:`state_dict`.
 
-        Raises ValueError when it watched another model or was set up otherwise, before anything is changed.
+        Raises ValueError when it watched another model or keeps other statistics (``tails``, ``weights``), before
+        anything is changed.
         """
         state = other.state_dict() if isinstance(other, Probe) else other
-        self._expect_same_model(state)
         twin = Probe(self.model, self.every, self.tails, self.weights, weights_every=self.weights_every)
         twin.close()
         twin.load_state_dict(state)
         for site, seen in zip(self.sites.values(), twin.sites.values(), strict=True):
             for (_, mine), (_, theirs) in zip(_sites.parts_of(site), _sites.parts_of(seen), strict=True):
                 mine.merge(theirs)  # type: ignore[arg-type]
-            if site.m == 0:
+            if seen.m > site.m:
                 site.m, site.dtype = seen.m, seen.dtype
         self.steps, self.observed = max(self.steps, twin.steps), self.observed + twin.observed
 
@@ -215,16 +217,23 @@ class Probe:
             whole.merge(state)
         return whole
 
-    def _expect_same_model(self, state: Mapping[str, torch.Tensor]) -> None:
+    def _expect_same_set_up(self, state: Mapping[str, torch.Tensor]) -> None:
         if "fingerprint" not in state:
             raise ValueError("state: is not the state_dict of a Probe (it has no fingerprint)")
         found = bytes(state["fingerprint"].tolist()).hex()
-        if found != self.fingerprint:
+        if found not in (self.fingerprint, fingerprint(self.model, epilogues=False)):  # states of before have none
             theirs = {name.removesuffix("/call") for name in state if name.endswith("/call")}
-            different = sorted(theirs ^ set(self.sites)) or ["the same paths with other shapes"]
+            different = sorted(theirs ^ set(self.sites)) or ["the same paths with other shapes or epilogues"]
             raise ValueError(
                 f"state: is of another model ({', '.join(different[:5])}); ranks and runs that are merged must have "
                 "the same linear layers"
+            )
+        kept = self.state_dict().keys()
+        extra, missing = sorted(state.keys() - kept), sorted(kept - state.keys())
+        if extra or missing:
+            raise ValueError(
+                f"state: is of a Probe that was set up otherwise: it has {', '.join(extra[:3]) or 'nothing else'} and "
+                f"lacks {', '.join(missing[:3]) or 'nothing'}; give both the same tails and weights"
             )
 
     def _watch_if_due(self) -> None:

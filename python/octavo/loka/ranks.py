@@ -26,7 +26,7 @@ def states_of_ranks(state: Mapping[str, torch.Tensor], group: Any = None) -> lis
     model, parts = held[0]
     for rank, (other, theirs) in enumerate(held):
         if other != model:
-            odd = sorted(_sites(theirs) ^ _sites(parts)) or ["the same paths with other shapes"]
+            odd = sorted(_sites(theirs) ^ _sites(parts)) or ["the same paths with other shapes or epilogues"]
             raise ValueError(
                 f"merge_ranks: rank {rank} watches another model than rank 0 ({', '.join(odd[:5])}); build the same "
                 "linear layers on every rank"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,17 +10,16 @@ from typing import Any
 
 import torch
 
-from octavo._files import content_hash
+from octavo.loka.layers import epilogue_of, linear_layers, why_left_alone
 from octavo.loka.statistics import Statistics
 from octavo.loka.weight_model import WeightModel
 from octavo.ops import Norm, QuantizedTensor
 from octavo.ops.dispatch import Problem
-from octavo.ops.dispatch.plan import canonical, is_linear
-from octavo.ops.epilogue import describe
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.quantization import as_rows
 
 DTYPES = ("float32", "bfloat16")
+log = logging.getLogger("octavo.loka")
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ProbedSite:
     """A linear layer [n, k]: the modules that share its weight, and what was seen of its input and its gradient.
 
     ``gradient`` is of x W^T + bias: what kernels of grad_input and grad_weight multiply. ``m``, ``dtype``: rows and
-    type of the latest call seen, 0 before the first.
+    type of the largest call seen (the last batch may be a remainder), 0 before the first.
     """
 
     path: str
@@ -72,8 +72,7 @@ class ProbedSite:
 
     @property
     def epilogue(self) -> str:
-        norm = self.norm
-        return describe(self.modules[0].bias is not None, norm.kind if norm else None, self.activation, None)
+        return epilogue_of(self.modules[0])
 
     def problem(self, m: int) -> Problem:
         """Its call with m rows, in any class."""
@@ -81,29 +80,23 @@ class ProbedSite:
 
 
 def find_sites(model: torch.nn.Module, tails: bool, models_weights: bool) -> dict[str, ProbedSite]:
-    """Every linear layer by its path, layers that share a weight as one. Raises ValueError when there is none."""
-    found: dict[int, ProbedSite] = {}
-    for path, module in model.named_modules():
-        if not is_linear(module):
+    """Every linear layer that a plan can be installed in by its path, layers that share a weight as one; others are
+    named in the log. Raises ValueError when there is none."""
+    found: dict[str, ProbedSite] = {}
+    for path, modules in linear_layers(model).items():
+        why = next((why for module in modules if (why := why_left_alone(module))), None)
+        if why is not None:
+            log.warning("probe: %s is left alone: it %s", path, why)
             continue
-        weight: Any = module.weight
+        weight: Any = modules[0].weight
         if torch.nn.parameter.is_lazy(weight) or weight.dim() != 2:
-            raise ValueError(f"model: {canonical(path)} has no weight [n, k] yet; run the model once before the Probe")
-        if id(weight) in found:
-            found[id(weight)].modules.append(module)
-            continue
+            raise ValueError(f"model: {path} has no weight [n, k] yet; run the model once before the Probe")
         n, k = weight.shape
         moving = WeightModel(n, k) if models_weights else None
-        site = ProbedSite(canonical(path), [module], n, k, Statistics(k, tails), Statistics(n, tails), moving)
-        found[id(weight)] = site
+        found[path] = ProbedSite(path, modules, n, k, Statistics(k, tails), Statistics(n, tails), moving)
     if not found:
         raise ValueError("model: has no torch.nn.Linear, octavo.nn.Linear or octavo.nn.LinearNorm to probe")
-    return {site.path: site for site in found.values()}
-
-
-def fingerprint(sites: dict[str, ProbedSite]) -> str:
-    """SHA-256 (hex) over the sites' paths and shapes."""
-    return content_hash({"sites": [[site.path, site.n, site.k] for site in sites.values()]})
+    return found
 
 
 def watch(sites: dict[str, ProbedSite], most_rows: int) -> ExitStack:
@@ -124,7 +117,8 @@ def _watcher(site: ProbedSite, most: int) -> Callable[..., None]:
         m = x.shape[:-1].numel()
         if m == 0:
             return
-        site.m, site.dtype = m, "bfloat16" if x.dtype == torch.bfloat16 else "float32"
+        if m >= site.m:
+            site.m, site.dtype = m, "bfloat16" if x.dtype == torch.bfloat16 else "float32"
         picks = picked_rows(m, most, site.input.rows)
         rows = rows_of(x, picks)
         site.input.observe(rows)

@@ -6,21 +6,23 @@ import copy
 import warnings
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from octavo.nn.linear import Linear, LinearNorm
 from octavo.ops.dispatch import Plan
-from octavo.ops.dispatch.plan import canonical
+from octavo.ops.dispatch.plan import canonical, is_linear, weight_key
 
 
 def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """A copy of ``model`` for inference whose linear layers run in the classes that ``plan`` names.
 
     The copy owns its parameters (tables included) and is in evaluation mode; ``model`` is not touched.
-    ``torch.nn.Linear`` modules become octavo's. Layers that share a weight keep sharing it. The plan's preferred
-    kernels serve where they may. A preferred kernel that this machine lacks is reported as a warning and another of the
-    same class runs. Entries of gradients are left out.
+    ``torch.nn.Linear`` modules become octavo's, parametrized ones with the weight of this moment. Layers that share a
+    weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this machine
+    lacks is reported as a warning and another of the same class runs. Entries of gradients are left out.
 
-    Raises ValueError when the plan names a site the model does not have, or one of another shape.
+    Raises ValueError when the plan names a site the model does not have, one of another shape, or, in low precision,
+    one that is no linear layer or has a forward of its own.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan: expected an octavo.ops.dispatch.Plan, found {type(plan).__name__}")
@@ -36,18 +38,24 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
         )
     by_weight = {}
     for entry in plan:
-        weight = converted.get_submodule(paths[entry.site]).weight
+        module = converted.get_submodule(paths[entry.site])
+        weight = module.weight
         shape = list(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
         if shape != [entry.n, entry.k]:
             raise ValueError(f"plan: {entry.site} is [{entry.n}, {entry.k}] in the plan but {shape} in the model")
-        by_weight[id(weight)] = entry
-    for path, module in list(converted.named_modules(remove_duplicate=False)):
-        planned = by_weight.get(id(getattr(module, "weight", None)))
-        if planned is None or not isinstance(module, torch.nn.Linear | LinearNorm):
+        if not is_linear(module) and entry.numerics != "fp32":
+            raise ValueError(
+                f"plan: {entry.site} is a {type(module).__name__} in the model, no linear layer or one with a forward "
+                f"of its own; leave it out of the plan"
+            )
+        by_weight[weight_key(module)] = entry
+    for module in list(converted.modules()):
+        planned = by_weight.get(weight_key(module))
+        if planned is None or not is_linear(module):
             continue
-        target = module if isinstance(module, Linear | LinearNorm) else _replaced(converted, path, module)
-        target.numerics = planned.numerics
-        target.preferred_kernels = {int(m): name for m, name in planned.kernels.items()}
+        layer = adopt(module)
+        layer.numerics = planned.numerics
+        layer.preferred_kernels = {int(m): name for m, name in planned.kernels.items()}
     for parameter in converted.parameters():
         parameter.requires_grad_(False)
     for module in converted.modules():
@@ -56,13 +64,21 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     return converted
 
 
-def _replaced(model: torch.nn.Module, path: str, module: torch.nn.Linear) -> Linear:
-    """octavo's Linear with ``module``'s parameters in its place (``model`` itself when the path is empty)."""
-    if not path:
-        raise ValueError("model: is itself a torch.nn.Linear; wrap it in torch.nn.Sequential to convert it")
-    layer = Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-    layer.weight, layer.bias = module.weight, module.bias
-    layer.train(module.training)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)
-    return layer
+def adopt(module: torch.nn.Module) -> Linear | LinearNorm:
+    """A linear layer (:func:`octavo.ops.dispatch.plan.is_linear`) itself as octavo's: of a ``torch.nn.Linear`` the
+    class changes, in which a subclass's other methods stay; what a parametrization makes becomes its parameters."""
+    if is_parametrized(module):  # torch's remove_parametrizations would change the class, which copies share
+        names = [name for name, _ in module.get_submodule("parametrizations").named_children()]
+        made = {name: getattr(module, name).detach().clone() for name in names}
+        del module._modules["parametrizations"]
+        (module.__class__,) = type(module).__bases__
+        for name, value in made.items():
+            setattr(module, name, torch.nn.Parameter(value))
+    kind = type(module)
+    if kind is torch.nn.Linear:
+        module.__class__ = Linear
+    elif not isinstance(module, Linear | LinearNorm):
+        fixed = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        module.__class__ = type(kind.__name__, (Linear, kind), fixed)
+    assert isinstance(module, Linear | LinearNorm)
+    return module

@@ -48,7 +48,7 @@ def apply(
         swish_rms: in LinearNorm layers (fused ones too) norm and SiLU, GELU or Hard Swish become SwishRMSNorm.
         norm_first: with ``fuse``, Linear -> activation -> norm becomes Linear -> norm -> activation.
         fuse: Linear -> norm -> activation chains become ``nn.LinearNorm`` with the same Parameters. Same values in
-            FP32.
+            FP32. A Sequential that the model may reach into is left.
         group: linear layers of one input become one with a longer weight, new Parameters.
         tables: a row format (``e4m3 | int8 | int4 | fp16 | bf16``) for ``torch.nn.Embedding``, ``EmbeddingBag`` and
             octavo's tables, which are frozen then: for serving.

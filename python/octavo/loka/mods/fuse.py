@@ -13,6 +13,7 @@ from octavo.loka.mods.parts import NormPart
 from octavo.loka.mods.places import Places, has_hooks
 from octavo.loka.mods.record import Change, Record
 from octavo.loka.mods.trace import Method
+from octavo.loka.mods.wholes import is_plain_sequential, why_not_whole
 
 
 @dataclass(eq=False)
@@ -38,13 +39,16 @@ class _Chain:
 
 
 def fuse_sequentials(places: Places, record: Record, norm_first: bool) -> None:
-    """Neighbours in ``torch.nn.Sequential``, which need no tracing. A Sequential is taken to run as a whole."""
+    """Neighbours in ``torch.nn.Sequential``, which need no tracing, where it surely runs as a whole."""
+    tapped = why_not_whole(places.model)
     for path, host in places.hosts():
-        if isinstance(host, torch.nn.Sequential) and type(host).forward is torch.nn.Sequential.forward:
-            _fuse_sequential(path, host, places, record, norm_first)
+        if is_plain_sequential(host):
+            _fuse_sequential(path, host, places, record, norm_first, tapped.get(id(host)))
 
 
-def _fuse_sequential(path: str, host: torch.nn.Sequential, places: Places, record: Record, norm_first: bool) -> None:
+def _fuse_sequential(
+    path: str, host: torch.nn.Sequential, places: Places, record: Record, norm_first: bool, tapped: str | None
+) -> None:
     parts_of = list(host._modules.items())
     for start, (name, linear) in enumerate(parts_of):
         if not parts.is_linear(linear) or id(linear) not in places.by_module:
@@ -59,7 +63,7 @@ def _fuse_sequential(path: str, host: torch.nn.Sequential, places: Places, recor
                 break
             members.append((host, other))
         if chain:
-            _fuse(path, (host, name), linear, members, chain, places, record)
+            _fuse(path, (host, name), linear, members, chain, places, record, tapped)
 
 
 def fuse_graph(method: Method, places: Places, record: Record, norm_first: bool) -> None:
@@ -120,11 +124,13 @@ def _fuse(
     chain: _Chain,
     places: Places,
     record: Record,
+    tapped: str | None = None,
 ) -> bool:
-    """Put the fused layer at ``place`` and identities in place of ``members``; whether it was done."""
+    """Put the fused layer at ``place`` and identities in place of ``members``; whether it was done. ``tapped``:
+    why what is between them may be seen."""
     site = places.by_module[id(linear)].path
     before = parts.describe(type(linear).__name__, chain.norm, chain.activation, chain.norm_last)
-    why = parts.why_not(linear, chain.norm)
+    why = parts.why_not(linear, chain.norm) or tapped
     if has_hooks(linear):
         why = "it has hooks; remove them first, and set them on the fused layer"
     elif places.is_shared(linear):

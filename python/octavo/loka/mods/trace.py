@@ -70,7 +70,7 @@ class Method:
 
 def methods_of(path: str, host: torch.nn.Module) -> Iterator[Method | tuple[str, str]]:
     """The methods that ``forward`` runs and that alone name their children, or (name, why not) for each refused."""
-    codes = {name: list(_codes(function)) for name, function in _functions(type(host))}
+    codes = codes_of(host)
     reached: list[str] = []
     waiting = ["forward"]
     while waiting:
@@ -98,6 +98,11 @@ def methods_of(path: str, host: torch.nn.Module) -> Iterator[Method | tuple[str,
             and any(_names(codes[n], attribute) for n in reached)
         ]
         yield method
+
+
+def codes_of(host: torch.nn.Module) -> dict[str, list[CodeType]]:
+    """The code of each of the host's own methods, with that of the functions inside."""
+    return {name: list(_codes(function)) for name, function in _functions(type(host))}
 
 
 def traced(host: torch.nn.Module, name: str, codes: list[CodeType]) -> fx.Graph:

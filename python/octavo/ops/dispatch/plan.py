@@ -77,7 +77,7 @@ def sites(model: torch.nn.Module, batch: Any) -> list[Site]:
     for path, module in model.named_modules():
         if not is_linear(module):
             continue
-        name = first_path.setdefault(id(module.weight), canonical(path))
+        name = first_path.setdefault(weight_key(module), canonical(path))
         hooks.append(module.register_forward_pre_hook(_recorder(name, found), with_kwargs=True))
     training = model.training
     try:
@@ -101,8 +101,16 @@ def canonical(path: str) -> str:
 
 
 def is_linear(module: torch.nn.Module) -> bool:
-    """Whether ``module`` is a site of plans."""
-    return isinstance(module, torch.nn.Linear) or getattr(module, "is_octavo_linear", False)
+    """Whether ``module`` is a site of plans: octavo's, or a ``torch.nn.Linear`` without a forward of its own."""
+    if getattr(module, "is_octavo_linear", False):
+        return True
+    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
+
+
+def weight_key(module: torch.nn.Module) -> int:
+    """The same for layers that share their weight, as long as these live. A weight that is computed anew whenever it is
+    read (``torch.nn.utils.parametrizations``) is the module's own."""
+    return id(module._parameters.get("weight", module))
 
 
 def _recorder(path: str, found: dict[str, Site]) -> Callable[..., None]:
