@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from octavo.ops.dispatch.plan import canonical, is_linear
+from octavo.ops.dispatch.plan import canonical, is_linear, weight_key
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class RecentRows:
         first_path: dict[int, str] = {}
         for path, module in model.named_modules():
             if is_linear(module):
-                site = first_path.setdefault(id(module.weight), canonical(path))
+                site = first_path.setdefault(weight_key(module), canonical(path))
                 kept = self._recent.setdefault(site, deque(maxlen=batches))
                 self._hooks.append(module.register_forward_pre_hook(self._hook(kept), with_kwargs=True))
         if not self._recent:

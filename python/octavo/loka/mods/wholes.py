@@ -117,4 +117,4 @@ def _uses(code: CodeType, name: str) -> list[dis.Instruction]:
 
 
 def _is_call(one: dis.Instruction) -> bool:
-    return one.opname == "LOAD_METHOD" or one.argrepr.endswith("NULL|self")
+    return one.opname == "LOAD_METHOD" or "NULL|self" in one.argrepr  # 3.11; later
