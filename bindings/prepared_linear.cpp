@@ -228,7 +228,7 @@ PyObject* serve_arguments(PyObject* object, PyObject* const* args, Py_ssize_t co
         is_vector(torch, self.norm_bias, e.norm_bias, n);
     if (same && (residual == Py_None || torch.is_plain(residual)) && (out == Py_None || torch.is_plain(out)) &&
         !(torch.grad_enabled() &&
-          any_requires_grad(torch, {x, args[1], bias, self.norm_weight, self.norm_bias, residual})))
+          any_requires_grad(torch, {x, args[1], bias, self.norm_weight, self.norm_bias, residual, out})))
       if (PyObject* y = serve(self, x, out, residual)) return y;
     Py_RETURN_NOTIMPLEMENTED;
   });

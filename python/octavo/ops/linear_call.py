@@ -11,6 +11,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
+from octavo.ops.output_checks import expect_writable
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import QuantizedTensor, as_rows
 
@@ -67,8 +68,9 @@ def check(
     if out is not None:
         if out_dtype is not None and out.dtype != out_dtype:
             raise TypeError(f"out: is {out.dtype} but out_dtype is {out_dtype}")
-        if out.dim() > 1 and not (out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1)):
+        if not (out.is_contiguous() or (out.dim() <= 2 and out.stride(-1) == 1)):
             raise ValueError("out: rows must be contiguous; pass a contiguous tensor or a row slice of one")
+        expect_writable("out", out)
     for name, tensor in [("x", x), *vectors, ("residual", residual), ("out", out)]:
         if tensor is not None and tensor.device != w.device:
             raise ValueError(f"{name}: is on {tensor.device} but the weight is on {w.device}; move one with .to()")

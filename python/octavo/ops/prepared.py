@@ -76,7 +76,7 @@ class _Slow:
         expect_tensor("x", x, (layer.x_dtype,))
         check(x, self.w, None, None, None, residual, layer.y_dtype, out)
         if torch.is_grad_enabled():
-            named = [("x", x), ("residual", residual), ("out", out), *(("the layer", t) for t in self.trainable)]
+            named = [("x", x), ("residual", residual), *(("the layer", t) for t in self.trainable)]
             for name, tensor in named:
                 if tensor is not None and tensor.requires_grad:
                     raise RuntimeError(
