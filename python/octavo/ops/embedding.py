@@ -11,7 +11,7 @@ import torch
 from octavo import _core
 from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
-from octavo.ops._types import choice
+from octavo.ops._types import choice, expect_number
 from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
@@ -219,6 +219,9 @@ def bag_backward(
     batch = check_indices(len(tables), values, offsets, weights)
     choice("optimizer", optimizer, tuple(OPTIMIZERS))
     choice("rounding", rounding, ROUNDING)
+    expect_number("lr", lr)
+    expect_number("eps", eps, least=0.0)
+    expect_number("weight_decay", weight_decay)
     _check_trainable(tables, optimizer)
     if not tables.trainable:
         name = next(n for n, scale in zip(tables.names, tables.scales, strict=True) if _is_power_of_two(scale))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import cast
 
 import torch
@@ -46,6 +47,9 @@ def prepare_linear(
         raise TypeError(f"x_dtype: expected torch.float32 or torch.bfloat16, found {x_dtype}")
     if isinstance(rows, int):
         raise TypeError(f"rows: expected a sequence of numbers of rows, found {rows}; write ({rows},)")
+    for m in rows:
+        if not isinstance(m, Integral) or m < 0:
+            raise ValueError(f"rows: expected whole numbers >= 0, found {m!r}")
     example = torch.empty((0, w.k), dtype=x_dtype, device=w.device)
     check(example, w, bias, norm, activation, None, out_dtype, None)
     layer = Layer(w, bias, norm, activation, residual_before_norm, x_dtype, out_dtype or x_dtype)
