@@ -9,6 +9,7 @@
 #include "module.hpp"
 #include "octavo/dispatch.hpp"
 #include "octavo/grouped.hpp"
+#include "octavo/threading.hpp"
 
 namespace octavo::bindings {
 
@@ -69,7 +70,8 @@ bool resolve(PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residua
       !as_matrix(tx, k, args.x))
     return false;
   const std::int64_t m = args.x.rows;
-  if (self.generation != g_generation || self.version != torch.version(self.codes)) return false;
+  if (self.generation != g_generation || self.threads != threads() || self.version != torch.version(self.codes))
+    return false;
   KernelInfo* kernel = self.kernels[residual != Py_None][static_cast<std::size_t>(m_bucket(m))];
   if (kernel == nullptr || (kernel->accepts && !kernel->accepts(m, n, k))) return false;
 
@@ -226,7 +228,7 @@ PyObject* serve_arguments(PyObject* object, PyObject* const* args, Py_ssize_t co
         is_vector(torch, self.norm_bias, e.norm_bias, n);
     if (same && (residual == Py_None || torch.is_plain(residual)) && (out == Py_None || torch.is_plain(out)) &&
         !(torch.grad_enabled() &&
-          any_requires_grad(torch, {x, args[1], bias, self.norm_weight, self.norm_bias, residual})))
+          any_requires_grad(torch, {x, args[1], bias, self.norm_weight, self.norm_bias, residual, out})))
       if (PyObject* y = serve(self, x, out, residual)) return y;
     Py_RETURN_NOTIMPLEMENTED;
   });
@@ -271,6 +273,7 @@ py::object prepare(const py::object& weight, const py::object& codes, const Epil
   self.y_type = y_is_f32 ? kDlF32 : kDlBf16;
   self.version = torch.version(codes.ptr());
   self.generation = g_generation;
+  self.threads = threads();
   self.weight_object = own(weight);
   self.codes = own(codes);
   self.vectors = own(vectors);
@@ -321,14 +324,16 @@ PreparedLinear& checked(const py::object& object) {
   return self_of(object.ptr());
 }
 
-// From now on `weight`; kernels are chosen anew in a new generation of them.
+// From now on `weight`; kernels are chosen anew in a new generation of them, and for another number of threads.
 void refresh(const py::object& object, const py::object& weight) {
   PreparedLinear& self = checked(object);
   self.weight = &weight.cast<const PackedWeight&>();
   Py_SETREF(self.weight_object, py::object(weight).release().ptr());
   self.version = Torch::instance().version(self.codes);
-  if (self.generation == g_generation) return;
+  const int now = threads();
+  if (self.generation == g_generation && self.threads == now) return;
   self.generation = g_generation;
+  self.threads = now;
   for (auto& row : self.kernels) row.fill(nullptr);
 }
 

@@ -21,6 +21,7 @@ struct PreparedLinear {
   DlType x_type, y_type;
   std::int64_t version;                                         // of codes, when the weight's layouts were made
   std::uint64_t generation;                                     // of the choice of kernels
+  int threads;                                                  // that the choice was made for
   std::array<std::array<KernelInfo*, kRowBuckets>, 2> kernels;  // [with residual][bucket of M]; nullptr: not chosen yet
 
   // Owned.
@@ -34,7 +35,7 @@ struct PreparedLinear {
   PyObject* slow;  // slow(self, x, out, residual): checks, chooses, raises; None: the call gives NotImplemented
 };
 
-// Kernels chosen in an older generation are chosen anew.
+// Kernels chosen in an older generation, or for another number of threads, are chosen anew.
 std::uint64_t generation();
 
 // A call of a prepared layer that a plain launch serves. kernel: nullptr when there is nothing to compute.

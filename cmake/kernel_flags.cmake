@@ -19,9 +19,10 @@ foreach(format e4m3 e5m2 int8)
                               PROPERTIES COMPILE_OPTIONS "-mavx512vbmi;-ffp-contract=off")
 endforeach()
 
-# Rounding of activations and of updated rows, as in the quantizers, and the epilogue, whose copies for numbers and codes
-# give the same bits: never contracted.
+# Rounding of activations, of gradients and of updated rows, as in the quantizers, and the epilogue, whose copies for
+# numbers and codes give the same bits: never contracted.
 set_source_files_properties(cpp/src/cpu/generic/linear_rows.cpp cpp/src/cpu/generic/linear_epilogue.cpp
+                            cpp/src/cpu/generic/linear_backward.cpp
                             cpp/src/cpu/generic/bag_backward.cpp cpp/src/cpu/avx512/bag_backward.cpp
                             PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 set_source_files_properties(cpp/src/cpu/avx512/pairwise_dots_bf16.cpp

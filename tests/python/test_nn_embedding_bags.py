@@ -240,6 +240,20 @@ def test_initial_values_are_reproducible() -> None:
     assert _rows(a)[0].abs().max() <= (1 / 30) ** 0.5
 
 
+@pytest.mark.parametrize("kind", [nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam])
+def test_rates_are_finite_and_not_negative(kind) -> None:
+    for name, value in (("lr", float("nan")), ("lr", -1.0), ("weight_decay", float("inf")), ("eps", -1.0)):
+        if name == "eps" and kind is nn.SGD:
+            continue
+        with pytest.raises(ValueError, match=f"{name}: expected a finite number >= 0, found {value}"):
+            kind(**({"lr": 0.1} | {name: value}))
+    with pytest.raises(TypeError, match="lr: expected a number, found '0.1'"):
+        kind("0.1")
+    module = _module(kind(0.1))
+    with pytest.raises(ValueError, match="lr: expected a finite number >= 0, found nan"):
+        module.lr = float("nan")
+
+
 def test_bad_arguments_name_themselves() -> None:
     with pytest.raises(ValueError, match="tables: expected at least one"):
         nn.EmbeddingBags([])

@@ -180,6 +180,29 @@ def test_a_registered_kernel_is_qualified_chosen_run_and_counted() -> None:
         kernels.new_generation()
 
 
+def test_another_number_of_threads_is_another_choice() -> None:
+    problem, before = Problem("linear", 9, 23, 37, out_dtype="bfloat16", numerics="bf16"), torch.get_num_threads()
+    torchs = kernels.by_name("torch.cpu.linear.bf16")
+    choose(problem)  # qualifies
+    x, w = torch.randn(9, 37), pack_as(torch.randn(23, 37), "bf16")
+    prepared = ops.prepare_linear(w, out_dtype=torch.bfloat16)
+    try:
+        for threads, us in ((before, 90.0), (before + 1, 7.0)):
+            torch.set_num_threads(threads)
+            _all_cost(problem, 50.0)
+            _record(torchs.name, problem, us)
+        for threads in (before, before + 1, before):
+            torch.set_num_threads(threads)
+            for call in (prepared, lambda x: ops.linear(x, w, out_dtype=torch.bfloat16)):
+                for _ in range(2):
+                    calls = torchs.calls
+                    call(x)
+                    assert torchs.calls - calls == (threads != before)
+    finally:
+        torch.set_num_threads(before)
+        kernels.new_generation()
+
+
 def test_a_wrong_kernel_is_quarantined_once_and_the_next_one_runs() -> None:
     name, _ = _register_product("bf16", wrong=0.5)
     problem = Problem("linear", 9, 16, 24, numerics="bf16")

@@ -286,6 +286,10 @@ BAD = [
     (dict(grad=torch.ones(2, 5)), ValueError, r"grad: shape \[2, 5\]; expected \[2, 4\]"),
     (dict(values=torch.tensor([0, 1, 5])), IndexError, r"table '0', bag 1: row index 5 at position 2"),
     (dict(offsets=torch.tensor([0, 3, 2])), ValueError, "offsets: must never decrease"),
+    (dict(lr=float("nan")), ValueError, "lr: expected a finite number, found nan"),
+    (dict(lr="a"), TypeError, "lr: expected a number, found 'a'"),
+    (dict(eps=-1.0), ValueError, "eps: expected a finite number >= 0, found -1.0"),
+    (dict(weight_decay=float("inf")), ValueError, "weight_decay: expected a finite number, found inf"),
     (dict(grad_weights=torch.zeros(2)), ValueError, r"grad_weights: expected one per value \(3\), found 2"),
 ]
 
@@ -295,9 +299,40 @@ def test_bad_arguments_name_themselves_and_nothing_is_written(isa, change, error
     for kernel in _kernels():
         rows, states = torch.ones(5, 4), [s.clone() for s in change.get("states", [])] or None
         given = dict(values=torch.tensor([0, 1, 2]), offsets=torch.tensor([0, 2, 3]), grad=torch.ones(2, 4),
-                     optimizer="sgd")  # fmt: skip
+                     optimizer="sgd", lr=0.1)  # fmt: skip
         given |= {k: v for k, v in change.items() if k != "states"}
         with pytest.raises(error, match=message):
-            bag_backward(TableSet([rows], states=states), weights=None, lr=0.1, kernel=kernel, **given)
+            bag_backward(TableSet([rows], states=states), weights=None, kernel=kernel, **given)
         assert bool((rows == 1).all())
         assert states is None or all(torch.equal(a, b) for a, b in zip(states, change["states"], strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_row_trained_beyond_what_fp32_spans_stays_finite(isa, dtype) -> None:
+    start = torch.zeros(1, 20)
+    grad = torch.zeros(1, 20)
+    grad[0, 3], grad[0, 5] = 3e38, -3e38
+    for kernel in _kernels():
+        codes, scale = encode_rows(start, dtype)
+        bag_backward(table_set([(codes, scale)], [20], dtype), torch.tensor([0]), torch.tensor([0, 1]), None, grad,
+                     "sgd", 1.0, kernel=kernel, rounding="nearest")  # fmt: skip
+        y = decoded(codes, scale, dtype, 20)
+        assert torch.allclose(y[0, [3, 5]], torch.tensor([-1.7e38, 1.7e38]), rtol=1e-5), kernel.name
+        again, again_scale = encode_rows(-grad, dtype)
+        assert torch.equal(codes, again)
+        assert torch.equal(scale, again_scale)
+
+
+def test_rows_and_scales_that_overlap_do_not_train() -> None:
+    values, offsets, grad = torch.tensor([1, 2]), torch.tensor([0, 1, 2]), torch.ones(2, 4)
+    shared = torch.zeros(1, 4).expand(5, 4)
+    codes, scale = encode_rows(torch.zeros(5, 4), "int8")
+    assert scale is not None
+    for tables, part in (
+        (TableSet([shared], states=[torch.zeros(5)]), "rows"),
+        (TableSet([codes], [torch.zeros(1, 2).expand(5, 2)], states=[torch.zeros(5)]), "scales"),
+    ):
+        with pytest.raises(ValueError, match=f"table '0': its {part} overlap in memory, .*use .contiguous"):
+            bag_backward(tables, values, offsets, None, grad, "row_wise_adagrad", 0.1)
+        bag_backward(tables, values, offsets, None, grad, "none", 0.1)
+    assert bool((shared == 0).all())

@@ -210,6 +210,12 @@ def test_bad_arguments_name_themselves(change, error, message) -> None:
 def test_bad_norms_and_weights() -> None:
     with pytest.raises(ValueError, match="norm.kind: found 'batch'"):
         ops.Norm("batch")
+    with pytest.raises(TypeError, match="norm.eps: expected a number, found 'a'"):
+        ops.Norm("layer", eps="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="norm.eps: expected a finite number >= 0, found nan"):
+        ops.Norm("layer", eps=float("nan"))
+    with pytest.raises(ValueError, match=r"norm.block: expected a positive whole number of columns, found 1.5"):
+        ops.Norm("block", block=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="block norm has no parameters"):
         ops.Norm("block", torch.ones(4))
     with pytest.raises(ValueError, match="norm.bias: RMS norm has no bias"):

@@ -245,3 +245,15 @@ def test_weights_of_traced_calls_die_with_their_codes() -> None:
         del w
     gc.collect()
     assert len(_weights) == kept
+
+
+@pytest.mark.parametrize("numerics", ["e4m3_row", "int8_dynamic"])
+def test_gradients_are_rounded_as_the_quantizers_round(isa, numerics) -> None:
+    n = 96
+    w, g = pack_as(torch.eye(n), numerics), torch.Generator().manual_seed(4)
+    grad = torch.randn(50, n, generator=g) * torch.exp2(torch.randint(-20, 1, (50, n), generator=g))
+    expected = backward_checks.grad_input_reference(grad, w, numerics)
+    for kernel in _core.kernels():
+        if kernel.op == _core.Op.linear_grad_input and kernel.numerics.name == numerics and kernel.supported:
+            y = run_grad_input(kernel, grad, w, torch.float32).double()
+            assert bool(((y - expected).abs() <= 1e-5 * expected.abs()).all()), kernel.name

@@ -150,6 +150,9 @@ def test_what_preparing_refuses() -> None:
         ops.prepare_linear(w, activation="tanh")
     with pytest.raises(ValueError, match="vectors must be contiguous"):
         ops.prepare_linear(w, torch.zeros(N, 2)[:, 0])
+    for rows, found in (((-1,), "-1"), ((4, 1.5), "1.5"), ("a", "'a'")):
+        with pytest.raises(ValueError, match=f"rows: expected whole numbers >= 0, found {found}"):
+            ops.prepare_linear(w, rows=rows)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="cannot create"):
         ops.PreparedLinear()
 

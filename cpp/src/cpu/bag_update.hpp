@@ -32,14 +32,20 @@ inline std::int64_t state_width(Optimizer kind, std::int64_t dim) {
 }
 
 // INT8 and INT4: code = (x - bias) * multiplier, x = code * scale + bias, codes from 0 to `largest`. Of the finite
-// numbers of a row; none: low > high.
+// numbers of a row, from `low` to `high`; none: low > high. These may be clamped: 255 * scale overflows where a row
+// spans more than FP32 reaches.
 struct AffineScale {
   float scale, bias, multiplier;
 };
 
-inline AffineScale affine_scale(float low, float high, float largest) {
+inline AffineScale affine_scale(float& low, float& high, float largest) {
   if (!(low <= high)) return {0.0f, 0.0f, 0.0f};
-  const float scale = high / largest - low / largest;  // high - low may overflow
+  constexpr float kReach = 1.7e38f;  // twice that is finite, and left so by rounding
+  if (high / 2 - low / 2 > kReach) {
+    low = low < -kReach ? -kReach : low;
+    high = high > kReach ? kReach : high;
+  }
+  const float scale = high / largest - low / largest;
   constexpr float kSmallest = 0x1p-126f;
   return {scale, low, scale > 0.0f ? 1.0f / (scale < kSmallest ? kSmallest : scale) : 0.0f};
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.ops._types import expect_number
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -14,6 +16,9 @@ class SGD:
     kind = "sgd"
     eps = 0.0
     betas = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Adagrad:
     kind = "adagrad"
     betas = (0.0, 0.0)
 
+    def __post_init__(self) -> None:
+        _check_rates(self)
+
 
 @dataclass(frozen=True)
 class RowWiseAdagrad:
@@ -42,6 +50,9 @@ class RowWiseAdagrad:
     weight_decay: float = 0.0
     kind = "row_wise_adagrad"
     betas = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        _check_rates(self)
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,15 @@ class Adam:
     kind = "adam"
 
     def __post_init__(self) -> None:
+        _check_rates(self)
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"betas: found {self.betas}, expected two numbers in [0, 1)")
+
+
+def _check_rates(optimizer: Optimizer) -> None:
+    """Raise TypeError or ValueError for a rate that is no number, not finite or below zero."""
+    for name in ("lr", "eps", "weight_decay"):
+        expect_number(name, getattr(optimizer, name), least=0.0)
 
 
 Optimizer = SGD | Adagrad | RowWiseAdagrad | Adam

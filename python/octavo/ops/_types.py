@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from octavo import _core
@@ -42,6 +44,15 @@ def expect_tensor(
     if value.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{argument}: is on {value.device}; octavo runs on cpu and cuda, move it with .to()")
     return value
+
+
+def expect_number(argument: str, value: object, least: float | None = None) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a finite number, and at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{argument}: expected a number, found {value!r}")
+    if not math.isfinite(value) or (least is not None and value < least):
+        bound = "" if least is None else f" >= {least:g}"
+        raise ValueError(f"{argument}: expected a finite number{bound}, found {value}")
 
 
 def device_of(tensor: torch.Tensor) -> _core.Device:

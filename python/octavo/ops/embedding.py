@@ -11,7 +11,8 @@ import torch
 from octavo import _core
 from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
-from octavo.ops._types import choice
+from octavo.ops._types import choice, expect_number
+from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
 BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
@@ -82,7 +83,7 @@ class TableSet:
             )  # fmt: skip
         self.core = _core.TableSet(core)
         self.dims = sum(self.widths)
-        self.fits: set[str] = set()  # optimizers whose states these are
+        self.fits: set[str] = set()  # optimizers that may train these
         self.trainable = not any(map(_is_power_of_two, self.scales))
 
     def __len__(self) -> int:
@@ -218,7 +219,10 @@ def bag_backward(
     batch = check_indices(len(tables), values, offsets, weights)
     choice("optimizer", optimizer, tuple(OPTIMIZERS))
     choice("rounding", rounding, ROUNDING)
-    _check_states(tables, optimizer)
+    expect_number("lr", lr)
+    expect_number("eps", eps, least=0.0)
+    expect_number("weight_decay", weight_decay)
+    _check_trainable(tables, optimizer)
     if not tables.trainable:
         name = next(n for n, scale in zip(tables.names, tables.scales, strict=True) if _is_power_of_two(scale))
         raise TypeError(f"table '{name}': its rows do not train; their scales are powers of two: keep them in FP32")
@@ -267,7 +271,8 @@ OPTIMIZERS = {
 ROUNDING = ("stochastic", "nearest")
 
 
-def _check_states(tables: TableSet, optimizer: str) -> None:
+def _check_trainable(tables: TableSet, optimizer: str) -> None:
+    """Raise ValueError for rows or scales that overlap, and for states that are not the optimizer's."""
     if optimizer in tables.fits:
         return
     shape = OPTIMIZERS[optimizer].state
@@ -277,6 +282,14 @@ def _check_states(tables: TableSet, optimizer: str) -> None:
             if state is None or tuple(state.shape) != wanted:
                 found = "none" if state is None else f"shape {list(state.shape)}"
                 raise ValueError(f"state of table '{name}': {optimizer} needs float32 {list(wanted)}, found {found}")
+    if optimizer != "none":
+        for name, rows, scale in zip(tables.names, tables.rows, tables.scales, strict=True):
+            for part, tensor in (("rows", rows), ("scales", scale)):
+                if tensor is not None and not is_apart(tensor):
+                    raise ValueError(
+                        f"table '{name}': its {part} overlap in memory, strides {list(tensor.stride())} of shape "
+                        f"{list(tensor.shape)}, and cannot train; use .contiguous()"
+                    )
     tables.fits.add(optimizer)
 
 
@@ -302,11 +315,10 @@ def check_out(out: torch.Tensor, shape: list[int], dtype: torch.dtype) -> None:
         kind = str(out.dtype) if isinstance(out, torch.Tensor) else type(out).__name__
         raise TypeError(f"out: expected a {dtype} tensor, found {kind}; pass out_dtype to get another type")
     fits = list(out.shape) == shape and out.is_cpu
-    if not fits or (shape[1] > 1 and out.stride(1) != 1) or (shape[0] > 1 and out.stride(0) < shape[1]):
+    if not fits or (shape[1] > 1 and out.stride(1) != 1):
         found = f"{list(out.shape)} on {out.device}, strides {list(out.stride())}"
-        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, rows apart, found {found}")
-    if out.requires_grad:
-        raise ValueError("out: requires gradients, which do not flow through it; pass out.detach()")
+        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, found {found}")
+    expect_writable("out", out)
 
 
 def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from octavo.ops._types import ACTIVATIONS, NORMS, choice, expect_tensor
+from octavo.ops._types import ACTIVATIONS, NORMS, choice, expect_number, expect_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,9 @@ class Norm:
             raise ValueError("norm: block norm has no parameters; leave weight and bias out")
         if self.kind in ("rms", "swish_rms") and self.bias is not None:
             raise ValueError("norm.bias: RMS norm has no bias; leave it out")
-        if not self.eps >= 0:
-            raise ValueError(f"norm.eps: expected a number >= 0, found {self.eps}")
-        if self.block <= 0:
-            raise ValueError(f"norm.block: expected a positive number of columns, found {self.block}")
+        expect_number("norm.eps", self.eps, least=0.0)
+        if not isinstance(self.block, int) or self.block <= 0:
+            raise ValueError(f"norm.block: expected a positive whole number of columns, found {self.block!r}")
         for name, value in (("norm.weight", self.weight), ("norm.bias", self.bias)):
             if value is not None:
                 expect_tensor(name, value, (torch.float32,), 1)

@@ -11,6 +11,7 @@ from octavo import _core
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear import linear
 from octavo.ops.linear_call import layer_for, run
+from octavo.ops.output_checks import expect_distinct
 from octavo.ops.packing import PackedWeight
 
 
@@ -64,10 +65,12 @@ class PreparedGroup:
     def __call__(
         self, xs: Sequence[torch.Tensor], outs: Sequence[torch.Tensor | None] | None = None
     ) -> list[torch.Tensor]:
-        """Results in the order of the layers. ``outs``: tensors to write to, or None, one for each."""
+        """Results in the order of the layers. ``outs``: tensors to write to, all different, or None, one for each."""
         for name, values in (("xs", xs), ("outs", outs)):
             if values is not None and len(values) != len(self.layers):
                 raise ValueError(f"{name}: expected one per layer ({len(self.layers)}), found {len(values)}")
+        if outs is not None:
+            expect_distinct("outs", outs)
         found: list[Any] = _core.serve_group(self.layers, xs, outs)
         for i, y in enumerate(found):
             if y is NotImplemented:  # its kernel is not chosen yet, or is another library's

@@ -1,7 +1,7 @@
 """The Python side of the one table of kernels: which may run, how other libraries' rows are run, when to forget.
 
 Every memo of a chosen kernel holds the ``generation`` it was made in; quarantining a kernel or forcing another
-instruction set starts a new one.
+instruction set starts a new one. Where costs decided it also holds the number of threads they were for.
 """
 
 from __future__ import annotations

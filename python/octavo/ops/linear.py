@@ -72,7 +72,8 @@ def linear(
         activation: ``relu | silu | gelu | hardswish | sigmoid``.
         residual: [..., N] float32 or bfloat16.
         out_dtype: float32 or bfloat16; x's dtype by default, float32 for a quantized x.
-        out: [..., N] tensor to write to (contiguous rows); returned. Not with gradients.
+        out: [..., N] tensor to write to (contiguous rows that do not overlap); returned. Not with
+            gradients, its own included.
         out_format: ``e4m3`` or ``int8``: return a QuantizedTensor with row scaling, code for code and scale for scale
             what :func:`octavo.ops.quantize` makes of the float32 output, which is never stored. Layers can so be
             chained in eight bits.

@@ -178,7 +178,7 @@ def _kernel_for(
     op: _core.Op, m: int, n: int, k: int, in_dtype: torch.dtype, out_dtype: torch.dtype, numerics: str | None
 ) -> _core.Kernel:
     """The fastest qualified kernel of ``op`` and class for m rows, chosen once."""
-    key = (kernels.generation, op, m, n, k, in_dtype, out_dtype, numerics)
+    key = (kernels.generation, _core.threads(), op, m, n, k, in_dtype, out_dtype, numerics)
     kernel = _chosen.get(key)
     if kernel is None:
         from octavo.ops.dispatch.choice import choose  # dispatch measures by running operators

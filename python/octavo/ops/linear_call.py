@@ -11,6 +11,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
+from octavo.ops.output_checks import expect_writable
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import QuantizedTensor, as_rows
 
@@ -67,8 +68,9 @@ def check(
     if out is not None:
         if out_dtype is not None and out.dtype != out_dtype:
             raise TypeError(f"out: is {out.dtype} but out_dtype is {out_dtype}")
-        if out.dim() > 1 and not (out.is_contiguous() or (out.dim() == 2 and out.stride(1) == 1)):
+        if not (out.is_contiguous() or (out.dim() <= 2 and out.stride(-1) == 1)):
             raise ValueError("out: rows must be contiguous; pass a contiguous tensor or a row slice of one")
+        expect_writable("out", out)
     for name, tensor in [("x", x), *vectors, ("residual", residual), ("out", out)]:
         if tensor is not None and tensor.device != w.device:
             raise ValueError(f"{name}: is on {tensor.device} but the weight is on {w.device}; move one with .to()")
@@ -259,9 +261,9 @@ class Layer:
         self.epilogue, self.vectors = epilogue_of(bias, norm, activation)
         self.core = w.core()
         self.codes = w.codes
-        self.generation = kernels.generation
+        self.generation, self.threads = kernels.generation, _core.threads()
         self.prepared: _core.PreparedLinear | None = None
-        self._chosen: dict[tuple[int, bool], _core.Kernel] = {}
+        self._chosen: dict[tuple[int, int, bool], _core.Kernel] = {}
 
     def prepare(
         self, trainable: tuple[torch.Tensor, ...] = (), slow: Callable[..., torch.Tensor] | None = None
@@ -276,25 +278,26 @@ class Layer:
         return prepared
 
     def kernel_for(self, w: PackedWeight, m: int, with_residual: bool) -> _core.Kernel:
-        """The kernel that serves m rows, chosen once."""
-        kernel = self.kernel or self._chosen.get((m, with_residual))
+        """The kernel that serves m rows on so many threads, chosen once."""
+        key = (self.threads, m, with_residual)
+        kernel = self.kernel or self._chosen.get(key)
         if kernel is None:
             where = None if not with_residual else "before" if self.before else "after"
             words = describe(self.vectors[0] is not None, self.norm.kind if self.norm else None, self.activation, where)
             kernel = _kernel_for(w, m, self.x_dtype, self.y_dtype, words)
             if len(self._chosen) >= 1024:
                 self._chosen.clear()
-            self._chosen[m, with_residual] = kernel
+            self._chosen[key] = kernel
         return kernel
 
     def follow(self, w: PackedWeight, prepared: _core.PreparedLinear | None) -> None:
         """Take up that the weight has other codes, or that other kernels may be chosen."""
-        core = w.core()
-        if core is self.core and self.generation == kernels.generation:
+        core, threads = w.core(), _core.threads()
+        if core is self.core and self.generation == kernels.generation and self.threads == threads:
             return
         if self.generation != kernels.generation:
             self._chosen.clear()
-        self.core, self.generation = core, kernels.generation
+        self.core, self.generation, self.threads = core, kernels.generation, threads
         if prepared is not None:
             _core.refresh_prepared(prepared, core)
 

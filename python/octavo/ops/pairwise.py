@@ -11,6 +11,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice, expect_tensor
+from octavo.ops.output_checks import expect_writable
 
 PAIRS = ("all", "lower", "upper")
 CLASSES = ("fp32", "bf16")
@@ -39,8 +40,8 @@ def pairwise_dots(
             strict triangle in row-major order, as ``torch.tril_indices(F, F, -1)`` or ``triu_indices(F, F, 1)`` lists.
         numerics: ``fp32``, or ``bf16``: operands rounded to BF16, sums in FP32. By default the one of x's dtype.
         out_dtype: float32 or bfloat16; x's dtype by default.
-        out: tensor to write to, last dimension contiguous: a column slice of a larger [B, ...] will do. Not with
-            gradients.
+        out: tensor to write to, last dimension contiguous: a column slice of a larger [B, ...] will do, an
+            expanded tensor will not. Not with gradients.
 
     Gradients run on the same kernels in the same class. Results do not depend on the number of threads.
     Raises TypeError or ValueError that names the argument.
@@ -132,6 +133,7 @@ def _check_out(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None, pairs
         raise TypeError(f"out: is {out.dtype} but out_dtype is {out_dtype}")
     if out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError("out: its last dimension must be contiguous; pass a contiguous tensor or a slice of one")
+    expect_writable("out", out)
 
 
 class _TracedPairwise(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import cast
 
 import torch
@@ -46,6 +47,9 @@ def prepare_linear(
         raise TypeError(f"x_dtype: expected torch.float32 or torch.bfloat16, found {x_dtype}")
     if isinstance(rows, int):
         raise TypeError(f"rows: expected a sequence of numbers of rows, found {rows}; write ({rows},)")
+    for m in rows:
+        if not isinstance(m, Integral) or m < 0:
+            raise ValueError(f"rows: expected whole numbers >= 0, found {m!r}")
     example = torch.empty((0, w.k), dtype=x_dtype, device=w.device)
     check(example, w, bias, norm, activation, None, out_dtype, None)
     layer = Layer(w, bias, norm, activation, residual_before_norm, x_dtype, out_dtype or x_dtype)
@@ -76,7 +80,7 @@ class _Slow:
         expect_tensor("x", x, (layer.x_dtype,))
         check(x, self.w, None, None, None, residual, layer.y_dtype, out)
         if torch.is_grad_enabled():
-            named = [("x", x), ("residual", residual), ("out", out), *(("the layer", t) for t in self.trainable)]
+            named = [("x", x), ("residual", residual), *(("the layer", t) for t in self.trainable)]
             for name, tensor in named:
                 if tensor is not None and tensor.requires_grad:
                     raise RuntimeError(

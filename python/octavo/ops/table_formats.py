@@ -31,6 +31,7 @@ FORMATS = {
 PLACES = ("separate", "in_row", "power_of_two")
 POWER_OF_TWO = torch.float8_e8m0fnu
 _LINE = 64
+_REACH = 1.7e38  # twice that is finite in FP32, and left so by rounding
 
 
 def stored_columns(dtype: str, dim: int) -> int:
@@ -50,7 +51,8 @@ def encode_rows(rows: torch.Tensor, dtype: str, place: str = "separate") -> tupl
     int8 and int4 are affine as FBGEMM has them: scale = (max - min) / n, bias = min, code = RNE((x - bias) * n /
     (max - min)), codes unsigned, n = 255 or 15. int4: [R, ceil(D / 2)] bytes, the even column in the low bits.
     ``place`` ``power_of_two`` (e4m3): scale float8_e8m0fnu. Infinities saturate and do not enter the scale; a row that
-    holds NaN gets scale NaN.
+    holds NaN gets scale NaN. int8 and int4 rows that span more than 3.4e38 are clamped to +-1.7e38, so that the decoded
+    values are finite.
     """
     if dtype == "e4m3":
         if place != "power_of_two":
@@ -102,7 +104,9 @@ def _encode_affine(rows: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.
     high = torch.where(finite, rows, -torch.inf).amax(1, keepdim=True)
     none = low > high  # no finite element
     low, high = low.masked_fill(none, 0.0), high.masked_fill(none, 0.0)
-    span = high / steps - low / steps  # high - low may overflow
+    wide = high / 2 - low / 2 > _REACH
+    low, high = torch.where(wide, low.clamp_min(-_REACH), low), torch.where(wide, high.clamp_max(_REACH), high)
+    span = high / steps - low / steps
     inverse = torch.where(span > 0, 1 / span.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
     scaled = (rows.clamp(low, high) - low) * inverse
     codes = scaled.nan_to_num(0.0).round_().clamp_(0, steps).to(torch.uint8)

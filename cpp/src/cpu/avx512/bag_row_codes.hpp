@@ -235,7 +235,7 @@ struct AffineRow {
       low = _mm512_mask_min_ps(low, finite, low, v);
       high = _mm512_mask_max_ps(high, finite, high, v);
     });
-    const float lowest = _mm512_reduce_min_ps(low), highest = _mm512_reduce_max_ps(high);
+    float lowest = _mm512_reduce_min_ps(low), highest = _mm512_reduce_max_ps(high);
     const AffineScale affine = affine_scale(lowest, highest, Codes::kLargest);
     *table.scale_of(row_number) = nan != 0 ? std::numeric_limits<float>::quiet_NaN() : affine.scale;  // no NaN code
     table.scale_of(row_number)[1] = affine.bias;

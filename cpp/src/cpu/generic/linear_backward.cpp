@@ -1,8 +1,8 @@
 // The products of a linear layer's gradients on FP32 units: operands rounded as the class says are exact in FP32, and
-// the one that is packed in panels is exact in BF16.
+// the one that is packed in panels is exact in BF16. Compiled with -ffp-contract=off, but for the products.
 #include "octavo/linear_backward.hpp"
 
-#include "cpu/generic/linear_panels.hpp"
+#include "cpu/generic/linear_products.hpp"
 #include "cpu/per_isa.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/memory.hpp"
@@ -82,16 +82,6 @@ void pack_columns(const PackedWeight& w, void* out) {
         }
       }
   });
-}
-
-// c [count, kPanel] = a, packed in the tile's heights, times one panel [depth, kPanel].
-void multiply_block(const float* a, std::int64_t count, std::int64_t depth, const std::uint16_t* panels, float* c) {
-  const std::int64_t stride = kPanel;
-  for (std::int64_t r = 0; r < count;) {
-    const int height = micro_height(count - r);
-    multiply(height, a + r * depth, panels, depth, c + r * stride, stride, false);
-    r += height;
-  }
 }
 
 template <Numerics numerics>

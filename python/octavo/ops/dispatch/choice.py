@@ -75,7 +75,9 @@ def counters() -> dict[str, int]:
 
 def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.dtype, epilogue: str) -> _core.Kernel:
     """The kernel that serves a packed weight on m rows: the one its plan prefers, else the fastest of its class."""
-    key = (kernels.generation, m, w.n, w.k, x_dtype, out_dtype, epilogue, w.device.type, w.numerics)
+    key = (
+        kernels.generation, _core.threads(), m, w.n, w.k, x_dtype, out_dtype, epilogue, w.device.type, w.numerics
+    )  # fmt: skip
     if not w.preferred and key in _chosen:  # training packs a new weight each step
         return _chosen[key]
     x_name, out_name = str(x_dtype).removeprefix("torch."), str(out_dtype).removeprefix("torch.")
