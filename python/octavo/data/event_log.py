@@ -109,13 +109,14 @@ class EventLog:
     ) -> Iterator[Batch]:
         """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last.
 
-        ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at
-        ``observed_until``. Raises :class:`DataError` for a time after ``observed_until``, and for events after it.
+        ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at ``observed_until``,
+        where open windows are not known and outcomes without a window are as the log has them. Raises :class:`DataError` for a time after ``observed_until``, and for events after it.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         begin, end = self._span(start, stop)
-        return self._batches(batch_size, begin, end, self._moment(as_of))
+        self._expect_observed(as_of)
+        return self._batches(batch_size, begin, end, as_of)
 
     def read(self, start: int = 0, stop: int | None = None, as_of: int | None = None) -> Batch:
         """Positions ``start`` to ``stop`` (exclusive) as one batch; ``as_of`` as for :meth:`batches`."""
@@ -129,7 +130,8 @@ class EventLog:
 
     def encode(self, table: pa.Table, as_of: int | None = None) -> Batch:
         """Events of this log, raw, as one batch; ``as_of`` as for :meth:`batches`."""
-        return encode_table(self.schema, table, str(self.path), self._moment(as_of))
+        self._expect_observed(as_of)
+        return encode_table(self.schema, table, str(self.path), as_of, self.observed_until)
 
     def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """Raw columns, those outside the schema included (a demo log keeps the true probability in ``_p_true``)."""
@@ -140,17 +142,11 @@ class EventLog:
         with self._open(self.files[0], names) as parquet:
             return parquet.schema_arrow.empty_table().select(list(names))
 
-    def _moment(self, as_of: int | None) -> int | None:
-        """When labels are asked for. Where the log says when it was collected, open windows are not known; outcomes
-        without a window are as it has them."""
-        if as_of is None:
-            windowed = any(label.windows for label in self.schema.labels)
-            return self.observed_until if windowed else None
-        if self.observed_until is not None and as_of > self.observed_until:
+    def _expect_observed(self, as_of: int | None) -> None:
+        if as_of is not None and self.observed_until is not None and as_of > self.observed_until:
             raise DataError(
                 f"{self.path}: as_of={as_of}: the log was collected at {self.observed_until} ms and knows nothing later"
             )
-        return as_of
 
     def _batches(self, batch_size: int, begin: int, end: int, as_of: int | None) -> Iterator[Batch]:
         waiting: list[pa.Table] = []
@@ -162,12 +158,12 @@ class EventLog:
                 continue
             joined = pa.concat_tables(waiting)
             whole = held - held % batch_size
-            encoded = encode_table(self.schema, joined.slice(0, whole), where, as_of)
+            encoded = encode_table(self.schema, joined.slice(0, whole), where, as_of, self.observed_until)
             for first in range(0, whole, batch_size):
                 yield encoded.rows(first, first + batch_size)
             waiting, held = [joined.slice(whole)], held - whole
         if held:
-            yield encode_table(self.schema, pa.concat_tables(waiting), where, as_of)
+            yield encode_table(self.schema, pa.concat_tables(waiting), where, as_of, self.observed_until)
 
     def _span(self, start: int, stop: int | None) -> tuple[int, int]:
         end = len(self) if stop is None else stop
