@@ -288,8 +288,8 @@ class Trainer:
             late = next((lane.position for lane in self._lanes if lane.heads == tasks), 0)
             first = self.position if held is None else late - len(batch)
             raise TrainingError(
-                f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
-                f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
+                f"loss is {value} on events {first} to {first + len(batch) - 1}; checkpoints may hold the update that "
+                "diverged: start afresh (--fresh) with a lower training.optimizer.lr or with training.clip_norm"
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
         if self.epoch == 0 and not chosen.shuffle:
