@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from training_support import small_config
 
 from octavo.config import save_config
-from octavo.data import DataError, EventLog, data_root
+from octavo.data import DataError, EventLog, Label, Schema, data_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +147,14 @@ def test_a_simulated_log_is_inspected(tmp_path) -> None:
     row = next(line.replace(" ", "").split("│") for line in seen.stdout.splitlines() if "│ click " in line)
     assert row[1:5] == ["click", "3,000", f"{int(clicks.sum()):,}", f"{clicks.mean():.4f}"]
     assert "history" in seen.stdout
+
+
+def test_outcomes_that_are_nan_are_not_counted(tmp_path) -> None:
+    columns = {"time": [1, 2, 3, 4], "id": [1, 2, 3, 4], "y": [1.0, 0.0, None, float("nan")], "d": [5.0, *[None] * 3]}
+    EventLog.write(tmp_path / "log", Schema(labels=(Label("y", "d"),)), [pa.table(columns)])
+    seen = octavo("data", "inspect", "log", cwd=tmp_path)
+    row = next(line.replace(" ", "").split("│") for line in seen.stdout.splitlines() if "│ y " in line)
+    assert row[1:8] == ["y", "2", "1", "0.5000", "5", "5", "5"]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def _features(log: EventLog) -> Table:
 
 def _tasks(log: EventLog) -> Table:
     """One pass over the outcomes, a chunk at a time; delays are those of the first chunk."""
-    import pyarrow.compute as pc
+    import numpy as np
 
     table = Table(title="Tasks", title_justify="left")
     for name in ("task", "known", "true", "rate", "delay p50", "p90", "p99 (s)"):
@@ -134,11 +134,13 @@ def _tasks(log: EventLog) -> Table:
         known, true, quantiles = 0, 0.0, ["", "", ""]
         for start in range(0, len(log), _CHUNK):
             part = log.columns(names, start, min(start + _CHUNK, len(log)))
-            known += len(part) - part.column(label.task).null_count
-            true += float(pc.sum(part.column(label.task).cast("float64")).as_py() or 0)
+            outcome = part.column(label.task).cast("float64").to_numpy()  # nan: null
+            known += int((~np.isnan(outcome)).sum())
+            true += float(np.nansum(outcome))
             if label.delay is not None and start == 0:
-                late = part.column(label.delay).drop_null()
-                found = pc.quantile(late, q=[0.5, 0.9, 0.99]).to_pylist() if len(late) else []
+                late = part.column(label.delay).cast("float64").to_numpy()
+                late = late[~np.isnan(late)]
+                found = np.quantile(late, [0.5, 0.9, 0.99]) if len(late) else []
                 quantiles = [f"{value:,.0f}" for value in found] or quantiles
         table.add_row(label.task, f"{known:,}", f"{true:,.0f}", f"{true / known:.4f}" if known else "-", *quantiles)
     return table
