@@ -38,7 +38,7 @@ EVENTS = 103
 def events(count: int = EVENTS, seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     lists = [rng.integers(0, 9, rng.integers(0, 4)).tolist() for _ in range(count)]
-    click = rng.integers(0, 2, count)
+    click, unknown = rng.integers(0, 2, count), rng.random(count) < 0.2
     return pa.table(
         {
             "id": np.arange(count),
@@ -47,8 +47,8 @@ def events(count: int = EVENTS, seed: int = 0) -> pa.Table:
             "kind": pa.array(rng.integers(0, 5, count), mask=rng.random(count) < 0.2),
             "tags": pa.array(lists, pa.list_(pa.int64())),
             "recent": pa.array(lists[::-1], pa.list_(pa.int64())),
-            "click": pa.array(click, mask=rng.random(count) < 0.2),
-            "after": pa.array(rng.random(count), mask=click == 0),
+            "click": pa.array(click, mask=unknown),
+            "after": pa.array(rng.random(count), mask=unknown | (click == 0)),
             "user": rng.integers(0, 7, count),
             "_p": rng.random(count),
         }

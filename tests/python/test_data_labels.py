@@ -136,6 +136,7 @@ def test_a_known_label_never_changes_and_the_last_is_final(data) -> None:
 BAD_ROWS = [
     ((1, 60.0, 1, NONE), "column 'buy_delay': null at row 1, where 'buy' is 1"),
     ((1, 60.0, 0, 70.0), "column 'buy_delay': 70 s at row 1, where 'buy' is 0"),
+    ((1, 60.0, NONE, 70.0), "column 'buy_delay': 70 s at row 1, where 'buy' is null"),
     ((0, NONE, 1, 70.0), "'buy' is 1 at row 1, but its anchor 'click' is 0"),
     ((None, NONE, 1, 70.0), "'buy' is 1 at row 1, but its anchor 'click' is null"),
     ((1, NONE, 0, NONE), "column 'click_delay': null at row 1, where 'click' is 1"),

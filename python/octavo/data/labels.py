@@ -98,12 +98,13 @@ def _check_delays(label: Label, outcomes: Mapping[str, Floats], delays: Mapping[
     if wrong.any():
         at = int(wrong.argmax())
         raise DataError(f"{where}: column {label.delay!r}: null at row {at}, where {label.task!r} is {outcome[at]:g}")
-    wrong = (outcome == 0) & ~np.isnan(delay)
+    wrong = ~(outcome > 0) & ~np.isnan(delay)
     if wrong.any():
         at = int(wrong.argmax())
+        found = "null" if np.isnan(outcome[at]) else "0"
         raise DataError(
-            f"{where}: column {label.delay!r}: {delay[at]:g} s at row {at}, where {label.task!r} is 0; an outcome that "
-            "never came has a null delay"
+            f"{where}: column {label.delay!r}: {delay[at]:g} s at row {at}, where {label.task!r} is {found}; an "
+            "outcome that never came, or is not known, has a null delay"
         )
 
 
