@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from octavo.data.batch import Batch
+from octavo.data.column_names import expect_distinct
 from octavo.data.errors import DataError, one_line
 from octavo.data.hashing import mix_bits
 from octavo.data.labels import labels_as_of
@@ -26,12 +27,14 @@ def encode_table(
     schema: Schema, table: pa.Table, where: str = "table", as_of: int | None = None, observed_until: int | None = None
 ) -> Batch:
     """A batch of the table's rows. ``where`` names the file in errors. ``as_of`` (ms): labels and delays as they were
-    known then (:func:`octavo.data.labels.labels_as_of`); None = as they were collected at ``observed_until`` (ms; None =
-    after the last window had closed).
+    known then (:func:`octavo.data.labels.labels_as_of`); None = as they were collected at ``observed_until`` (ms), or
+    after the last window had closed.
 
-    Raises :class:`DataError` for a missing column, a column of the wrong type, a null in time, id or a dense column
-    without ``missing``, an id out of range, a value that a transform cannot take, an event after ``as_of``.
+    Raises :class:`DataError` for a column that is missing or there twice, a column of the wrong type, a null in time,
+    id or a dense column without ``missing``, an id out of range, a value that a transform cannot take, an event after
+    ``as_of``.
     """
+    expect_distinct(table.column_names, where)
     absent = [name for name in schema.columns() if name not in table.column_names]
     if absent:
         raise DataError(f"{where}: column {absent[0]!r} is missing; it has {', '.join(table.column_names)}")

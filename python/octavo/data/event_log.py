@@ -109,8 +109,9 @@ class EventLog:
     ) -> Iterator[Batch]:
         """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last.
 
-        ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at ``observed_until``,
-        where open windows are not known and outcomes without a window are as the log has them. Raises :class:`DataError` for a time after ``observed_until``, and for events after it.
+        ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at
+        ``observed_until``: open windows are not known, outcomes without a window are as the log has them. Raises
+        :class:`DataError` for a time after ``observed_until``, and for events after ``as_of``.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
