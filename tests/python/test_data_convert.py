@@ -150,7 +150,7 @@ def test_made_columns_by_hand(tmp_path: Path) -> None:
         ("time,id,x,s,y\n1,0,,0,1\n", "raw.csv rows from 0: dense column 'x': null or nan at row 0"),
         ("time,id,x,s,y\n1,0,inf,0,1\n", "raw.csv rows from 0: dense column 'x': inf at row 0"),
         ("time,id,x,s,y\n1,0,1.5,8,1\n", "raw.csv rows from 0: sparse column 's': id 8 is outside 0..7"),
-        ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 is outside 0..1"),
+        ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 at row 0 is outside 0..1"),
         ("time,id,x,s,y\n1,0,1.5\n", "raw.csv row 0: expected 5 columns, found 3: '1,0,1.5'"),
         ("time,id,x,s,y\n", "no events to write"),
         ("", "raw.csv rows from 0: not readable as CSV .*Empty CSV"),

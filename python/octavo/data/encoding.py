@@ -225,7 +225,8 @@ def _outcome(column: pa.Array, name: str, where: str, limit: float = np.inf) -> 
     wrong = (values < 0) | (values > limit) | np.isinf(values)
     if wrong.any():
         span = f"0..{limit:g}" if np.isfinite(limit) else "0 or more seconds"
-        raise DataError(f"{where}: column {name!r}: {values[wrong][0]} is outside {span} (null = not known)")
+        at = int(wrong.argmax())
+        raise DataError(f"{where}: column {name!r}: {values[at]} at row {at} is outside {span} (null = not known)")
     return values
 
 
@@ -233,7 +234,8 @@ def _weight(column: pa.Array, name: str, where: str) -> torch.Tensor:
     values = _single(_numbers(column, f"{where}: weight column {name!r}"))
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
-        raise DataError(f"{where}: weight column {name!r}: found {values[wrong][0]}; expected finite and >= 0")
+        at = int(wrong.argmax())
+        raise DataError(f"{where}: weight column {name!r}: found {values[at]} at row {at}; expected finite and >= 0")
     return torch.from_numpy(values)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,21 @@ from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import LogFile, LogFiles, read_index
 from octavo.data.log_writer import write_log
 from octavo.data.schema import Label, Schema
+
+
+class _Part(NamedTuple):
+    """Some rows of a row group, the first of which is its row ``first``."""
+
+    table: pa.Table
+    place: str
+    first: int
+
+    def rows(self, begin: int, count: int) -> _Part:
+        return _Part(self.table.slice(begin, count), self.place, self.first + begin)
+
+    @property
+    def where(self) -> str:
+        return f"{self.place} rows from {self.first}" if self.first else self.place
 
 
 class EventLog:
@@ -121,7 +137,9 @@ class EventLog:
 
     def read(self, start: int = 0, stop: int | None = None, as_of: int | None = None) -> Batch:
         """Positions ``start`` to ``stop`` (exclusive) as one batch; ``as_of`` as for :meth:`batches`."""
-        return self.encode(self.columns(self.schema.columns(), start, stop), as_of)
+        self._expect_observed(as_of)
+        parts = [*self._parts(self.schema.columns(), *self._span(start, stop))]
+        return self._encoded(parts, as_of) if parts else self.encode(self.columns(self.schema.columns(), 0, 0), as_of)
 
     def as_sampled(self, logits: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Logits of the truth, by head, as logits of this log's events, of whose negatives a share is kept."""
@@ -137,7 +155,7 @@ class EventLog:
     def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """Raw columns, those outside the schema included (a demo log keeps the true probability in ``_p_true``)."""
         begin, end = self._span(start, stop)
-        parts = [table for table, _ in self._tables(names, begin, end)]
+        parts = [part.table for part in self._parts(names, begin, end)]
         if parts:
             return pa.concat_tables(parts)
         with self._open(self.files[0], names) as parquet:
@@ -150,21 +168,31 @@ class EventLog:
             )
 
     def _batches(self, batch_size: int, begin: int, end: int, as_of: int | None) -> Iterator[Batch]:
-        waiting: list[pa.Table] = []
+        waiting: list[_Part] = []
         held = 0
-        for table, where in self._tables(self.schema.columns(), begin, end):
-            waiting.append(table)
-            held += len(table)
+        for part in self._parts(self.schema.columns(), begin, end):
+            held += len(part.table)
             if held < batch_size:
+                waiting.append(part)
                 continue
-            joined = pa.concat_tables(waiting)
-            whole = held - held % batch_size
-            encoded = encode_table(self.schema, joined.slice(0, whole), where, as_of, self.observed_until)
-            for first in range(0, whole, batch_size):
+            rest = held % batch_size  # all of it in this part
+            cut = len(part.table) - rest
+            encoded = self._encoded([*waiting, part.rows(0, cut)], as_of)
+            for first in range(0, held - rest, batch_size):
                 yield encoded.rows(first, first + batch_size)
-            waiting, held = [joined.slice(whole)], held - whole
+            waiting, held = [part.rows(cut, rest)] if rest else [], rest
         if held:
-            yield encode_table(self.schema, pa.concat_tables(waiting), where, as_of, self.observed_until)
+            yield self._encoded(waiting, as_of)
+
+    def _encoded(self, parts: Sequence[_Part], as_of: int | None) -> Batch:
+        """The parts as one batch; errors name the part they are in."""
+        joined = pa.concat_tables(part.table for part in parts)
+        try:
+            return encode_table(self.schema, joined, str(self.path), as_of, self.observed_until)
+        except DataError:
+            for part in parts:
+                encode_table(self.schema, part.table, part.where, as_of, self.observed_until)
+            raise
 
     def _span(self, start: int, stop: int | None) -> tuple[int, int]:
         end = len(self) if stop is None else stop
@@ -172,8 +200,8 @@ class EventLog:
             raise ValueError(f"start, stop: expected 0 <= start <= stop <= {len(self)} events, found {start}, {stop}")
         return start, end
 
-    def _tables(self, names: Sequence[str], begin: int, end: int) -> Iterator[tuple[pa.Table, str]]:
-        """Row groups, cut to the positions ``begin`` to ``end``, with the path that errors are to name."""
+    def _parts(self, names: Sequence[str], begin: int, end: int) -> Iterator[_Part]:
+        """Row groups, cut to the positions ``begin`` to ``end``."""
         for number in range(bisect_right(self._starts, begin) - 1, len(self.files)):
             position = self._starts[number]
             if position >= end:
@@ -183,8 +211,9 @@ class EventLog:
                     rows = parquet.metadata.row_group(group).num_rows
                     low, high = max(begin - position, 0), min(end - position, rows)
                     if low < high:
+                        place = f"{self._at.where(self.files[number].name)} row group {group}"
                         table = parquet.read_row_group(group, columns=list(names))
-                        yield table.slice(low, high - low), self._at.where(self.files[number].name)
+                        yield _Part(table, place, 0).rows(low, high - low)
                     position += rows
 
     def _open(self, file: LogFile, names: Sequence[str]) -> pq.ParquetFile:
