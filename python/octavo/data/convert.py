@@ -57,7 +57,8 @@ def convert(
     window, a few row groups, one file of the log and, unless ``keep``, 8 bytes an event (twice that at times).
     ``observed_until``, ``negatives``, ``seed``: as for :meth:`EventLog.write`.
 
-    Raises :class:`DataError` that names the file, the row group (or first CSV row), the column and the value.
+    Raises :class:`DataError` that names the file, the row group (or first CSV row), the column and the value, and for a
+    ``path`` that exists or is a URI.
     """
     if max_lateness_ms < 0:
         raise ValueError(f"max_lateness_ms: expected at least 0, found {max_lateness_ms}")
@@ -69,7 +70,7 @@ def convert(
         tables = _distinct(schema.id, tables, duplicates == "drop", done)
     ordered = _ordered(schema.time, _nulls_counted(schema, tables, done), max_lateness_ms, done)
     write_log(
-        Path(path), schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
+        path, schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
     )
     log = EventLog(path)
     done.events = len(log)

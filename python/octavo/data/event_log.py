@@ -78,17 +78,16 @@ class EventLog:
     ) -> EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
-        Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
+        Columns that the schema does not name are kept. Ids are taken as they come: :func:`octavo.data.convert` finds
+        those that are there twice. Every event is encoded once, so what is written can be read.
         ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known.
         None: after the last window had closed. ``negatives``: the share that is kept of events whose outcome is 0, by
         (id, ``seed``); models of such a log are trained and scored with the shift of its logits, so that what they
         predict is the truth (:mod:`octavo.data.downsampling`). The directory appears whole or not at all. Raises
         :class:`DataError` that names the table or file for events the schema does not take, unsorted time, unreadable
-        parquet, and for a path that exists.
+        parquet, and for a path that exists or is a URI.
         """
-        write_log(
-            Path(path), schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed
-        )
+        write_log(path, schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed)
         return cls(path)
 
     def __len__(self) -> int:

@@ -163,15 +163,18 @@ def raw_tables(
 
 def open_file(name: str) -> tuple[FileSystem, str]:
     """The file system and the path in it of a local path or a URI."""
+    if not is_file(name):
+        raise DataError(f"{name}: no such file")
+    return file_system(name)
+
+
+def is_file(name: str) -> bool:
+    """Whether a local path or a URI is that of a file. Raises :class:`DataError` for a URI that cannot be opened."""
     try:
         filesystem, path = file_system(name)
-        if filesystem.get_file_info(path).type != FileType.File:
-            raise DataError(f"{name}: no such file")
+        return bool(filesystem.get_file_info(path).type == FileType.File)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name}: cannot be opened ({one_line(error)})") from None
-    return filesystem, path
 
 
 def is_parquet(name: str) -> bool:
