@@ -111,6 +111,46 @@ def test_mistakes_are_one_line_and_status_2(name, config, tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_full_disk_is_one_line_and_status_2(config, tmp_path) -> None:
+    octavo("data", "simulate", "delay", "log", "--events", "100", cwd=tmp_path)
+    program = (
+        "import resource, signal, sys\n"
+        "from octavo.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "main()\n"
+    )
+    command = ["train", "run.yaml", "data={source: log, path: log}", "--run-dir", "out"]
+    done = subprocess.run([sys.executable, "-c", program, *command], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "octavo: out/config.yaml: cannot be written (File too large); make room and try again\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_logs_are_read_from_uris_and_written_to_paths(config, tmp_path) -> None:
+    assert octavo("data", "simulate", "delay", "log", "--events", "100", cwd=tmp_path).returncode == 0
+    uri = (tmp_path / "log").as_uri()
+    seen = octavo("data", "inspect", uri, cwd=tmp_path)
+    assert (seen.returncode, seen.stderr) == (0, "")
+    assert seen.stdout.startswith(f"EventLog('{uri}': 100 events")
+    left = sorted(tmp_path.iterdir())
+    for arguments, words in (
+        (("data", "inspect", f"{uri}s"), f"{uri}s/log.json: not found"),
+        (("data", "simulate", "delay", "file:///log", "--events", "9"), "file:///log: a URI, but logs are written on"),
+        (
+            ("train", "run.yaml", "--run-dir", "file:///run"),
+            "expected a path on this machine, found the URI file:///run",
+        ),
+        (("evaluate", "run", "--against", "s3://run"), "expected a path on this machine, found the URI s3://run"),
+    ):
+        done = octavo(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == left
+
+
 @pytest.mark.parametrize("damage", ["truncated", "corrupt"])
 def test_damaged_logs_are_named(damage, config, tmp_path) -> None:
     done = octavo("train", str(_log_with(damage, tmp_path, config)), "--run-dir", "second", cwd=tmp_path)

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20  # events read at once
 @app.command()
 def simulate(
     preset: Annotated[str, typer.Argument(help="The world: reference, drift, delay, ... (docs/adsworld.md).")],
-    path: Annotated[Path, typer.Argument(help="The log's directory, which must not exist.")],
+    path: Annotated[str, typer.Argument(help="The log's directory, which must not exist.")],
     events: Annotated[int | None, typer.Option(help="How many impressions.", min=1)] = None,
     days: Annotated[float | None, typer.Option(help="How many days, instead of --events.", min=0.01)] = None,
     seed: Annotated[int, typer.Option(help="Another world of the same kind.", min=0)] = 0,
@@ -80,15 +80,21 @@ def convert(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A log's directory, a real data set's name, or a raw file.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A log's directory, a real data set's name, or a raw file; the first and last as URIs too."
+        ),
+    ],
 ) -> None:
     """What a log holds: events, time, features, and for every task how often and how late it came true.
 
     Of a parquet or CSV file: the schema it seems to have, as YAML to review, with the reasons.
     """
     from octavo.data import SETS, EventLog, dump_schema, infer_schema
+    from octavo.data.source import is_file
 
-    if "://" in path or Path(path).is_file():
+    if is_file(path):
         typer.echo(f"# Inferred from {path}: review every DECIDE before octavo data convert.")
         found = infer_schema(path)
         typer.echo(dump_schema(found.schema, found.source, found.notes), nl=False)
