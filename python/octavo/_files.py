@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -14,15 +15,33 @@ from pathlib import Path
 from typing import Any
 
 
+class NoSpaceError(OSError):
+    """The disk is full, or a quota or a limit on files is reached: one line that names the file and what to do."""
+
+
+@contextlib.contextmanager
+def space_expected(path: Path) -> Iterator[None]:
+    """Raises :class:`NoSpaceError` that names ``path`` where the disk takes no more of what is written inside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise NoSpaceError(f"{path}: cannot be written ({os.strerror(error.errno)}); make room and try again") from None
+
+
 def write_atomically(path: str | Path, text: str) -> None:
-    """Write ``text`` to a temporary file beside ``path``, flush it to the disk, rename."""
+    """Write ``text`` to a temporary file beside ``path``, flush it, rename. Raises :class:`NoSpaceError`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with space_expected(path), temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from training_support import small_config
 
 from octavo.config import save_config
-from octavo.data import DataError, EventLog, data_root
+from octavo.data import DataError, EventLog, Label, Schema, data_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +111,46 @@ def test_mistakes_are_one_line_and_status_2(name, config, tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_full_disk_is_one_line_and_status_2(config, tmp_path) -> None:
+    octavo("data", "simulate", "delay", "log", "--events", "100", cwd=tmp_path)
+    program = (
+        "import resource, signal, sys\n"
+        "from octavo.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "main()\n"
+    )
+    command = ["train", "run.yaml", "data={source: log, path: log}", "--run-dir", "out"]
+    done = subprocess.run([sys.executable, "-c", program, *command], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "octavo: out/config.yaml: cannot be written (File too large); make room and try again\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_logs_are_read_from_uris_and_written_to_paths(config, tmp_path) -> None:
+    assert octavo("data", "simulate", "delay", "log", "--events", "100", cwd=tmp_path).returncode == 0
+    uri = (tmp_path / "log").as_uri()
+    seen = octavo("data", "inspect", uri, cwd=tmp_path)
+    assert (seen.returncode, seen.stderr) == (0, "")
+    assert seen.stdout.startswith(f"EventLog('{uri}': 100 events")
+    left = sorted(tmp_path.iterdir())
+    for arguments, words in (
+        (("data", "inspect", f"{uri}s"), f"{uri}s/log.json: not found"),
+        (("data", "simulate", "delay", "file:///log", "--events", "9"), "file:///log: a URI, but logs are written on"),
+        (
+            ("train", "run.yaml", "--run-dir", "file:///run"),
+            "expected a path on this machine, found the URI file:///run",
+        ),
+        (("evaluate", "run", "--against", "s3://run"), "expected a path on this machine, found the URI s3://run"),
+    ):
+        done = octavo(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == left
+
+
 @pytest.mark.parametrize("damage", ["truncated", "corrupt"])
 def test_damaged_logs_are_named(damage, config, tmp_path) -> None:
     done = octavo("train", str(_log_with(damage, tmp_path, config)), "--run-dir", "second", cwd=tmp_path)
@@ -146,6 +187,14 @@ def test_a_simulated_log_is_inspected(tmp_path) -> None:
     row = next(line.replace(" ", "").split("│") for line in seen.stdout.splitlines() if "│ click " in line)
     assert row[1:5] == ["click", "3,000", f"{int(clicks.sum()):,}", f"{clicks.mean():.4f}"]
     assert "history" in seen.stdout
+
+
+def test_outcomes_that_are_nan_are_not_counted(tmp_path) -> None:
+    columns = {"time": [1, 2, 3, 4], "id": [1, 2, 3, 4], "y": [1.0, 0.0, None, float("nan")], "d": [5.0, *[None] * 3]}
+    EventLog.write(tmp_path / "log", Schema(labels=(Label("y", "d"),)), [pa.table(columns)])
+    seen = octavo("data", "inspect", "log", cwd=tmp_path)
+    row = next(line.replace(" ", "").split("│") for line in seen.stdout.splitlines() if "│ y " in line)
+    assert row[1:8] == ["y", "2", "1", "0.5000", "5", "5", "5"]
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,10 @@ def test_the_command(run_dir, tmp_path) -> None:
     assert (table.returncode, table.stderr) == (0, "")
     assert "events 0 to 500 of log" in table.stdout.replace("\n", " ")
     assert "95% intervals over users" in table.stdout
+    uri = (tmp_path / "log").as_uri()
+    read = octavo("evaluate", str(run_dir), "--log", uri, "--json", "--resamples", "100", cwd=tmp_path)
+    assert (read.returncode, read.stderr) == (0, "")
+    assert json.loads(read.stdout)["log"] == uri
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -172,6 +175,11 @@ def test_candidate_sets_go_with_the_log(tmp_path: Path) -> None:
         world.write(tmp_path / "again", events=10, candidates=tmp_path / "sets" / "candidates.parquet")
     with pytest.raises(DataError, match="log: exists"):
         world.write(tmp_path / "log", events=10, candidates=tmp_path / "sets" / "new.parquet")
+    retried = world.write(tmp_path / "retried", events=5000, candidates=tmp_path / "sets" / "candidates.parquet")
+    assert retried.fingerprint == log.fingerprint  # as after a kill between the sets and the log
+    for paths in ({"path": "file:///log"}, {"path": tmp_path / "x", "candidates": "file:///sets.parquet"}):
+        with pytest.raises(DataError, match="a URI, but logs are written on this machine"):
+            world.write(events=10, **paths)
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["candidates.parquet"]
 
 
@@ -315,3 +323,41 @@ def test_the_page_names_every_knob() -> None:
     assert len(pending) > 12
     for name in PRESETS:
         assert f"| `{name}` |" in page
+
+
+KILLED = """
+import os, signal, sys
+from octavo.data import AdsWorld, log_writer
+
+def kill(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+log_writer.sync_directory = kill  # with the log's last file written, before it is put in place
+AdsWorld("reference").write(sys.argv[1], events=200, candidates=sys.argv[2])
+"""
+
+
+def test_a_kill_leaves_nothing_that_blocks_a_retry(tmp_path: Path) -> None:
+    log, sets = tmp_path / "log", tmp_path / "sets.parquet"
+    assert subprocess.run([sys.executable, "-c", KILLED, log, sets], check=False).returncode == -signal.SIGKILL
+    assert sets.exists()
+    assert not log.exists()
+    assert len(AdsWorld("reference").write(log, events=200, candidates=sets)) == 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "sets.parquet"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys\n"
+        "from octavo.data import AdsWorld\n"
+        "world = AdsWorld('reference')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n    world.write(sys.argv[1], events=20_000, candidates=sys.argv[2])\n"
+        "except OSError as error:\n    print(error)\n"
+    )
+    sets = tmp_path / "sets.parquet"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "log", sets], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert done.stdout == f"{sets}: cannot be written (File too large); make room and try again\n"
+    assert list(tmp_path.iterdir()) == []

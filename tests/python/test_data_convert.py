@@ -150,7 +150,7 @@ def test_made_columns_by_hand(tmp_path: Path) -> None:
         ("time,id,x,s,y\n1,0,,0,1\n", "raw.csv rows from 0: dense column 'x': null or nan at row 0"),
         ("time,id,x,s,y\n1,0,inf,0,1\n", "raw.csv rows from 0: dense column 'x': inf at row 0"),
         ("time,id,x,s,y\n1,0,1.5,8,1\n", "raw.csv rows from 0: sparse column 's': id 8 is outside 0..7"),
-        ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 is outside 0..1"),
+        ("time,id,x,s,y\n1,0,1.5,0,3\n", "raw.csv rows from 0: column 'y': 3.0 at row 0 is outside 0..1"),
         ("time,id,x,s,y\n1,0,1.5\n", "raw.csv row 0: expected 5 columns, found 3: '1,0,1.5'"),
         ("time,id,x,s,y\n", "no events to write"),
         ("", "raw.csv rows from 0: not readable as CSV .*Empty CSV"),
@@ -293,3 +293,60 @@ def test_sigkill_at_any_moment_leaves_the_whole_log_or_none(tmp_path: Path) -> N
     convert(SCHEMA, [raw], path, max_lateness_ms=50, rows_per_file=500, rows_per_group=100)
     assert EventLog(path).fingerprint == whole
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log", "raw.parquet"]
+
+
+def test_files_in_another_order_or_without_nulls_are_the_same_columns(tmp_path: Path) -> None:
+    lists = pa.array([[1], [2, 3]], pa.list_(pa.int64()))
+    first, second = (table_of(t, i).append_column("l", lists) for t, i in (([1, 2], [0, 1]), ([3, 4], [2, 3])))
+    strict = pa.list_(pa.field("item", pa.int64(), nullable=False))
+    kinds = [pa.field(f.name, strict if f.name == "l" else f.type, nullable=False) for f in second.schema]
+    second = pa.table([second[f.name].cast(f.type) for f in kinds], schema=pa.schema(kinds))
+    paths = [tmp_path / "first.parquet", tmp_path / "second.parquet"]
+    for table, path in zip((first, second.select(second.column_names[::-1])), paths, strict=True):
+        pq.write_table(table, path)
+    for number, inputs in enumerate((paths, paths[::-1])):
+        log, _ = convert(SCHEMA, inputs, tmp_path / f"log{number}", max_lateness_ms=10)
+        assert log.read().id.tolist() == [0, 1, 2, 3]
+        assert log.columns(["l"])["l"].to_pylist() == [[1], [2, 3]] * 2
+    for other, says in (
+        (second.append_column("z", [[1, 2]]), "'z' is new"),
+        (second.drop_columns(["l"]), "'l' is missing"),
+    ):
+        pq.write_table(other, paths[1])
+        with pytest.raises(DataError, match=rf"second\.parquet row group 0: column {says}; all inputs must have"):
+            convert(SCHEMA, paths, tmp_path / "log")
+
+
+def test_times_at_the_ends_of_64_bits(tmp_path: Path) -> None:
+    far = 2**62 + 2**61
+    raw = parquet_of(tmp_path, table_of([far, -far - 5]))
+    with pytest.raises(DataError, match=f"time falls from {far} to {-far - 5} ms at row 1, by more"):
+        convert(SCHEMA, [raw], tmp_path / "log")
+    log, done = convert(SCHEMA, [raw], tmp_path / "log", max_lateness_ms=2 * far + 5)
+    assert log.read().time.tolist() == [-far - 5, far]
+    assert done.moved == 1
+    rising = parquet_of(tmp_path, table_of([-far, far, far + 1]), 1)
+    assert convert(SCHEMA, [rising], tmp_path / "rising")[1].moved == 0
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.csv"
+    raw.write_text("time,id,x,x,s,y\n1,0,1.5,2.5,0,1\n")
+    table = table_of([1]).append_column("x", [[1.0]])
+    pq.write_table(table, tmp_path / "raw.parquet")
+    for path in (raw, tmp_path / "raw.parquet"):
+        says = rf"{path.name} r.* 0: 2 columns are named 'x'; rename or remove all but one"
+        with pytest.raises(DataError, match=says):
+            convert(SCHEMA, [path], tmp_path / "log")
+        with pytest.raises(DataError, match=says):
+            infer_schema(str(path))
+    with pytest.raises(DataError, match="table: 2 columns are named 'x'"):
+        infer_schema(table)
+    with pytest.raises(DataError, match="table 0: 2 columns are named 'x'"):
+        EventLog.write(tmp_path / "log", SCHEMA, [table])
+
+
+def test_times_before_1970_have_a_unit() -> None:
+    for first, unit in ((-5, "s"), (-5 * 10**12, None), (-5 * 10**15, "us")):
+        found = infer_schema(table_of([first, first + 1]))
+        assert (found.source.make["time"].kind if "time" in found.source.make else None) == unit

@@ -246,10 +246,10 @@ def test_schema_without_features() -> None:
         ("tags", [[1], [-1], [2]], r"log: sparse column 'tags': id -1 is outside 0\.\.9"),
         ("tags", [[1], [None], [2]], "log: sparse column 'tags': a list holds a null"),
         ("tags", [1, 2, 3], "log: sparse column 'tags': expected lists, found int64"),
-        ("click", [0, 1, 2], r"log: column 'click': 2.0 is outside 0\.\.1"),
+        ("click", [0, 1, 2], r"log: column 'click': 2.0 at row 2 is outside 0\.\.1"),
         ("click", ["n", "y", "n"], "log: column 'click': expected numbers, found string"),
-        ("buy_after", [1.0, -2.0, None], "log: column 'buy_after': -2.0 is outside 0 or more seconds"),
-        ("w", [1.0, None, 1.0], "log: weight column 'w': found nan; expected finite and >= 0"),
+        ("buy_after", [1.0, -2.0, None], "log: column 'buy_after': -2.0 at row 1 is outside 0 or more seconds"),
+        ("w", [1.0, None, 1.0], "log: weight column 'w': found nan at row 1; expected finite and >= 0"),
         ("w", [1.0, -1.0, 1.0], "log: weight column 'w': found -1.0"),
     ],
 )

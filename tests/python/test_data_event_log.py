@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ EVENTS = 103
 def events(count: int = EVENTS, seed: int = 0) -> pa.Table:
     rng = np.random.default_rng(seed)
     lists = [rng.integers(0, 9, rng.integers(0, 4)).tolist() for _ in range(count)]
-    click = rng.integers(0, 2, count)
+    click, unknown = rng.integers(0, 2, count), rng.random(count) < 0.2
     return pa.table(
         {
             "id": np.arange(count),
@@ -47,8 +48,8 @@ def events(count: int = EVENTS, seed: int = 0) -> pa.Table:
             "kind": pa.array(rng.integers(0, 5, count), mask=rng.random(count) < 0.2),
             "tags": pa.array(lists, pa.list_(pa.int64())),
             "recent": pa.array(lists[::-1], pa.list_(pa.int64())),
-            "click": pa.array(click, mask=rng.random(count) < 0.2),
-            "after": pa.array(rng.random(count), mask=click == 0),
+            "click": pa.array(click, mask=unknown),
+            "after": pa.array(rng.random(count), mask=unknown | (click == 0)),
             "user": rng.integers(0, 7, count),
             "_p": rng.random(count),
         }
@@ -378,3 +379,19 @@ def test_memory_is_one_row_group_whatever_the_log(tmp_path: Path) -> None:
     base = pa.total_allocated_bytes()
     held = max(pa.total_allocated_bytes() - base for _ in log.batches(64))
     assert held < whole / 8
+
+
+def test_errors_name_the_file_and_row_group_of_a_joined_batch(tmp_path: Path) -> None:
+    delays = [-1.0 if at == 13 else delay for at, delay in enumerate(events(40)["after"].to_pylist())]
+    table = events(40).append_column("wait", pa.array(delays))
+    log = EventLog.write(tmp_path / "log", SCHEMA, [table], rows_per_file=10, rows_per_group=5)
+    log = log.with_labels(Label("click", "wait"))
+    place = f"{log.path}/events-00001.parquet row group 0"
+    for start in (0, 11):
+        for read in (lambda start=start: log.read(start), lambda start=start: [*log.batches(12, start)]):
+            with pytest.raises(DataError) as caught:
+                read()
+            found = re.match(rf"{place}(?: rows from (\d))?: column 'wait': -1.0 at row (\d) is", str(caught.value))
+            assert found is not None
+            assert sum(int(row or 0) for row in found.groups()) == 3
+    assert log.read(0, 0).labels["click"].tolist() == []

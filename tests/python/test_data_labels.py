@@ -136,6 +136,7 @@ def test_a_known_label_never_changes_and_the_last_is_final(data) -> None:
 BAD_ROWS = [
     ((1, 60.0, 1, NONE), "column 'buy_delay': null at row 1, where 'buy' is 1"),
     ((1, 60.0, 0, 70.0), "column 'buy_delay': 70 s at row 1, where 'buy' is 0"),
+    ((1, 60.0, NONE, 70.0), "column 'buy_delay': 70 s at row 1, where 'buy' is null"),
     ((0, NONE, 1, 70.0), "'buy' is 1 at row 1, but its anchor 'click' is 0"),
     ((None, NONE, 1, 70.0), "'buy' is 1 at row 1, but its anchor 'click' is null"),
     ((1, NONE, 0, NONE), "column 'click_delay': null at row 1, where 'click' is 1"),
@@ -235,3 +236,20 @@ def test_an_outcome_without_its_delay_is_refused_without_windows_too() -> None:
     ):
         with pytest.raises(DataError, match=says):
             labels_as_of(schema, {"sale": np.array(outcome)}, {"sale": np.array(delay)}, None, "log")
+
+
+def test_a_window_on_one_task_leaves_the_others_as_they_were_collected(tmp_path) -> None:
+    rows = [(0, NONE, 0, NONE), (1, 2.0, 1, 3.0), (NONE, NONE, NONE, NONE), (1, 2.0, 0, NONE)]
+    plain = Schema(labels=(Label("click", "click_delay"), Label("buy", "buy_delay")))
+    log = EventLog.write(tmp_path / "log", plain, [table(rows)], observed_until=2 * HOUR * 1000)
+    clicks = [0, 1, None, 1]
+    assert lists(log.read().labels) == {"click": clicks, "buy": [0, 1, None, 0]}
+    windowed = log.with_labels(Label("click", "click_delay"), Label("buy", "buy_delay", windows=("1h", "1d")))
+    assert lists(windowed.read().labels) == {
+        "click": clicks,
+        "buy@1h": [0, 1, None, 0],
+        "buy@1d": [None, 1, None, None],
+    }
+    anchored = log.with_labels(Label("click", "click_delay"), Label("buy", "buy_delay", "click", ("1h", "1d")))
+    assert lists(anchored.read().labels)["buy@1d"] == [0, 1, None, None]  # no click ever came: none can follow
+    assert lists(anchored.read(as_of=HOUR * 1000).labels)["click"] == [None, 1, None, 1]

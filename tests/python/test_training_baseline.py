@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from octavo.data import Dense, Label, Schema, convert
+from octavo.data import Dense, Label, Schema, convert, write_demo_log
 from octavo.training.baseline import logistic_regression
+from octavo.training.run import _floor
 
 
 def test_events_weigh_in_fit_and_figure(tmp_path: Path) -> None:
@@ -32,3 +35,12 @@ def test_events_weigh_in_fit_and_figure(tmp_path: Path) -> None:
     assert weighted is not None
     assert (weighted.auc or 0) > 0.99
     assert (weighted.ne or 1) < 0.3
+
+
+def test_blocks_of_events_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = write_demo_log(tmp_path / "log", 3000, 0)
+    whole = logistic_regression(log, 2000, "click"), _floor(log, 2000, "click")
+    assert whole[1] is not None
+    for module in ("baseline", "run"):
+        monkeypatch.setattr(sys.modules[f"octavo.training.{module}"], "_EVENTS_AT_ONCE", 37)
+    assert (logistic_regression(log, 2000, "click"), _floor(log, 2000, "click")) == whole

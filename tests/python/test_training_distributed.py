@@ -150,6 +150,19 @@ def test_what_two_processes_owe_is_the_first_of_fours(log, tmp_path) -> None:
     assert alone.resume()  # one process sends nothing
 
 
+def test_every_process_leaves_out_units_of_its_own(log, tmp_path) -> None:
+    config = small_config(model__dropout=0.5)
+    for name in ("cut", "whole"):
+        save_config(config, make(tmp_path / name) / "config.yaml")
+    torchrun(log, tmp_path / "cut", steps=35)  # dies after its checkpoint of step 30
+    drawn = Checkpoint(list_checkpoints(tmp_path / "cut" / "checkpoints")[-1]).group("rng")["torch"]
+    assert len(drawn) == 2
+    assert not torch.equal(drawn[0], drawn[1])
+    for name in ("cut", "whole"):
+        assert len(set(torchrun(log, tmp_path / name)["digests"])) == 1
+    assert_same_bits(*(state_of(tmp_path / name, log, config) for name in ("cut", "whole")))
+
+
 def test_attention_over_histories_in_parallel(tmp_path) -> None:
     """DIN: a table read row by row and shared by two features; late labels; a last batch with fewer events than
     processes."""

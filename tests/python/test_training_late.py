@@ -119,6 +119,22 @@ def test_what_comes_after_the_wait_had_not_happened(log) -> None:
     assert torch.equal(known.labels["click"], batch.labels["click"])
 
 
+def test_a_log_that_ends_when_it_was_collected_teaches_the_same(log, tmp_path) -> None:
+    seen = world().write(tmp_path / "log", days=6, observed_until="end")
+    opened = seen.read().labels["conversion"].isnan()
+    assert opened.float().mean() > 0.1
+    wait = 30 * HOUR
+    waited = log.read().time + wait <= seen.observed_until
+    labels = [
+        as_known(each.read(), ["conversion"], wait, each.observed_until).labels["conversion"] for each in (log, seen)
+    ]
+    assert torch.equal(labels[0][waited], labels[1][waited])
+    assert labels[1][waited & opened].numel() > 100  # whose 0 the log does not hold
+    assert bool(labels[1][~waited & opened].isnan().all())
+    states = [everything(finished(Trainer(config(), each, tmp_path / str(i)))) for i, each in enumerate((log, seen))]
+    assert_same_bits(*states)  # base rates included
+
+
 def test_a_kill_changes_nothing(log, tmp_path) -> None:
     whole = finished(Trainer(config(), log, tmp_path / "whole"))
     for stop in (700, 1900):

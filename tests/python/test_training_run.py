@@ -10,7 +10,7 @@ from training_support import small_config
 from octavo.config import ConfigError, DataConfig
 from octavo.data import AdsWorld, EventLog, Label, Schema, Sparse
 from octavo.evaluation import ne
-from octavo.training import Trainer, TrainingError, open_log, run
+from octavo.training import Trainer, TrainingError, list_checkpoints, open_log, run
 from octavo.training.run import evaluate
 
 
@@ -77,3 +77,20 @@ def test_a_label_between_0_and_1_is_refused_at_the_start(tmp_path) -> None:
     with pytest.raises(TrainingError, match=r"task 'click' is 0\.5 at event 577; a label must be 0, 1 or null"):
         Trainer(log_config(log), log, tmp_path / "run")
     Trainer(log_config(log), log.head(577), tmp_path / "run")
+
+
+def test_what_a_kill_leaves_of_checkpoints_that_go_is_none(tmp_path, monkeypatch) -> None:
+    config = small_config(data__events=1500)
+    run(config, tmp_path)
+    assert list_checkpoints(tmp_path / "checkpoints")
+
+    def die(path, *_, **__) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("octavo.training.checkpoint.shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path, fresh=True)
+    assert not (tmp_path / "checkpoints").exists()
+    run(config, tmp_path, fresh=True)
+    assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20  # events read at once
 @app.command()
 def simulate(
     preset: Annotated[str, typer.Argument(help="The world: reference, drift, delay, ... (docs/adsworld.md).")],
-    path: Annotated[Path, typer.Argument(help="The log's directory, which must not exist.")],
+    path: Annotated[str, typer.Argument(help="The log's directory, which must not exist.")],
     events: Annotated[int | None, typer.Option(help="How many impressions.", min=1)] = None,
     days: Annotated[float | None, typer.Option(help="How many days, instead of --events.", min=0.01)] = None,
     seed: Annotated[int, typer.Option(help="Another world of the same kind.", min=0)] = 0,
@@ -80,15 +80,21 @@ def convert(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A log's directory, a real data set's name, or a raw file.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A log's directory, a real data set's name, or a raw file; the first and last as URIs too."
+        ),
+    ],
 ) -> None:
     """What a log holds: events, time, features, and for every task how often and how late it came true.
 
     Of a parquet or CSV file: the schema it seems to have, as YAML to review, with the reasons.
     """
     from octavo.data import SETS, EventLog, dump_schema, infer_schema
+    from octavo.data.source import is_file
 
-    if "://" in path or Path(path).is_file():
+    if is_file(path):
         typer.echo(f"# Inferred from {path}: review every DECIDE before octavo data convert.")
         found = infer_schema(path)
         typer.echo(dump_schema(found.schema, found.source, found.notes), nl=False)
@@ -124,7 +130,7 @@ def _features(log: EventLog) -> Table:
 
 def _tasks(log: EventLog) -> Table:
     """One pass over the outcomes, a chunk at a time; delays are those of the first chunk."""
-    import pyarrow.compute as pc
+    import numpy as np
 
     table = Table(title="Tasks", title_justify="left")
     for name in ("task", "known", "true", "rate", "delay p50", "p90", "p99 (s)"):
@@ -134,11 +140,13 @@ def _tasks(log: EventLog) -> Table:
         known, true, quantiles = 0, 0.0, ["", "", ""]
         for start in range(0, len(log), _CHUNK):
             part = log.columns(names, start, min(start + _CHUNK, len(log)))
-            known += len(part) - part.column(label.task).null_count
-            true += float(pc.sum(part.column(label.task).cast("float64")).as_py() or 0)
+            outcome = part.column(label.task).cast("float64").to_numpy()  # nan: null
+            known += int((~np.isnan(outcome)).sum())
+            true += float(np.nansum(outcome))
             if label.delay is not None and start == 0:
-                late = part.column(label.delay).drop_null()
-                found = pc.quantile(late, q=[0.5, 0.9, 0.99]).to_pylist() if len(late) else []
+                late = part.column(label.delay).cast("float64").to_numpy()
+                late = late[~np.isnan(late)]
+                found = np.quantile(late, [0.5, 0.9, 0.99]) if len(late) else []
                 quantiles = [f"{value:,.0f}" for value in found] or quantiles
         table.add_row(label.task, f"{known:,}", f"{true:,.0f}", f"{true / known:.4f}" if known else "-", *quantiles)
     return table

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import octavo
 from octavo.cli import data
+from octavo.cli.paths import local_path
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
@@ -41,12 +42,14 @@ def main() -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Mistakes in what the user gave; anything else is a bug and shows its traceback."""
+    """Mistakes in what the user gave, and a full disk; anything else is a bug and shows its traceback."""
+    from octavo._files import NoSpaceError
     from octavo.config import ConfigError
     from octavo.data import DataError
     from octavo.training import CheckpointError, TrainingError
 
-    expected = (ConfigError, DataError, CheckpointError, TrainingError, FileNotFoundError, FileExistsError)
+    mistakes = (ConfigError, DataError, CheckpointError, TrainingError)
+    expected = (*mistakes, FileNotFoundError, FileExistsError, NoSpaceError)
     return isinstance(error, expected) or hasattr(error, "format_message")
 
 
@@ -74,7 +77,10 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example training.batch_size=512.")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes; default runs/<run id>.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, metavar="PATH", help="Where everything goes; default runs/<run id>."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run's checkpoints and start again.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail where there is no checkpoint to go on from.")] = False,
 ) -> None:
@@ -93,7 +99,9 @@ def train(
 @app.command()
 def demo(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example data.events=50000.")] = None,
-    run_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo-run"),
+    run_dir: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Where everything goes.")] = Path(
+        "demo-run"
+    ),
     fresh: Annotated[bool, typer.Option(help="Delete the run's checkpoints and start again.")] = False,
 ) -> None:
     """The main job on a log that octavo generates: under three minutes on two cores."""
@@ -118,14 +126,21 @@ def _train(config: Any, run_dir: Path, fresh: bool, resume: bool = False) -> Non
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(help="A directory that octavo train left.")],
-    log: Annotated[Path | None, typer.Option(help="Another log with the run's schema; default: the run's.")] = None,
+    run_dir: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="RUN_DIR", help="A directory that octavo train left.")
+    ],
+    log: Annotated[
+        str | None, typer.Option(help="Another log with the run's schema, a path or URI; default: the run's.")
+    ] = None,
     checkpoint: Annotated[int | None, typer.Option(help="The step of a checkpoint; default: the newest.")] = None,
     part: Annotated[
         str, typer.Option("--slice", help="heldout, all, or BEGIN:END in events; default heldout, all with --log.")
     ] = "",
     against: Annotated[
-        Path | None, typer.Option(help="Another run on the same log: differences to it, paired by event.")
+        Path | None,
+        typer.Option(
+            parser=local_path, metavar="PATH", help="Another run on the same log: differences to it, paired by event."
+        ),
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap behind the 95% intervals.", min=100)] = 400,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -146,9 +161,17 @@ def probe(
     config: Annotated[Path, typer.Argument(help="A YAML file; see examples/.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example model.top=[256].")] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Of the run whose newest checkpoint is probed, if any; default runs/<run id>.")
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            metavar="PATH",
+            help="Of the run whose newest checkpoint is probed, if any; default runs/<run id>.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the three files go; default RUN_DIR/probe.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, metavar="PATH", help="Where the three files go; default RUN_DIR/probe."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Batches to train; none where the run has training.probe.", min=1)] = 1000,
     every: Annotated[int, typer.Option(help="Steps between two that the Probe looks at.", min=1)] = 10,
     draws: Annotated[int, typer.Option(help="Pairs of operands drawn per site and class, at most.", min=2)] = 100,

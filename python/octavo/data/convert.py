@@ -57,7 +57,8 @@ def convert(
     window, a few row groups, one file of the log and, unless ``keep``, 8 bytes an event (twice that at times).
     ``observed_until``, ``negatives``, ``seed``: as for :meth:`EventLog.write`.
 
-    Raises :class:`DataError` that names the file, the row group (or first CSV row), the column and the value.
+    Raises :class:`DataError` that names the file, the row group (or first CSV row), the column and the value, and for a
+    ``path`` that exists or is a URI.
     """
     if max_lateness_ms < 0:
         raise ValueError(f"max_lateness_ms: expected at least 0, found {max_lateness_ms}")
@@ -69,7 +70,7 @@ def convert(
         tables = _distinct(schema.id, tables, duplicates == "drop", done)
     ordered = _ordered(schema.time, _nulls_counted(schema, tables, done), max_lateness_ms, done)
     write_log(
-        Path(path), schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
+        path, schema, ordered, rows_per_file, rows_per_group, observed_until, True, negatives=negatives, seed=seed
     )
     log = EventLog(path)
     done.events = len(log)
@@ -96,14 +97,32 @@ def _proved(schema: Schema, tables: Iterable[tuple[pa.Table, str]]) -> Iterator[
         if len(table) == 0:
             continue
         encode_table(schema, table, where)
-        found = table.schema.remove_metadata()
+        found = pa.schema([_nullable(field) for field in table.schema])
         kinds = found if kinds is None else kinds
-        if not found.equals(kinds):
-            name = next((field.name for field in (*found, *kinds) if field not in found or field not in kinds), None)
-            what = "the columns' order" if name is None else f"column {name!r}"
-            was, now = (kind.field(name).type if name in kind.names else "absent" for kind in (kinds, found))
-            raise DataError(f"{where}: {what} is {now}, was {was} before; declare its type under source: types")
-        yield table.replace_schema_metadata(None), where
+        _expect_same(found, kinds, where)
+        yield table.select(kinds.names).cast(kinds), where
+
+
+def _nullable(field: pa.Field) -> pa.Field:
+    """The field as one that may hold nulls, as may lists in it: whether a file says so is no difference."""
+    kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        kind = make(_nullable(kind.value_field))
+    return pa.field(field.name, kind)
+
+
+def _expect_same(found: pa.Schema, kinds: pa.Schema, where: str) -> None:
+    """DataError for another set of columns or types than ``kinds``; their order is free."""
+    for name in (*found.names, *kinds.names):
+        was, now = (kind.field(name).type if name in kind.names else None for kind in (kinds, found))
+        if was is None or now is None:
+            state = "is new" if was is None else "is missing"
+            raise DataError(f"{where}: column {name!r} {state}; all inputs must have the first one's columns")
+        if was != now:
+            raise DataError(
+                f"{where}: column {name!r} is {now}, was {was} before; declare its type under source: types"
+            )
 
 
 def _distinct(
@@ -166,24 +185,24 @@ def _ordered(name: str, tables: Iterable[tuple[pa.Table, str]], lateness: int, d
     oldest, newest = 0, None  # of what waits; of all
     for table, where in tables:
         times = table.column(name).to_numpy().astype(np.int64, copy=False)
-        before = np.maximum.accumulate(times if newest is None else np.concatenate([[newest], times]))
-        before = np.concatenate([before[:1], before])[: len(times)] if newest is None else before[:-1]
-        late = before - times
+        peak = np.maximum.accumulate(times)
+        peak = peak if newest is None else np.maximum(peak, newest)
+        late = peak.view(np.uint64) - times.view(np.uint64)  # of any two times: an int64 would overflow
         if late.max() > lateness:
             at = int((late > lateness).argmax())
             raise DataError(
-                f"{where}: column {name!r}: time falls from {before[at]} to {times[at]} ms at row {at}, by more than "
+                f"{where}: column {name!r}: time falls from {peak[at]} to {times[at]} ms at row {at}, by more than "
                 f"the window of {lateness} ms; sort the events by time or raise --max-lateness"
             )
         done.moved += int((late > 0).sum())
-        newest = int(max(before[-1], times[-1]))
+        newest = int(peak[-1])
         oldest = int(times.min()) if not waiting else min(oldest, int(times.min()))
         waiting.append(table)
         if newest - oldest < 2 * lateness:  # sort when half of what waits is ready: each event is sorted a few times
             continue
         joined = _sorted(name, pa.concat_tables(waiting))
         times = joined.column(name).to_numpy()
-        ready = int(np.searchsorted(times, newest - lateness, side="right"))
+        ready = int(np.searchsorted(times, max(newest - lateness, -(2**63)), side="right"))
         yield joined.slice(0, ready)
         waiting = [joined.slice(ready)] if ready < len(joined) else []
         oldest = int(times[ready]) if waiting else newest

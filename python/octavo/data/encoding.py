@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from octavo.data.batch import Batch
+from octavo.data.column_names import expect_distinct
 from octavo.data.errors import DataError, one_line
 from octavo.data.hashing import mix_bits
 from octavo.data.labels import labels_as_of
@@ -22,19 +23,23 @@ from octavo.ops.jagged import Jagged
 Ids = npt.NDArray[np.int64]
 
 
-def encode_table(schema: Schema, table: pa.Table, where: str = "table", as_of: int | None = None) -> Batch:
+def encode_table(
+    schema: Schema, table: pa.Table, where: str = "table", as_of: int | None = None, observed_until: int | None = None
+) -> Batch:
     """A batch of the table's rows. ``where`` names the file in errors. ``as_of`` (ms): labels and delays as they were
-    known then (:func:`octavo.data.labels.labels_as_of`); None = as the table has them.
+    known then (:func:`octavo.data.labels.labels_as_of`); None = as they were collected at ``observed_until`` (ms), or
+    after the last window had closed.
 
-    Raises :class:`DataError` for a missing column, a column of the wrong type, a null in time, id or a dense column
-    without ``missing``, an id out of range, a value that a transform cannot take, an event after ``as_of``.
+    Raises :class:`DataError` for a column that is missing or there twice, a column of the wrong type, a null in time,
+    id or a dense column without ``missing``, an id out of range, a value that a transform cannot take, an event after
+    ``as_of``.
     """
+    expect_distinct(table.column_names, where)
     absent = [name for name in schema.columns() if name not in table.column_names]
     if absent:
         raise DataError(f"{where}: column {absent[0]!r} is missing; it has {', '.join(table.column_names)}")
-    return _encode(
-        schema, {name: table.column(name).combine_chunks() for name in schema.columns()}, len(table), where, as_of
-    )
+    columns = {name: table.column(name).combine_chunks() for name in schema.columns()}
+    return _encode(schema, columns, len(table), where, as_of, observed_until)
 
 
 def encode_events(schema: Schema, events: Sequence[Mapping[str, Any]], where: str = "events") -> Batch:
@@ -65,7 +70,14 @@ def _null_type(schema: Schema, name: str) -> pa.DataType:
     return pa.int64() if name in integers else pa.float64()
 
 
-def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: str, as_of: int | None = None) -> Batch:
+def _encode(
+    schema: Schema,
+    columns: dict[str, pa.Array],
+    events: int,
+    where: str,
+    as_of: int | None = None,
+    observed_until: int | None = None,
+) -> Batch:
     for name, column in columns.items():
         if pa.types.is_null(column.type):
             columns[name] = column.cast(_null_type(schema, name))
@@ -73,7 +85,7 @@ def _encode(schema: Schema, columns: dict[str, pa.Array], events: int, where: st
     for position, feature in enumerate(schema.dense):
         dense[:, position] = _dense(feature, columns[feature.name], where)
     time = _required(columns, schema.time, events, where)
-    labels, delay = _labels(schema, columns, time, where, as_of)
+    labels, delay = _labels(schema, columns, time, where, as_of, observed_until)
     return Batch(
         dense=torch.from_numpy(dense),
         sparse=_jagged([_bags(feature, columns[feature.name], where) for feature in schema.sparse], events),
@@ -178,21 +190,29 @@ def _jagged(features: list[tuple[Ids, Ids]], events: int) -> Jagged:
 
 
 def _labels(
-    schema: Schema, columns: Mapping[str, pa.Array], time: torch.Tensor, where: str, as_of: int | None
+    schema: Schema,
+    columns: Mapping[str, pa.Array],
+    time: torch.Tensor,
+    where: str,
+    as_of: int | None,
+    observed_until: int | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     age = None
-    if as_of is not None:
-        age = (as_of - time.numpy()) / 1000
+    name, moment = ("observed_until", observed_until) if as_of is None else ("as_of", as_of)
+    if moment is not None:
+        age = (moment - time.numpy()) / 1000
         if (age < 0).any():
             at = int((age < 0).argmax())
-            raise DataError(f"{where}: event at row {at} is of {int(time[at])} ms, after as_of={as_of}; stop before it")
+            raise DataError(
+                f"{where}: event at row {at} is of {int(time[at])} ms, after {name}={moment}; stop before it"
+            )
     outcomes = {label.task: _outcome(columns[label.task], label.task, where, limit=1.0) for label in schema.labels}
     delays = {
         label.task: _outcome(columns[label.delay], label.delay, where)
         for label in schema.labels
         if label.delay is not None
     }
-    labels, delays = labels_as_of(schema, outcomes, delays, age, where)
+    labels, delays = labels_as_of(schema, outcomes, delays, age, where, is_collection=as_of is None)
     return _tensors(labels), _tensors(delays)
 
 
@@ -205,7 +225,8 @@ def _outcome(column: pa.Array, name: str, where: str, limit: float = np.inf) -> 
     wrong = (values < 0) | (values > limit) | np.isinf(values)
     if wrong.any():
         span = f"0..{limit:g}" if np.isfinite(limit) else "0 or more seconds"
-        raise DataError(f"{where}: column {name!r}: {values[wrong][0]} is outside {span} (null = not known)")
+        at = int(wrong.argmax())
+        raise DataError(f"{where}: column {name!r}: {values[at]} at row {at} is outside {span} (null = not known)")
     return values
 
 
@@ -213,7 +234,8 @@ def _weight(column: pa.Array, name: str, where: str) -> torch.Tensor:
     values = _single(_numbers(column, f"{where}: weight column {name!r}"))
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
-        raise DataError(f"{where}: weight column {name!r}: found {values[wrong][0]}; expected finite and >= 0")
+        at = int(wrong.argmax())
+        raise DataError(f"{where}: weight column {name!r}: found {values[at]} at row {at}; expected finite and >= 0")
     return torch.from_numpy(values)
 
 

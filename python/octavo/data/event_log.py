@@ -7,6 +7,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,21 @@ from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import LogFile, LogFiles, read_index
 from octavo.data.log_writer import write_log
 from octavo.data.schema import Label, Schema
+
+
+class _Part(NamedTuple):
+    """Some rows of a row group, the first of which is its row ``first``."""
+
+    table: pa.Table
+    place: str
+    first: int
+
+    def rows(self, begin: int, count: int) -> _Part:
+        return _Part(self.table.slice(begin, count), self.place, self.first + begin)
+
+    @property
+    def where(self) -> str:
+        return f"{self.place} rows from {self.first}" if self.first else self.place
 
 
 class EventLog:
@@ -62,17 +78,16 @@ class EventLog:
     ) -> EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
-        Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
+        Columns that the schema does not name are kept. Ids are taken as they come: :func:`octavo.data.convert` finds
+        those that are there twice. Every event is encoded once, so what is written can be read.
         ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known.
         None: after the last window had closed. ``negatives``: the share that is kept of events whose outcome is 0, by
         (id, ``seed``); models of such a log are trained and scored with the shift of its logits, so that what they
         predict is the truth (:mod:`octavo.data.downsampling`). The directory appears whole or not at all. Raises
         :class:`DataError` that names the table or file for events the schema does not take, unsorted time, unreadable
-        parquet, and for a path that exists.
+        parquet, and for a path that exists or is a URI.
         """
-        write_log(
-            Path(path), schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed
-        )
+        write_log(path, schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed)
         return cls(path)
 
     def __len__(self) -> int:
@@ -110,16 +125,20 @@ class EventLog:
         """Batches of ``batch_size`` events over positions ``start`` to ``stop`` (exclusive), the rest in the last.
 
         ``as_of`` (ms): labels and delays as they were known then, nan where they were not; None = at
-        ``observed_until``. Raises :class:`DataError` for a time after ``observed_until``, and for events after it.
+        ``observed_until``: open windows are not known, outcomes without a window are as the log has them. Raises
+        :class:`DataError` for a time after ``observed_until``, and for events after ``as_of``.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         begin, end = self._span(start, stop)
-        return self._batches(batch_size, begin, end, self._moment(as_of))
+        self._expect_observed(as_of)
+        return self._batches(batch_size, begin, end, as_of)
 
     def read(self, start: int = 0, stop: int | None = None, as_of: int | None = None) -> Batch:
         """Positions ``start`` to ``stop`` (exclusive) as one batch; ``as_of`` as for :meth:`batches`."""
-        return self.encode(self.columns(self.schema.columns(), start, stop), as_of)
+        self._expect_observed(as_of)
+        parts = [*self._parts(self.schema.columns(), *self._span(start, stop))]
+        return self._encoded(parts, as_of) if parts else self.encode(self.columns(self.schema.columns(), 0, 0), as_of)
 
     def as_sampled(self, logits: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Logits of the truth, by head, as logits of this log's events, of whose negatives a share is kept."""
@@ -129,45 +148,50 @@ class EventLog:
 
     def encode(self, table: pa.Table, as_of: int | None = None) -> Batch:
         """Events of this log, raw, as one batch; ``as_of`` as for :meth:`batches`."""
-        return encode_table(self.schema, table, str(self.path), self._moment(as_of))
+        self._expect_observed(as_of)
+        return encode_table(self.schema, table, str(self.path), as_of, self.observed_until)
 
     def columns(self, names: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """Raw columns, those outside the schema included (a demo log keeps the true probability in ``_p_true``)."""
         begin, end = self._span(start, stop)
-        parts = [table for table, _ in self._tables(names, begin, end)]
+        parts = [part.table for part in self._parts(names, begin, end)]
         if parts:
             return pa.concat_tables(parts)
         with self._open(self.files[0], names) as parquet:
             return parquet.schema_arrow.empty_table().select(list(names))
 
-    def _moment(self, as_of: int | None) -> int | None:
-        """When labels are asked for. Where the log says when it was collected, open windows are not known; outcomes
-        without a window are as it has them."""
-        if as_of is None:
-            windowed = any(label.windows for label in self.schema.labels)
-            return self.observed_until if windowed else None
-        if self.observed_until is not None and as_of > self.observed_until:
+    def _expect_observed(self, as_of: int | None) -> None:
+        if as_of is not None and self.observed_until is not None and as_of > self.observed_until:
             raise DataError(
                 f"{self.path}: as_of={as_of}: the log was collected at {self.observed_until} ms and knows nothing later"
             )
-        return as_of
 
     def _batches(self, batch_size: int, begin: int, end: int, as_of: int | None) -> Iterator[Batch]:
-        waiting: list[pa.Table] = []
+        waiting: list[_Part] = []
         held = 0
-        for table, where in self._tables(self.schema.columns(), begin, end):
-            waiting.append(table)
-            held += len(table)
+        for part in self._parts(self.schema.columns(), begin, end):
+            held += len(part.table)
             if held < batch_size:
+                waiting.append(part)
                 continue
-            joined = pa.concat_tables(waiting)
-            whole = held - held % batch_size
-            encoded = encode_table(self.schema, joined.slice(0, whole), where, as_of)
-            for first in range(0, whole, batch_size):
+            rest = held % batch_size  # all of it in this part
+            cut = len(part.table) - rest
+            encoded = self._encoded([*waiting, part.rows(0, cut)], as_of)
+            for first in range(0, held - rest, batch_size):
                 yield encoded.rows(first, first + batch_size)
-            waiting, held = [joined.slice(whole)], held - whole
+            waiting, held = [part.rows(cut, rest)] if rest else [], rest
         if held:
-            yield encode_table(self.schema, pa.concat_tables(waiting), where, as_of)
+            yield self._encoded(waiting, as_of)
+
+    def _encoded(self, parts: Sequence[_Part], as_of: int | None) -> Batch:
+        """The parts as one batch; errors name the part they are in."""
+        joined = pa.concat_tables(part.table for part in parts)
+        try:
+            return encode_table(self.schema, joined, str(self.path), as_of, self.observed_until)
+        except DataError:
+            for part in parts:
+                encode_table(self.schema, part.table, part.where, as_of, self.observed_until)
+            raise
 
     def _span(self, start: int, stop: int | None) -> tuple[int, int]:
         end = len(self) if stop is None else stop
@@ -175,8 +199,8 @@ class EventLog:
             raise ValueError(f"start, stop: expected 0 <= start <= stop <= {len(self)} events, found {start}, {stop}")
         return start, end
 
-    def _tables(self, names: Sequence[str], begin: int, end: int) -> Iterator[tuple[pa.Table, str]]:
-        """Row groups, cut to the positions ``begin`` to ``end``, with the path that errors are to name."""
+    def _parts(self, names: Sequence[str], begin: int, end: int) -> Iterator[_Part]:
+        """Row groups, cut to the positions ``begin`` to ``end``."""
         for number in range(bisect_right(self._starts, begin) - 1, len(self.files)):
             position = self._starts[number]
             if position >= end:
@@ -186,8 +210,9 @@ class EventLog:
                     rows = parquet.metadata.row_group(group).num_rows
                     low, high = max(begin - position, 0), min(end - position, rows)
                     if low < high:
+                        place = f"{self._at.where(self.files[number].name)} row group {group}"
                         table = parquet.read_row_group(group, columns=list(names))
-                        yield table.slice(low, high - low), self._at.where(self.files[number].name)
+                        yield _Part(table, place, 0).rows(low, high - low)
                     position += rows
 
     def _open(self, file: LogFile, names: Sequence[str]) -> pq.ParquetFile:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from octavo.data.column_names import expect_distinct
 from octavo.data.errors import DataError
 from octavo.data.schema import Dense, Label, Schema, Sparse
 from octavo.data.source import Made, Source, raw_tables
@@ -37,12 +38,13 @@ class Inferred(NamedTuple):
 def infer_schema(data: str | pa.Table, source: Source | None = None) -> Inferred:
     """Look at the first 100,000 rows of a parquet or CSV file (path or URI), or of a table.
 
-    Raises :class:`DataError` for a file that cannot be read or holds no rows.
+    Raises :class:`DataError` for a file that cannot be read, holds no rows, or has two columns of one name.
     """
     source = source or Source()
     table = data.slice(0, SAMPLE) if isinstance(data, pa.Table) else _head(str(data), source)
     if len(table) == 0:
         raise DataError(f"{data if isinstance(data, str) else 'table'}: no rows to infer a schema from")
+    expect_distinct(table.column_names, data if isinstance(data, str) else "table")
     notes: dict[str, str] = {}
     make, parts = dict(source.make), dict[str, str]()
     left = {name: table.column(name).combine_chunks() for name in table.column_names}
@@ -103,7 +105,8 @@ def _time(left: dict[str, pa.Array], make: dict[str, Made], notes: dict[str, str
         left.pop("time", None)
     elif named:
         raw = left.pop(named[0])
-        largest = 0 if pa.types.is_timestamp(raw.type) else pc.max(raw).as_py() or 0
+        ends = {} if pa.types.is_timestamp(raw.type) else pc.min_max(raw).as_py()
+        largest = max((abs(end) for end in ends.values() if end is not None), default=0)  # before 1970: negative
         unit = "ms" if pa.types.is_timestamp(raw.type) else next(unit for low, unit in _UNITS if largest >= low)
         if raw.type == pa.int64() and unit == "ms":
             notes[named[0]] = f"ms since 1970 by its size (up to {largest}); DECIDE: is it?"

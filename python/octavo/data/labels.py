@@ -19,15 +19,17 @@ def labels_as_of(
     delays: Mapping[str, Floats],
     age: Floats | None,
     where: str,
+    is_collection: bool = False,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
     """Labels by head and delays (s, nan = not yet) by task, of n events.
 
     ``outcomes`` by task (nan = not known), ``delays`` by task (nan = none), both as the log has them. ``age``: seconds
-    from each event to the moment of asking; None = all windows are closed. A label is
+    from each event to the moment of asking; None = all windows are closed. ``is_collection``: that moment is when the
+    outcomes were collected, so those without a window are as they are. A label is
 
     * 1 (the outcome) once it happened, within the head's window where it has one
     * 0 once that can no longer be: the window is over, or that of the anchor which never came
-    * nan until then; without a window an outcome that has not come stays nan as long as ``age`` is given
+    * nan until then; without a window an outcome that has not come is never known before the collection
 
     A known label never changes as ``age`` grows. Raises :class:`DataError` for outcomes that contradict their delays
     or come before their anchor.
@@ -39,21 +41,27 @@ def labels_as_of(
         if label.anchor is not None:
             _check_order(label, outcomes, delays, where)
     now = np.inf if age is None else age
+    as_they_are = age is None or is_collection
     labels: dict[str, Floats] = {}
-    known_delays = {task: np.where(delay <= now, delay, np.nan) for task, delay in delays.items()}
+    known_delays: dict[str, Floats] = {}
     for label in schema.labels:
         outcome = outcomes[label.task]
         if label.delay is None:
             labels[label.task] = outcome
             continue
-        came = (outcome > 0) & (delays[label.task] <= now)
-        if not label.windows:
-            labels[label.task] = outcome if age is None else np.where(came, outcome, np.nan)
+        delay = delays[label.task]
+        if not label.windows and as_they_are:
+            labels[label.task], known_delays[label.task] = outcome, delay
             continue
-        anchor, missed = _anchor(schema, label, outcomes, delays, now)
+        came = (outcome > 0) & (delay <= now)
+        known_delays[label.task] = np.where(delay <= now, delay, np.nan)
+        if not label.windows:
+            labels[label.task] = np.where(came, outcome, np.nan)
+            continue
+        anchor, missed = _anchor(schema, label, outcomes, delays, now, as_they_are)
         for head, window_ms in zip(label.heads, label.windows_ms, strict=True):
             window = window_ms / 1000
-            inside = (outcome > 0) & (delays[label.task] - anchor <= window)  # nan: no anchor
+            inside = (outcome > 0) & (delay - anchor <= window)  # nan: no anchor
             over = missed | (anchor + window <= now)
             value = np.where(inside & came, outcome, np.where(over & ~inside, 0.0, np.nan))
             labels[head] = np.where(np.isnan(outcome), np.nan, value)
@@ -61,7 +69,12 @@ def labels_as_of(
 
 
 def _anchor(
-    schema: Schema, label: Label, outcomes: Mapping[str, Floats], delays: Mapping[str, Floats], now: Floats | float
+    schema: Schema,
+    label: Label,
+    outcomes: Mapping[str, Floats],
+    delays: Mapping[str, Floats],
+    now: Floats | float,
+    as_they_are: bool,
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Seconds from the event to the label's anchor (nan: it did not come in time), and whether it is known that it
     never will. An anchor with windows counts within the longest of them."""
@@ -70,11 +83,10 @@ def _anchor(
         return np.zeros(events), np.zeros(events, bool)
     anchor = schema.label(label.anchor)
     outcome, delay = outcomes[anchor.task], delays[anchor.task]
-    start, missed = _anchor(schema, anchor, outcomes, delays, now)
+    start, missed = _anchor(schema, anchor, outcomes, delays, now, as_they_are)
     came = outcome > 0
     if not anchor.windows:
-        forever = np.full(events, bool(np.isscalar(now)))  # every window is closed
-        return np.where(came, delay, np.nan), (outcome == 0) & forever
+        return np.where(came, delay, np.nan), (outcome == 0) & as_they_are
     limit = max(anchor.windows_ms) / 1000
     in_time = came & (delay - start <= limit)
     return np.where(in_time, delay, np.nan), ~np.isnan(outcome) & ~in_time & (missed | (start + limit <= now))
@@ -86,12 +98,13 @@ def _check_delays(label: Label, outcomes: Mapping[str, Floats], delays: Mapping[
     if wrong.any():
         at = int(wrong.argmax())
         raise DataError(f"{where}: column {label.delay!r}: null at row {at}, where {label.task!r} is {outcome[at]:g}")
-    wrong = (outcome == 0) & ~np.isnan(delay)
+    wrong = ~(outcome > 0) & ~np.isnan(delay)
     if wrong.any():
         at = int(wrong.argmax())
+        found = "null" if np.isnan(outcome[at]) else "0"
         raise DataError(
-            f"{where}: column {label.delay!r}: {delay[at]:g} s at row {at}, where {label.task!r} is 0; an outcome that "
-            "never came has a null delay"
+            f"{where}: column {label.delay!r}: {delay[at]:g} s at row {at}, where {label.task!r} is {found}; an "
+            "outcome that never came, or is not known, has a null delay"
         )
 
 

@@ -13,7 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from octavo._files import content_hash, file_hash, sync_directory, temporary_directory, write_atomically
+from octavo._files import (
+    NoSpaceError,
+    content_hash,
+    file_hash,
+    sync_directory,
+    temporary_directory,
+    write_atomically,
+)
 from octavo.data.downsampling import sampled
 from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
@@ -22,7 +29,7 @@ from octavo.data.schema import Schema
 
 
 def write_log(
-    path: Path,
+    path: str | Path,
     schema: Schema,
     tables: Iterable[pa.Table | str | Path],
     rows_per_file: int,
@@ -35,6 +42,7 @@ def write_log(
     """See :meth:`octavo.data.EventLog.write`. ``proved``: whoever gives the tables has encoded and sorted them."""
     if rows_per_file < 1 or rows_per_group < 1:
         raise ValueError(f"rows_per_file, rows_per_group: expected at least 1, found {rows_per_file}, {rows_per_group}")
+    path = local_path(path)
     if path.exists():
         raise DataError(f"{path}: exists; remove it or choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,13 @@ def write_log(
                 f"{path}: cannot be put in place ({error.strerror}); did another process write it?"
             ) from None
         sync_directory(path.parent)
+
+
+def local_path(path: str | Path) -> Path:
+    """Where a log can be put in place by a rename. Raises :class:`DataError` for a URI."""
+    if "://" in str(path):
+        raise DataError(f"{path}: a URI, but logs are written on this machine: write it to a path and copy it there")
+    return Path(path)
 
 
 def _proved(schema: Schema, tables: Iterable[pa.Table | str | Path]) -> Iterator[pa.Table]:
@@ -147,4 +162,5 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({one_line(error)}); nothing of the log is left behind") from None
+        says = str(error) if isinstance(error, NoSpaceError) else f"{path}: cannot be written ({one_line(error)})"
+        raise DataError(f"{says}; nothing of the log is left behind") from None

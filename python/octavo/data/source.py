@@ -16,6 +16,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FileType
 
+from octavo.data.column_names import expect_distinct
 from octavo.data.csv_fault import csv_fault
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import file_system
@@ -149,26 +150,31 @@ def raw_tables(
     place that errors are to name: a row group, or the CSV row that the table starts at (from 0). Memory is one row
     group, or one CSV block. ``csv_types``: of a CSV's columns for which the source declares none.
 
-    Raises :class:`DataError` for what cannot be read, and for a value that a column cannot be made from.
+    Raises :class:`DataError` for what cannot be read, for two columns of one name, and for a value that a column cannot
+    be made from.
     """
     rows = 0
     for name in inputs:
         for table, where in _file_tables(source, name, csv_types or {}):
+            expect_distinct(table.column_names, where)
             yield _made(source, table, rows, where), where
             rows += len(table)
 
 
 def open_file(name: str) -> tuple[FileSystem, str]:
     """The file system and the path in it of a local path or a URI."""
+    if not is_file(name):
+        raise DataError(f"{name}: no such file")
+    return file_system(name)
+
+
+def is_file(name: str) -> bool:
+    """Whether a local path or a URI is that of a file. Raises :class:`DataError` for a URI that cannot be opened."""
     try:
         filesystem, path = file_system(name)
-        if filesystem.get_file_info(path).type != FileType.File:
-            raise DataError(f"{name}: no such file")
+        return bool(filesystem.get_file_info(path).type == FileType.File)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name}: cannot be opened ({one_line(error)})") from None
-    return filesystem, path
 
 
 def is_parquet(name: str) -> bool:

@@ -13,6 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from octavo.data import Batch, EventLog
 from octavo.evaluation import Quality, quality
 
+_EVENTS_AT_ONCE = 1 << 16
+
 
 def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality | None:
     """Held-out quality of one L2 logistic regression on one-hot ids (no sequences) and standardised dense features.
@@ -26,13 +28,17 @@ def logistic_regression(log: EventLog, train_end: int, task: str, max_events: in
     known = ~np.isnan(label)
     if len(np.unique(label[known])) < 2:
         return None
-    test = log.read(train_end)
     scaler = StandardScaler().fit(train.dense.numpy()) if train.dense.shape[1] else None
     model = LogisticRegression(max_iter=60)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 60 steps are enough for a baseline
         model.fit(_features(log, train, scaler)[known], label[known], train.weight.numpy()[known])
-    return quality(model.predict_proba(_features(log, test, scaler))[:, 1], test.labels[task].numpy(), test.weight)
+    found = [
+        (model.predict_proba(_features(log, test, scaler))[:, 1], test.labels[task].numpy(), test.weight.numpy())
+        for test in log.batches(_EVENTS_AT_ONCE, train_end)
+    ]
+    predictions, labels, weights = (np.concatenate(column) for column in zip(*found, strict=True))
+    return quality(predictions, labels, weights)
 
 
 def _features(log: EventLog, batch: Batch, scaler: StandardScaler | None) -> sp.csr_matrix:

@@ -18,6 +18,7 @@ base.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -87,14 +88,14 @@ def write_checkpoint(
     if final.exists():
         for path in reversed(list_checkpoints(root)):
             if path == final or final in _bases(path):
-                _discard(path)
+                discard(path)
     temporary.rename(final)
     sync_directory(root)
     found = list_checkpoints(root)
     needed = {base for path in found[-keep:] for base in _bases(path)}
     for old in reversed(found[:-keep]):  # differences before their bases
         if old not in needed:
-            _discard(old)
+            discard(old)
     return final
 
 
@@ -307,11 +308,15 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
     return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
-def _discard(path: Path) -> None:
-    """Rename first, so that a kill while deleting never leaves a directory that looks like a checkpoint."""
-    trash = path.with_name(f".{path.name}.tmp-old-{os.getpid()}")
-    path.rename(trash)
-    shutil.rmtree(trash)
+def discard(path: Path) -> None:
+    """Delete a directory, if it is there, and what a kill left of an earlier try. Renamed first, so that a kill never
+    leaves a part of a checkpoint, or of a run's checkpoints, that looks whole."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.tmp-old-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    if path.exists():
+        trash = path.with_name(f".{path.name}.tmp-old-{os.getpid()}")
+        path.rename(trash)
+        shutil.rmtree(trash)
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -34,7 +34,7 @@ class Lane:
             self._next = None
             self.position += len(block)
             yield (
-                as_known(block, self.heads, self.wait_ms),
+                as_known(block, self.heads, self.wait_ms, self._log.observed_until),
                 dict(zip(self.heads, self._held.popleft().unbind(0), strict=True)),
             )
 
@@ -73,14 +73,16 @@ def lanes_of(
     return [Lane(found, wait, log, batch_size, stop) for wait, found in sorted(by_wait.items())]
 
 
-def as_known(batch: Batch, heads: Sequence[str], wait_ms: int) -> Batch:
+def as_known(batch: Batch, heads: Sequence[str], wait_ms: int, observed_until: int | None = None) -> Batch:
     """The batch with the labels of ``heads`` as they were ``wait_ms`` after each event: an outcome that came later had
-    not happened."""
+    not happened, nor one that was still open when a log was collected at ``observed_until`` (ms), after the wait."""
     labels = dict(batch.labels)
     for head in heads:
-        if head in batch.delay:
-            later = batch.delay[head].double() * 1000 > wait_ms  # nan: none
-            labels[head] = labels[head].masked_fill(later & (labels[head] > 0), 0.0)
+        if head in batch.delay:  # a head without windows: the task itself
+            later = (labels[head] > 0) & (batch.delay[head].double() * 1000 > wait_ms)
+            if observed_until is not None:
+                later |= labels[head].isnan() & (batch.time + wait_ms <= observed_until)
+            labels[head] = labels[head].masked_fill(later, 0.0)
     return replace(batch, labels=labels)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import numerics, precision
 from octavo.training.baseline import logistic_regression
-from octavo.training.checkpoint import CheckpointError
+from octavo.training.checkpoint import CheckpointError, discard
 from octavo.training.distributed import Group
 from octavo.training.history import epoch_rows
 from octavo.training.memory import peak_bytes, resident_bytes
@@ -30,6 +29,7 @@ from octavo.training.state import table_states
 from octavo.training.trainer import Trainer
 
 _DEMO_EVENTS = 200_000
+_EVENTS_AT_ONCE = 1 << 16
 Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else to say
 
 
@@ -96,8 +96,8 @@ def run(
         log = log.head(config.data.limit)
     trainer = Trainer(config, log, run_dir, group)
     if fresh and group.is_first:
-        for path in (trainer.checkpoints, run_dir / "best"):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in (run_dir / "best", trainer.checkpoints):  # checkpoints without their best say so, the best no more
+            discard(path)
     group.wait()
     if not trainer.resume() and resume:
         raise CheckpointError(f"{trainer.checkpoints}: holds no checkpoint to resume from; train without --resume")
@@ -239,7 +239,7 @@ def _floor(log: EventLog, start: int, task: str) -> float | None:
     name = next((name for name in ("_p_true", truth) if name in log.column_names), None)
     if name is None:
         return None
-    labels = log.read(start).labels[task]
+    labels = torch.cat([batch.labels[task] for batch in log.batches(_EVENTS_AT_ONCE, start)])
     truths = torch.logit(torch.tensor(log.columns([name], start)[name].to_numpy(), dtype=torch.float64))
     found = ne(log.as_sampled({task: truths})[task], labels, logits=True)
     return None if math.isnan(found) else found

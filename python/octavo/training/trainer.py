@@ -99,7 +99,7 @@ class Trainer:
         self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
         if chosen.precision == "bf16":
             numerics.run_all_in(self.model, "bf16")
-        torch.manual_seed(chosen.seed)
+        torch.manual_seed(chosen.seed + self.group.rank)  # what dropout leaves out: not the same in every part
         if chosen.threads is not None:
             torch.set_num_threads(chosen.threads)
 
@@ -130,7 +130,7 @@ class Trainer:
             lane.load_state_dict(checkpoint.group("late"))
         if "communication" in checkpoint.groups:
             self.group.owe(self.model, checkpoint.group("communication"))
-        torch.set_rng_state(checkpoint.group("rng")["torch"])
+        self._draw_on(checkpoint.group("rng")["torch"])
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
         self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
         self.stopping = epochs.Progress(**meta["stopping"])
@@ -189,6 +189,7 @@ class Trainer:
         if seen is not None and self.group.world > 1:
             seen = seen.merge_ranks()
         owed = self.group.owed(self.model)
+        drawn = self.group.join(torch.get_rng_state().unsqueeze(0), [1] * self.group.world)
         if not self.group.is_first:
             self.group.wait()
             return None
@@ -216,7 +217,7 @@ class Trainer:
             "dense": dense_state(self.model),
             "optimizer": optimizer_tensors(self.optimizer, self._names),
             "progressive": self.progressive.state_dict(),
-            "rng": {"torch": torch.get_rng_state()},
+            "rng": {"torch": drawn},
         }
         if owed:
             groups["communication"] = owed
@@ -233,6 +234,13 @@ class Trainer:
         self.tracker.saved(path)
         self.group.wait()
         return path
+
+    def _draw_on(self, drawn: torch.Tensor) -> None:
+        """Go on with this process's random numbers, ``drawn`` [processes, state]; a process that was not there begins
+        its own."""
+        states = drawn.view(-1, drawn.shape[-1])  # [state]: of a checkpoint of one process, as they once were
+        if self.group.rank < len(states):
+            torch.set_rng_state(states[self.group.rank].clone())  # aligned, as its reader takes it to be
 
     def _build_lanes(self) -> list[Lane]:
         chosen = self.config.training
@@ -288,8 +296,8 @@ class Trainer:
             late = next((lane.position for lane in self._lanes if lane.heads == tasks), 0)
             first = self.position if held is None else late - len(batch)
             raise TrainingError(
-                f"loss is {value} on events {first} to {first + len(batch) - 1}; the last "
-                f"checkpoint is whole: lower training.optimizer.lr or set training.clip_norm and resume"
+                f"loss is {value} on events {first} to {first + len(batch) - 1}; checkpoints may hold the update that "
+                "diverged: start afresh (--fresh) with a lower training.optimizer.lr or with training.clip_norm"
             )
         self._losses = (self._losses[0] + value, self._losses[1] + 1)
         if self.epoch == 0 and not chosen.shuffle:

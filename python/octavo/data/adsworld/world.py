@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from octavo.config import build_section
+from octavo.config import build_section, config_hash
+from octavo.data.adsworld.candidate_file import expect_free, noted
 from octavo.data.adsworld.columns import candidate_schema, schema_of
 from octavo.data.adsworld.config import DAY_MS, AdsWorldConfig
 from octavo.data.adsworld.model import Model
@@ -18,9 +18,8 @@ from octavo.data.adsworld.observed import observed
 from octavo.data.adsworld.presets import preset
 from octavo.data.adsworld.simulation import Simulation, Tick
 from octavo.data.adsworld.truth import Truth
-from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
-from octavo.data.log_writer import regroup
+from octavo.data.log_writer import local_path, regroup
 from octavo.data.schema import Schema
 
 
@@ -82,8 +81,9 @@ class AdsWorld:
     ) -> EventLog:
         """Write an :class:`EventLog` at ``path`` and, in the same pass, the candidate sets as one parquet file.
 
-        ``observed_until="end"`` (with ``days``): what was known when the log ended. Raises :class:`DataError` for paths
-        that exist.
+        The sets are in place before the log is: a log that is there has them, and a retry after a kill may find its own
+        sets. ``observed_until="end"`` (with ``days``): what was known when the log ended. Raises :class:`DataError` for
+        other paths that exist and for URIs, and :class:`OSError` naming ``candidates`` when the disk takes no more.
         """
         if observed_until == "end":
             if days is None:
@@ -92,22 +92,14 @@ class AdsWorld:
         if candidates is None:
             tables = self.tables(events, days, observed_until=observed_until)
             return EventLog.write(path, self.schema, tables, observed_until=observed_until)
-        target = Path(candidates)
-        if target.exists():
-            raise DataError(f"{target}: exists; remove it or choose another path")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        target = local_path(candidates)
+        origin = f"{config_hash(self.config)} seed={self.seed} events={events} days={days}"
+        expect_free(target, origin)
         simulation = self._simulation()
-        try:
-            with pq.ParquetWriter(partial, candidate_schema(self.config)) as writer:
-                ticks = _noted(self._ticks(simulation, events, days), simulation, writer)
-                log = EventLog.write(
-                    path, self.schema, self._observed(ticks, observed_until), observed_until=observed_until
-                )
-            partial.rename(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return log
+        played = self._ticks(simulation, events, days)
+        with closing(noted(played, simulation, target, candidate_schema(self.config), origin)) as ticks:
+            tables = self._observed(ticks, observed_until)
+            return EventLog.write(path, self.schema, tables, observed_until=observed_until)
 
     def time(self, day: float) -> int:
         """``day`` of this world in ms since 1970."""
@@ -127,10 +119,3 @@ class AdsWorld:
 
     def _observed(self, ticks: Iterator[Tick], until: int | None) -> Iterator[pa.Table]:
         return (tick.table if until is None else observed(tick.table, self.config, until) for tick in ticks)
-
-
-def _noted(ticks: Iterator[Tick], simulation: Simulation, writer: pq.ParquetWriter) -> Iterator[Tick]:
-    """The ticks again, their candidate sets written on the way."""
-    for tick in ticks:
-        writer.write_table(simulation.candidates(tick))
-        yield tick
