@@ -1,5 +1,6 @@
-"""docs/kernel-shares.md out of ``benchmarks/results/kernels.json`` (what ``make bench-cpp`` wrote): each kernel's share
-of its roof. Prints it, or with ``--write`` writes it; a test compares.
+"""docs/kernel-shares.md out of ``benchmarks/results/kernels.json`` and ``kernels-avx2.json`` (what ``make bench-cpp``
+wrote, the latter of kernels for AVX2 on a machine that has no more): each kernel's share of its roof. Prints it, or
+with ``--write`` writes it; a test compares.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 from tables import RESULTS, ROOT, table
 
 PAGE = ROOT / "docs" / "kernel-shares.md"
+FILES = ("kernels.json", "kernels-avx2.json")
 INTRODUCTION = """# Kernels and their roofs
 
-Made from `benchmarks/results/kernels.json` by `benchmarks/python/kernel_shares.py --write`; do not edit.
+Made from `kernels.json` and `kernels-avx2.json` in `benchmarks/results` by `benchmarks/python/kernel_shares.py --write`;
+do not edit.
 `make bench-cpp` measures: each kernel alone, from C++, on octavo's own threads, against the roof that its work has on
 this machine: the copy bandwidth of the working set, the multiply-add rate of its class, or gathers of rows from a
 512 MB table. A share above 1 is work that the roof's own loop does worse: rows that caches still held, an array that
@@ -43,13 +46,18 @@ def line(kernel: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def text() -> str:
     """The page."""
-    content = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
+    return "\n".join([INTRODUCTION, *(part(name) for name in FILES)])
+
+
+def part(name: str) -> str:
+    """The kernels of one file."""
+    content = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     context = content["context"]
     made = (
         f"{context['date'][:10]}, {context['isa']}, {context['threads']} threads, load {context['load_avg'][0]:.1f}.\n"
     )
     titles = ["kernel", "share of its roof", "us at the best", "shape of the best"]
-    return "\n".join([INTRODUCTION, made, table(titles, [line(*pair) for pair in shares(content).items()])])
+    return "\n".join([made, table(titles, [line(*pair) for pair in shares(content).items()])])
 
 
 if __name__ == "__main__":

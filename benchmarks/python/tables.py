@@ -198,8 +198,9 @@ def loka_speed() -> str:
     rows = []
     for kind in dict.fromkeys(line["shape"]["model"] for line in lines("loka_inference") if "shape" in line):
         serving = [served[f"loka_inference_{kind}_vs_{peer}"] for peer in ("best_float", "best_any", "octavo_bf16")]
-        training = [trained[f"loka_training_{kind}_vs_{peer}"] for peer in ("best_torch", "fbgemm", "octavo_bf16")]
-        rows.append([kind, *map(ratio, serving), *map(ratio, training), *served_quality(kind)])
+        training = [trained.get(f"loka_training_{kind}_vs_{peer}") for peer in ("best_torch", "fbgemm", "octavo_bf16")]
+        steps = ["" if bar is None else ratio(bar) for bar in training]
+        rows.append([kind, *map(ratio, serving), *steps, *served_quality(kind)])
     titles = ["ranker", "serving: best of torch in FP32, BF16", "best of torch, INT8 too", "octavo in BF16",
               "training: best of torch", "FBGEMM + torch", "octavo in BF16", "NE, plan - FP32, %",
               "NE, INT8 - FP32, %"]  # fmt: skip
