@@ -16,8 +16,8 @@ PAGE = ROOT / "docs" / "kernel-shares.md"
 FILES = ("kernels.json", "kernels-avx2.json")
 INTRODUCTION = """# Kernels and their roofs
 
-Made from `kernels.json` and `kernels-avx2.json` in `benchmarks/results` by `benchmarks/python/kernel_shares.py --write`;
-do not edit.
+Made from `kernels.json` and `kernels-avx2.json` in `benchmarks/results` by
+`benchmarks/python/kernel_shares.py --write`; do not edit.
 `make bench-cpp` measures: each kernel alone, from C++, on octavo's own threads, against the roof that its work has on
 this machine: the copy bandwidth of the working set, the multiply-add rate of its class, or gathers of rows from a
 512 MB table. A share above 1 is work that the roof's own loop does worse: rows that caches still held, an array that
