@@ -19,6 +19,7 @@ from octavo.cli.main import app
 from octavo.config import save_config
 from octavo.data import EventLog
 from octavo.loka import Report, SiteInfo
+from octavo.loka.layers import fingerprint
 from octavo.ops.dispatch import Plan, Requirement, sites
 from octavo.report import render_probe
 from octavo.training import Trainer, TrainingError, probe_run
@@ -60,7 +61,7 @@ class FakeProbe:
             for numerics, error in zip(CLASSES, (0.002, 0.03, 0.4), strict=True)
         ]  # fmt: skip
         made = report(*found, sites=infos, settings={"draws": draws, "unreached": ["a & b"]})
-        return dataclasses.replace(made, steps=self.steps)
+        return dataclasses.replace(made, model=fingerprint(self.model), steps=self.steps)
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,8 @@ def expect_number(argument: str, value: object, least: float | None = None) -> N
     """Raise TypeError or ValueError unless ``value`` is a finite number, and at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{argument}: expected a number, found {value!r}")
-    if not math.isfinite(value) or (least is not None and value < least):
+    is_finite = -math.inf < value < math.inf  # what torch.compile can trace
+    if not is_finite or (least is not None and value < least):
         bound = "" if least is None else f" >= {least:g}"
         raise ValueError(f"{argument}: expected a finite number{bound}, found {value}")
 
