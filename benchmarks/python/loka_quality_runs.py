@@ -186,7 +186,8 @@ def solved(report: loka.Report, training: bool) -> dict[str, Plan]:
     requirement at each site and direction (E4M3 before INT8), whatever it costs here: its quality is not that of a plan
     left in FP32 for speed."""
     by_width = tuple(
-        replace(finding, us=WIDTH[finding.numerics], reference_us=WIDTH["fp32"]) for finding in report.findings
+        replace(finding, us=WIDTH[finding.numerics], reference_us=WIDTH["fp32"], pack_us=0.0, unpack_us=0.0)
+        for finding in report.findings
     )
     reports = {"plan": report, "narrow": replace(report, findings=by_width)}
     return {arm: loka.solve(one, REQUIREMENT, MIN_SPEEDUP, training) for arm, one in reports.items()}
