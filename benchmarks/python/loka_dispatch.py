@@ -51,13 +51,12 @@ class Measured:
 
 
 def measured(study: Study) -> dict[tuple[str, str], Measured]:
-    """Every site in every class on the held-out events. Of a layer with one output: relative L1, as in the plan."""
+    """Every site in every class on the held-out events."""
     limit = REQUIREMENT.demands()["max_post_norm"]
     found: dict[tuple[str, str], Measured] = {}
     for site in dispatch.sites(study.model, study.held_out):
-        error = "rel_l1" if site.weight.shape[0] <= 2 else "post_norm"
         for name in LOW_PRECISION:
-            values = [dispatch.site_errors(group, name)[error] for group in groups_of(site)]
+            values = [dispatch.site_errors(group, name)["post_norm"] for group in groups_of(site)]
             estimate = estimates(torch.tensor(values, dtype=torch.float64)[:, None])[0]
             found[site.path, name] = Measured(estimate.value / limit, estimate.high / limit)
     return found

@@ -46,6 +46,14 @@ def test_post_norm() -> None:
     assert errors.post_norm_error(2 * REF, REF) < 1e-4  # LayerNorm cancels a common factor
 
 
+def test_the_next_layer_sees_of_a_head_what_it_says() -> None:
+    assert errors.next_layer_error(2 * REF, REF, None) == pytest.approx(1.0)  # LayerNorm would leave signs
+    norm = ops.Norm("rms")
+    assert errors.next_layer_error(Y, REF, norm) == errors.post_norm_error(Y, REF, norm)
+    wide, off = torch.cat([REF, 2 * REF], 1), torch.cat([Y, 2 * Y], 1)
+    assert errors.next_layer_error(off, wide, None) == errors.post_norm_error(off, wide)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"y: shape \[2\] differs from ref's \[3\]"):
         errors.relative_l1(torch.zeros(2), torch.zeros(3))

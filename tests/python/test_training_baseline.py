@@ -42,5 +42,5 @@ def test_blocks_of_events_change_no_bit(tmp_path: Path, monkeypatch: pytest.Monk
     whole = logistic_regression(log, 2000, "click"), _floor(log, 2000, "click")
     assert whole[1] is not None
     for module in ("baseline", "run"):
-        monkeypatch.setattr(sys.modules[f"octavo.training.{module}"], "_EVENTS_AT_ONCE", 37)
+        monkeypatch.setattr(sys.modules[f"octavo.training.{module}"], "EVENTS_AT_ONCE", 37)
     assert (logistic_regression(log, 2000, "click"), _floor(log, 2000, "click")) == whole

@@ -189,18 +189,10 @@ def _errors(y: torch.Tensor, exact: torch.Tensor, site: ProbedSite, direction: s
         "rel_l1": lambda: errors.relative_l1(y, exact),
         "mere": lambda: errors.mere(y, exact),
         "signal_rel": lambda: errors.signal_relative(y, exact),
-        "post_norm": lambda: after_norm(y, exact, site),
+        "post_norm": lambda: errors.next_layer_error(y, exact, site.cpu_norm),
         "sqnr_db": lambda: errors.sqnr_db(y, exact),
     }
     return [found[name]() for name in MEANT[direction]]
-
-
-def after_norm(y: torch.Tensor, exact: torch.Tensor, site: ProbedSite) -> float:
-    """The error after the next norm; relative L1 where a norm that the site does not have would leave nothing but the
-    signs of its one or two outputs."""
-    if site.n <= 2 and site.norm is None:
-        return errors.relative_l1(y, exact)
-    return errors.post_norm_error(y, exact, site.cpu_norm)
 
 
 def _verdict(estimate: Estimate, bound: float, is_floor: bool) -> bool | None:

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from octavo.data import Batch, EventLog
 from octavo.evaluation import Quality, quality
 
-_EVENTS_AT_ONCE = 1 << 16
+EVENTS_AT_ONCE = 1 << 16  # of held-out events, whatever scores them
 
 
 def logistic_regression(log: EventLog, train_end: int, task: str, max_events: int = 200_000) -> Quality | None:
@@ -35,7 +35,7 @@ def logistic_regression(log: EventLog, train_end: int, task: str, max_events: in
         model.fit(_features(log, train, scaler)[known], label[known], train.weight.numpy()[known])
     found = [
         (model.predict_proba(_features(log, test, scaler))[:, 1], test.labels[task].numpy(), test.weight.numpy())
-        for test in log.batches(_EVENTS_AT_ONCE, train_end)
+        for test in log.batches(EVENTS_AT_ONCE, train_end)
     ]
     predictions, labels, weights = (np.concatenate(column) for column in zip(*found, strict=True))
     return quality(predictions, labels, weights)

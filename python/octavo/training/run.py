@@ -19,7 +19,7 @@ from octavo.data import SETS, AdsWorld, EventLog, Label, movielens, preset_hash,
 from octavo.evaluation import calibration_bins, ne
 from octavo.report import Results, now, write_report
 from octavo.training import numerics, precision
-from octavo.training.baseline import logistic_regression
+from octavo.training.baseline import EVENTS_AT_ONCE, logistic_regression
 from octavo.training.checkpoint import CheckpointError, discard
 from octavo.training.distributed import Group
 from octavo.training.history import epoch_rows
@@ -29,7 +29,6 @@ from octavo.training.state import table_states
 from octavo.training.trainer import Trainer
 
 _DEMO_EVENTS = 200_000
-_EVENTS_AT_ONCE = 1 << 16
 Listener = Callable[[str, int, int, str], None]  # stage, done, total, what else to say
 
 
@@ -239,7 +238,7 @@ def _floor(log: EventLog, start: int, task: str) -> float | None:
     name = next((name for name in ("_p_true", truth) if name in log.column_names), None)
     if name is None:
         return None
-    labels = torch.cat([batch.labels[task] for batch in log.batches(_EVENTS_AT_ONCE, start)])
+    labels = torch.cat([batch.labels[task] for batch in log.batches(EVENTS_AT_ONCE, start)])
     truths = torch.logit(torch.tensor(log.columns([name], start)[name].to_numpy(), dtype=torch.float64))
     found = ne(log.as_sampled({task: truths})[task], labels, logits=True)
     return None if math.isnan(found) else found

@@ -190,8 +190,5 @@ def site_errors(site: Site, numerics: str) -> dict[str, float]:
         "rel_l1": errors.relative_l1(y, ref),
         "mere": errors.mere(y, ref),
         "signal_rel": errors.signal_relative(y, ref),
-        # A norm that is not there would leave nothing but the signs of a head's one or two outputs.
-        "post_norm": errors.relative_l1(y, ref)
-        if site.weight.shape[0] <= 2 and site.norm is None
-        else errors.post_norm_error(y, ref, site.norm),
+        "post_norm": errors.next_layer_error(y, ref, site.norm),
     }
