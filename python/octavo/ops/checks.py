@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,17 +159,7 @@ def _quantize_failure(
 ) -> str:
     m, k = shape
     device = kernel.device.name
-    g = torch.Generator().manual_seed(m + k)
-    x = torch.randn(m, k, generator=g) * torch.exp2(torch.randint(-12, 12, (m, 1), generator=g))
-    if m > 2:
-        x[0] = 0
-        x[1, k // 2] = float("inf")
-        x[2, k // 3] = float("nan")
-    if m > 4:
-        x[3] = x[3].relu()
-        x[4] = x[4] * torch.exp2(torch.randint(-30, 1, (k,), generator=g))  # subnormal codes, ties to zero
-        x[4, ::7] = -0.0
-    x = x.to(dtype)
+    x = _quantize_input(m, k, dtype)
     data = torch.empty(m, k, dtype=FORMATS[format], device=device)
     scale = torch.empty(scale_shape(x.shape, scaling), dtype=scale_dtype(scaling), device=device)
     kernels.run_quantize(kernel, x.to(device), CODES[format], _core.Scaling[scaling], pow2, data, scale)
@@ -182,6 +173,22 @@ def _quantize_failure(
         f"quantize {name} [{m}, {k}] -> {format}, {scaling}{', pow2' if pow2 else ''}: expected equal codes "
         f"and scales, found {wrong_codes} wrong codes and {wrong_scales} wrong scales"
     )
+
+
+@functools.cache
+def _quantize_input(m: int, k: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of many sizes, with special values where there are enough; the same for every format and scaling."""
+    g = torch.Generator().manual_seed(m + k)
+    x = torch.randn(m, k, generator=g) * torch.exp2(torch.randint(-12, 12, (m, 1), generator=g))
+    if m > 2:
+        x[0] = 0
+        x[1, k // 2] = float("inf")
+        x[2, k // 3] = float("nan")
+    if m > 4:
+        x[3] = x[3].relu()
+        x[4] = x[4] * torch.exp2(torch.randint(-30, 1, (k,), generator=g))  # subnormal codes, ties to zero
+        x[4, ::7] = -0.0
+    return x.to(dtype)
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

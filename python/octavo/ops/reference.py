@@ -46,7 +46,7 @@ def quantize_reference(
 def _tiles(x: torch.Tensor, scaling: str) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """What shares a scale as rows [number of scales, elements], padded with zeros, and the way back."""
     m, k = x.shape
-    height = {"tensor": max(m, 1), "block_128x128": SCALE_BLOCK}.get(scaling, 1)
+    height = {"tensor": max(m, 1), "block_128x128": min(max(m, 1), SCALE_BLOCK)}.get(scaling, 1)
     width = {"block_1x128": SCALE_BLOCK, "block_128x128": SCALE_BLOCK, "mx": MX_BLOCK}.get(scaling, max(k, 1))
     down, across = (1, 1) if scaling == "tensor" else (-(-m // height), 1 if scaling == "row" else -(-k // width))
     padded = functional.pad(x, (0, across * width - k, 0, down * height - m))
