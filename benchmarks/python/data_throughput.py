@@ -1,9 +1,10 @@
-"""From parquet to batches: octavo's reader against torch's DataLoader as the toolkits use it, over the same log.
+"""From a file to batches: octavo's reader against the toolkits' loaders and what torch's DataLoader can do.
 
-``rows``: a Dataset of rows, collated (most tutorials' way, large batches). ``array``: the file once as
-one float64 array, rows stacked by the default collate (FuxiCTR's way). ``slices``: that array cut a batch at a time by
-a batch sampler (RecBole steps a batch at a time too), the best a DataLoader can do; its reading of the file is counted
-in each pass, as is ours. Each call is a pass over the whole log. Batches are looked at by their length only.
+The log has no lists. ``fuxictr`` and ``recbole`` are their own loaders, in environments of their own below
+``build/peers``, on their own files, whose ids were encoded beforehand. The others read our parquet, decode nothing but
+plain columns and hash nothing: ``rows``, a Dataset of rows, collated (most tutorials' way, large batches); ``slices``,
+one float64 array of the file, cut a batch at a time by a batch sampler, the best a DataLoader can do. Each call is a
+pass over the whole log, its reading included. Batches are looked at by their length only.
 
 Then the trainer's idle share: time it waits for a batch, of the time of its pass, after the first batch.
 """
@@ -13,24 +14,30 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import harness
 import numpy as np
+import peers
 import pyarrow.parquet as pq
 import torch
+from environments import FUXICTR, RECBOLE, Environment
 from harness import Entry, Interval, where
+from passes import Passes
+from toolkit_files import prepared, write_toolkit_files
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from train_throughput import DIM, LR, MODELS
 
 from octavo.config import build_config
 from octavo.data import AdsWorld, EventLog, prefetched
 from octavo.training import Trainer, trainer
 
+HERE = Path(__file__).resolve()
 PRESET, BATCH = "reference", 4096
 EVENTS = {"smoke": 2 * BATCH, "quick": 12 * BATCH, "full": 64 * BATCH}
-TOOLKITS = ("the loader of FuxiCTR", "the loader of RecBole")  # what rows stand for; not run, so no gate holds on it
 PASSES = {"smoke": 1, "quick": 3, "full": 5}  # of the trainer
 
 
@@ -51,7 +58,7 @@ def read_array(log: EventLog) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 class Rows(Dataset[torch.Tensor]):
-    """A row, or the rows of a list of positions."""
+    """The rows of a list of positions."""
 
     def __init__(self, array: np.ndarray[Any, np.dtype[np.float64]]) -> None:
         self.array = array
@@ -59,7 +66,7 @@ class Rows(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, at: int | Sequence[int]) -> Any:
+    def __getitem__(self, at: Sequence[int]) -> Any:
         return self.array[at]
 
 
@@ -88,20 +95,47 @@ def consumed(make: Callable[[], Iterable[Any]], expected: int) -> Callable[[int]
 
 
 def loaders(log: EventLog, workers: int) -> dict[str, Callable[[], Iterable[Any]]]:
-    """The peers, from file to last batch."""
+    """What a DataLoader does, from file to last batch."""
 
     def rows() -> Iterable[Any]:
         return DataLoader(Columns(read_array(log), plain_columns(log)), batch_size=BATCH, num_workers=workers)
-
-    def array() -> Iterable[Any]:
-        return DataLoader(Rows(read_array(log)), batch_size=BATCH, num_workers=workers)
 
     def slices() -> Iterable[Any]:
         data = Rows(read_array(log))
         sampler = BatchSampler(SequentialSampler(data), BATCH, drop_last=False)
         return DataLoader(data, sampler=sampler, batch_size=None, num_workers=workers)
 
-    return {"rows": rows, "array": array, "slices": slices}
+    return {"rows": rows, "slices": slices}
+
+
+def toolkit_loaders(
+    run: harness.Run, log: EventLog, folder: Path, children: ExitStack
+) -> tuple[list[Entry], dict[str, str]]:
+    """FuxiCTR's and RecBole's own loaders, as entries, and why one is absent."""
+    rivals: list[Entry] = []
+    absent: dict[str, str] = {}
+    files = write_toolkit_files(log, folder, BATCH)
+    chosen = {**MODELS["dcnv2"], "embedding_dim": DIM, "lr": LR, "reads_only": True, "model": "DCNV2"}
+    workers = (0, 2) if run.is_full else (0,)
+    cases = [(FUXICTR, f"fuxictr, {count} workers", {"workers": count}) for count in workers]
+    for environment, name, own in [*cases, (RECBOLE, "recbole", {})]:
+
+        def entry(environment: Environment = environment, name: str = name, own: dict[str, int] = own) -> Entry:
+            if reason := environment.missing(not run.is_smoke, HERE.name):
+                raise ImportError(reason)
+            script = HERE.with_name(f"{environment.name}_passes.py")
+            settings = {**files, **chosen, **own}
+            passes = children.enter_context(Passes(environment.python, script, settings, folder / name))
+
+            def call(_: int) -> None:
+                if (found := passes.call()["events"]) != len(log):
+                    raise RuntimeError(f"{name}: {found} events, expected {len(log)}")
+
+            call(0)
+            return Entry(name, call, facts={"kind": environment.name}, items=len(log))
+
+        peers.admit(rivals, absent, name, entry)
+    return rivals, absent
 
 
 def idle_share(log: EventLog, folder: Path) -> tuple[float, int]:
@@ -138,20 +172,23 @@ def body(run: harness.Run) -> None:
     events = EVENTS[run.effort.name]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        log = AdsWorld(PRESET, seed=0).write(folder / "log", events=events)
+        world = AdsWorld(PRESET, seed=0).write(folder / "world", events=events)
+        log = prepared(world, folder / "log", events, BATCH, lists=False)
         batches = -(-events // BATCH)
         ours = [Entry("octavo EventLog", consumed(lambda: log.batches(BATCH), batches), items=events)]
-        peers = []
-        for workers in (0, 2):
-            for kind, make in loaders(log, workers).items():
-                label = f"DataLoader {kind}, {workers} workers"
-                peers.append(Entry(label, consumed(make, batches), facts={"kind": kind}, items=events))
-        run.contest("data_throughput", {"preset": PRESET, "events": events, "batch": BATCH}, ours, peers)
-        for kind in ("rows", "array", "slices"):
+        with ExitStack() as children:
+            rivals, absent = toolkit_loaders(run, log, folder, children)
+            for workers in (0, 2):
+                for kind, make in loaders(log, workers).items():
+                    label = f"DataLoader {kind}, {workers} workers"
+                    rivals.append(Entry(label, consumed(make, batches), facts={"kind": kind}, items=events))
+            run.contest("data_throughput", {"preset": PRESET, "events": events, "batch": BATCH}, ours, rivals, absent)
+        for kind, first in (("fuxictr", "fuxictr, 0 workers"), ("recbole", "recbole")):
+            run.finding(f"data_throughput_vs_{kind}", where(), where(kind=kind), [first], 10.0)
+        for kind in ("rows", "slices"):
             names = [f"DataLoader {kind}, {workers} workers" for workers in (0, 2)]
-            wanted = names if kind != "rows" else [*names, *TOOLKITS]
-            run.finding(f"data_throughput_vs_{kind}", where(), where(kind=kind), wanted, 10.0)
-        found = [idle_share(log, folder / f"run-{n}") for n in range(PASSES[run.effort.name])]
+            run.finding(f"data_throughput_vs_{kind}", where(), where(kind=kind), names)
+        found = [idle_share(world, folder / f"run-{n}") for n in range(PASSES[run.effort.name])]
         shares = sorted(share for share, _ in found)
         middle = Interval(shares[len(shares) // 2], shares[0], shares[-1])
         run.measured("trainer_idle_share", middle, 0.02, at_most=True, batches=found[0][1])

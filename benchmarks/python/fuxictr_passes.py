@@ -1,5 +1,5 @@
 """FuxiCTR's side of ``train_throughput``: a pass is its loader over its npz file (what it makes of raw data; its
-parquet loader starts a Ray cluster) and its training epoch."""
+parquet loader starts a Ray cluster) and its training epoch. Of ``data_throughput`` (``reads_only``): its loader."""
 
 from __future__ import annotations
 
@@ -33,16 +33,22 @@ def prepare(settings):
     features.labels, features.num_fields = ["label"], len(features.features)
     features.total_features, features.default_emb_dim = sum(settings["sparse"].values()), settings["embedding_dim"]
     features.set_column_index()
+
+    def fresh():
+        return RankDataLoader(
+            features, stage="train", train_data=settings["npz"], batch_size=settings["batch_size"], shuffle=False,
+            data_format="npz", num_workers=settings["workers"],
+        )[0]  # fmt: skip
+
+    if settings.get("reads_only"):
+        return lambda: {"events": sum(len(batch["label"]) for batch in fresh())}
     model = MODELS[settings["model"]](
         features, settings, monitor="logloss", monitor_mode="min", verbose=0, metrics=["logloss"], model_root=folder
     )
 
     def one_pass():
         start = time.perf_counter()
-        loader, _ = RankDataLoader(
-            features, stage="train", train_data=settings["npz"], batch_size=settings["batch_size"], shuffle=False,
-            data_format="npz", num_workers=settings["workers"],
-        )  # fmt: skip
+        loader = fresh()
         # Without validation: ``fit`` would score and save after the epoch.
         model._max_gradient_norm, model._total_steps, model._eval_steps, model._stop_training = 10.0, 0, 1 << 60, False
         losses, step = [], model.train_step

@@ -34,6 +34,7 @@ from octavo.training.trainer import Trainer
 HERE = Path(__file__).resolve()
 SETTINGS = HERE.with_name("quality_settings.json")
 SEEDS = {"smoke": 2, "quick": 5, "full": 10}
+# FuxiCTR's early stopping also takes a tenth of the learning rate after every epoch without a better validation.
 BATCH, EPOCHS, PATIENCE, VALIDATION, TEST = 256, 20, 2, 0.1, 0.2
 FEATURES = {
     "movielens": ("user", "item", "gender", "occupation", "zip_region"),
@@ -48,20 +49,13 @@ FLOORS = {
     ("deskdrop", "comment"): 0.745,
 }
 MODELS = ("deepfm", "dcnv2")
-GRID = {
-    "octavo": {
-        "table": [("adagrad", 0.02), ("row_wise_adagrad", 0.02), ("adam", 0.001)],
-        "table_decay": [0.0, 1e-3, 1e-2, 1e-1, 1.0],
-        "lr": [1e-3],
-        "weight_decay": [0.0],
-    },
-    "fuxictr": {
-        "lr": [1e-3],
-        "embedding_regularizer": [0, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1],
-        "dropout": [0.0, 0.2],
-        "norm": [False],
-    },
+GRID = {  # of both sides
+    "lr": [1e-3],
+    "embedding_regularizer": [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1],
+    "dropout": [0.0, 0.2],
+    "norm": [False],
 }
+STREAM = {"kind": "row_wise_adagrad", "lr": 0.02}  # the tables' optimizer of the streaming pass
 COMMON = {"embedding_dim": 16, "deep": [64, 32], "cross_layers": 2}
 
 
@@ -127,17 +121,18 @@ def ours(
     """octavo's logits for the held-out rows; ``stream``: after one pass in event time over all rows before them."""
     path = folder / f"{task.set}-{task.task}-{len(task.table)}"
     log = EventLog(path) if path.exists() else EventLog.write(path, task.schema, [task.table])
-    kind, lr = settings["table"]
+    decay = settings["embedding_regularizer"]
+    dense = {"kind": "adam", "lr": settings["lr"], "weight_decay": decay, "lazy": False}  # as FuxiCTR's
     common = {key: value for key, value in COMMON.items() if key != "cross_layers" or model == "dcnv2"}
-    table_optimizer = {"kind": kind, "lr": lr, "weight_decay": settings["table_decay"]}
-    epochs = {"validation": 1 - task.fit_end / task.train_end, "epochs": EPOCHS, "patience": PATIENCE, "shuffle": True}
+    epochs = {"validation": 1 - task.fit_end / task.train_end, "epochs": EPOCHS, "patience": PATIENCE, "shuffle": True,
+              "plateau_factor": 0.1}  # fmt: skip
     values = {
         "model": {"kind": model, "seed": seed, **common, "norm": None, "activation": "relu",
-                  "table_optimizer": table_optimizer},
+                  "dropout": settings["dropout"], "table_optimizer": STREAM if stream else dense},
         "training": {
             "batch_size": BATCH,
             "holdout": 1 - task.train_end / len(log),
-            "optimizer": {"kind": "adamw", "lr": settings["lr"], "weight_decay": settings["weight_decay"]},
+            "optimizer": {"kind": "adam", "lr": settings["lr"]},
             "checkpoint_every": 0,
             "seed": seed,
             "window": 1 << 30,
@@ -189,9 +184,9 @@ def _described(jobs: list[tuple[Problem, str, dict[str, Any], int]], folder: Pat
     return described
 
 
-def combinations(side: str) -> list[dict[str, Any]]:
-    """Every point of a side's grid."""
-    return [dict(zip(GRID[side], values)) for values in itertools.product(*GRID[side].values())]
+def combinations() -> list[dict[str, Any]]:
+    """Every point of the grid."""
+    return [dict(zip(GRID, values)) for values in itertools.product(*GRID.values())]
 
 
 def tune(sets: list[str]) -> None:
@@ -205,9 +200,8 @@ def tune(sets: list[str]) -> None:
         for model in MODELS:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                jobs = [(task, model, point, 99) for point in combinations("fuxictr") for task in inner]
+                jobs = [(task, model, point, 99) for point in combinations() for task in inner]
                 peer = Theirs(jobs, folder)
-                jobs = [(task, model, point, 99) for point in combinations("octavo") for task in inner]
                 found = {"octavo": [ours(task, model, point, seed, folder) for task, model, point, seed in jobs]}
                 found["fuxictr"] = peer.logits()
             for side, logits in found.items():
@@ -215,7 +209,7 @@ def tune(sets: list[str]) -> None:
                     ne(z, t.held_out(t.task), logits=True) for z, t in zip(logits, inner * (len(logits) // len(inner)))
                 ]
                 means = np.asarray(scores).reshape(-1, len(inner)).mean(axis=1)
-                best = combinations(side)[int(means.argmin())]
+                best = combinations()[int(means.argmin())]
                 chosen.setdefault(name, {}).setdefault(model, {})[side] = best
                 print(
                     name,

@@ -1,4 +1,5 @@
-"""RecBole's side of ``train_throughput``: a pass reads the data set that RecBole saved and trains an epoch on it."""
+"""RecBole's side of ``train_throughput``: a pass reads the data set that RecBole saved and trains an epoch on it. Of
+``data_throughput`` (``reads_only``): it reads that and makes batches."""
 
 from __future__ import annotations
 
@@ -36,13 +37,19 @@ def prepare(settings):
     if len(saved) != 1:
         raise RuntimeError(f"saved: expected one data set, found {saved}")
     loader = data_preparation(config, dataset)[0]
+    config["dataset_save_path"] = str(saved[0])
+
+    def fresh():
+        return data_preparation(config, create_dataset(config))[0]
+
+    if settings.get("reads_only"):
+        return lambda: {"events": sum(len(batch) for batch in fresh())}
     model = get_model(config["model"])(config, loader._dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    config["dataset_save_path"] = str(saved[0])
 
     def one_pass():
         start = time.perf_counter()
-        train = data_preparation(config, create_dataset(config))[0]
+        train = fresh()
         trainer.fit(train, None, verbose=False, saved=False)
         loss = trainer.train_loss_dict[0] / len(train)
         return {"loss": float(loss), "steps": len(train), "seconds": time.perf_counter() - start}

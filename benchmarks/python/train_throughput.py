@@ -20,20 +20,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import embedding_peers
 import harness
-import numpy as np
 import peers
-import pyarrow as pa
-import pyarrow.csv
 import torch
 from environments import FUXICTR, RECBOLE, Environment
 from harness import Entry, where
 from passes import Passes
+from toolkit_files import prepared, write_toolkit_files
 from torch.nn import functional
 from train_step import TorchDots, TorchLayer
 
@@ -53,38 +50,6 @@ MODELS: dict[str, dict[str, Any]] = {
 PRECISIONS = ("fp32", "bf16", "plan")
 DIM, LR, TABLE_LR = 32, 1e-3, 0.02
 PASSES_TO_LEARN = 12
-
-
-def prepared(world: EventLog, path: Path, events: int, lists: bool) -> EventLog:
-    """The first events with their first outcome, with or without lists of ids."""
-    schema = world.schema
-    features = tuple(feature for feature in schema.sparse if lists or not feature.multi)
-    kept = replace(schema, sparse=features, sequences=(), labels=schema.labels[:1])
-    return EventLog.write(path, kept, [world.columns(kept.columns(), 0, events)], rows_per_group=8 * BATCH)
-
-
-def encoded(log: EventLog) -> pa.Table:
-    """What models receive, one column a feature, and ``label``: the peers' files."""
-    columns: dict[str, list[torch.Tensor]] = {}
-    task = log.schema.tasks[0]
-    for batch in log.batches(BATCH):
-        parts = {f.name: batch.dense[:, at] for at, f in enumerate(log.schema.dense)}
-        ids = batch.sparse.values.view(len(log.schema.sparse), -1)
-        parts |= {f.name: ids[at] for at, f in enumerate(log.schema.sparse)}
-        for name, part in {**parts, "label": batch.labels[task]}.items():
-            columns.setdefault(name, []).append(part)
-    return pa.table({name: torch.cat(parts).numpy() for name, parts in columns.items()})
-
-
-def write_atomic(table: pa.Table, folder: Path) -> None:
-    """RecBole's format: tab-separated, a type behind every name."""
-    folder.mkdir(parents=True)
-    kinds = ["token" if pa.types.is_integer(field.type) else "float" for field in table.schema]
-    with (folder / f"{folder.name}.inter").open("wb") as file:
-        names = [f"{name}:{kind}" for name, kind in zip(table.column_names, kinds, strict=True)]
-        file.write(("\t".join(names) + "\n").encode())
-        options = pyarrow.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-        pyarrow.csv.write_csv(table, file, options)
 
 
 def octavo_pass(model: str, precision: str, log: EventLog, folder: Path) -> Entry:
@@ -261,16 +226,10 @@ def body(run: harness.Run) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = AdsWorld(PRESET, seed=0).write(folder / "world", events=LONGER * events)
-        plain = prepared(world, folder / "plain", events, lists=False)
-        whole = prepared(world, folder / "whole", LONGER * events, lists=True)
-        table = encoded(plain)
-        np.savez(folder / "encoded.npz", **{column: table.column(column).to_numpy() for column in table.column_names})
-        write_atomic(table, folder / "atomic" / "throughput")
-        settings = {
-            "dense": [f.name for f in plain.schema.dense], "sparse": {f.name: f.rows for f in plain.schema.sparse},
-            "embedding_dim": DIM, "lr": LR, "batch_size": BATCH, "threads": torch.get_num_threads(), "dropout": 0,
-            "norm": False, "npz": str(folder / "encoded.npz"), "atomic": str(folder / "atomic"),
-        }  # fmt: skip
+        plain = prepared(world, folder / "plain", events, BATCH, lists=False)
+        whole = prepared(world, folder / "whole", LONGER * events, BATCH, lists=True)
+        files = write_toolkit_files(plain, folder, BATCH)
+        settings = {**files, "embedding_dim": DIM, "lr": LR, "dropout": 0, "norm": False}
         for model in MODELS:
             toolkits(run, model, plain, settings, folder / f"toolkits-{model}")
             fbgemm(run, model, whole, folder / f"fbgemm-{model}")

@@ -97,6 +97,7 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ("model: {norm: swish_rms}", ["model: norm=swish_rms is its own activation; set activation=null"]),
         ("model: {table_optimizer: {betas: [0.9, 0.99]}}", ["betas means nothing for kind=row_wise_adagrad; remove"]),
         ("model: {table_optimizer: {kind: adam, betas: [0.9, 1]}}", ["betas: expected two numbers in [0, 1)", "1.0]"]),
+        ("model: {table_optimizer: {lazy: false}}", ["lazy=false means nothing for kind=row_wise_adagrad; remove it"]),
         ("model: {table_optimizer: {kind: sgd, eps: 0.1}}", ["eps means nothing for kind=sgd; remove it"]),
         ("data: {source: log}", ["data", "source=log needs path"]),
         ("data: {source: movielens, events: 5}", ["events means nothing for source=movielens; use limit"]),

@@ -194,6 +194,7 @@ def test_optimizers_and_their_options() -> None:
     assert table_optimizer(TableOptimizerConfig(kind="adagrad", eps=1e-3)) == nn.Adagrad(0.05, 1e-3)
     read = build_config({"model": {"table_optimizer": {"kind": "adam", "betas": [0.8, 0.9]}}}).model.table_optimizer
     assert table_optimizer(read) == nn.Adam(0.05, (0.8, 0.9))
+    assert table_optimizer(TableOptimizerConfig(kind="adam", lazy=False)) == nn.Adam(0.05, lazy=False)
 
 
 def test_two_tables_of_one_name_and_a_batch_of_another_schema() -> None:

@@ -63,6 +63,29 @@ def test_adam_and_adagrad_are_torchs_sparse_ones(optimizer) -> None:
                 assert torch.allclose(state[f"state.{name}"][:, at].double(), peer.state[twin][part], atol=2e-5)
 
 
+def test_adam_that_is_not_lazy_is_torchs_dense_one_on_every_row() -> None:
+    optimizer = nn.Adam(0.05, (0.5, 0.7), eps=1e-3, weight_decay=0.1, lazy=False)
+    module = _module(optimizer)
+    twins = [torch.nn.Parameter(r.double()) for r in _rows(module)]
+    peer = torch.optim.Adam(twins, lr=0.05, betas=optimizer.betas, eps=optimizer.eps, weight_decay=0.1)
+    module.track_touched()
+    for step in range(12):
+        values, offsets, weights = bags(2, 9, 20, seed=step, longest=2)
+        weights = None if step % 2 else weights.requires_grad_()
+        target = torch.randn(9, 20, generator=torch.Generator().manual_seed(step))
+        (module(values, offsets, weights) - target).square().sum().backward()
+        twin_weights = None if weights is None else weights.detach().double().requires_grad_()
+        pooled = pooled_with_gradients(twins, values, offsets, twin_weights)
+        (pooled - target.double()).square().sum().backward()
+        if weights is not None:
+            assert torch.allclose(weights.grad.double(), twin_weights.grad, atol=1e-4)
+        peer.step()
+        peer.zero_grad()
+    for found, twin, touched in zip(_rows(module), twins, module._touched.values(), strict=True):
+        assert torch.allclose(found.double(), twin.detach(), atol=2e-5)
+        assert touched.all()  # a checkpoint of differences holds them
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "e4m3", "int8", "int4"])
 def test_narrow_tables_learn_and_a_checkpoint_continues_as_if_nothing_happened(dtype) -> None:
     tables = [nn.Table(t.name, t.rows, t.dim, dtype, t.pooling) for t in TABLES]
@@ -141,12 +164,18 @@ def test_training_is_torchs_on_dense_tables(optimizer) -> None:
     assert list(module.parameters()) == []
 
 
-def pooled_with_gradients(rows: list[torch.Tensor], values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def pooled_with_gradients(
+    rows: list[torch.Tensor], values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     parts = []
     for t, (table, mode) in enumerate(zip(rows, ("sum", "mean"), strict=True)):
         own = offsets[t * 9 : (t + 1) * 9 + 1]
-        part = values[int(own[0]) : int(own[-1])]
-        parts.append(torch.nn.functional.embedding_bag(part, table, own - own[0], mode=mode, include_last_offset=True))
+        here = slice(int(own[0]), int(own[-1]))
+        looked_up = table[values[here]] if weights is None else table[values[here]] * weights[here, None]
+        each = torch.arange(len(looked_up))
+        parts.append(
+            torch.nn.functional.embedding_bag(each, looked_up, own - own[0], mode=mode, include_last_offset=True)
+        )
     return torch.cat(parts, 1)
 
 

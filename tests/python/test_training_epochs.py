@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_support import assert_same_bits, demo_log, everything, finished, small_config
 
+from octavo import nn
 from octavo.config import ConfigError
 from octavo.data import EventLog
 from octavo.training import Trainer, TrainingError
@@ -59,6 +60,24 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(log, tmp_path) -> Non
     assert_same_bits(everything(resumed), everything(trainer))
 
 
+def test_plateaus_slow_learning_down_and_a_kill_changes_nothing(log, tmp_path) -> None:
+    chosen = config(training__epochs=5, training__plateau_factor=0.25, training__patience=4,
+                    model__table_optimizer__lr=0.5)  # fmt: skip
+    whole = finished(Trainer(chosen, log, tmp_path / "whole"))
+    lines = epoch_lines(tmp_path / "whole")
+    full, stale = chosen.training.optimizer.lr, 0
+    for line in lines:
+        assert line["lr"] == full * 0.25**stale  # of the epoch; what it brought tells in the next
+        stale += not line["best"]
+    assert whole.stopping.plateaus == stale > 1
+    assert {m.lr for m in whole.model.modules() if isinstance(m, nn.EmbeddingBags)} == {0.5 * 0.25**stale}
+    trainer = Trainer(chosen, log, tmp_path / "run")
+    for seen in trainer.run():
+        if seen >= 1800 * 4 + 64 * 7:
+            break
+    assert_same_bits(everything(finished(Trainer(chosen, log, tmp_path / "run"))), everything(whole))
+
+
 def test_progressive_points_are_of_the_first_epoch(log, tmp_path) -> None:
     trainer = finished(Trainer(config(training__epochs=2, training__shuffle="false"), log, tmp_path / "in-order"))
     assert trainer.progressive.position == trainer.fit_end == 1800
@@ -99,7 +118,7 @@ def test_progress() -> None:
         False,
         True,
     ]
-    assert (progress.best, progress.step, progress.stale) == (0.7, 4, 0)
+    assert (progress.best, progress.step, progress.stale, progress.plateaus) == (0.7, 4, 0, 2)
 
 
 def test_the_stopping_metric_is_the_mean_over_tasks_that_have_it() -> None:

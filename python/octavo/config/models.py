@@ -16,7 +16,8 @@ Widths = list[PositiveInt]
 class TableOptimizerConfig(Section):
     """The optimizer fused into the embedding tables' backward.
 
-    ``eps`` and ``betas``: null = the kind's own default. ``weight_decay`` acts on the rows that a batch touches.
+    ``eps`` and ``betas``: null = the kind's own default. ``weight_decay`` acts on the rows that an update reaches:
+    those that the batch touches, or all (``kind=adam`` with ``lazy=false``).
     """
 
     kind: Literal["row_wise_adagrad", "adagrad", "adam", "sgd"] = "row_wise_adagrad"
@@ -24,11 +25,17 @@ class TableOptimizerConfig(Section):
     eps: PositiveFloat | None = None
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] | None = Field(default=None, description="kind=adam: decay of both moments, in [0, 1)")
+    lazy: bool = Field(
+        default=True,
+        description="kind=adam: rows that a batch does not touch stay as they are; false: every row takes every update",
+    )
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> TableOptimizerConfig:
         if self.betas is not None and self.kind != "adam":
             raise ValueError(f"betas means nothing for kind={self.kind}; remove it")
+        if not self.lazy and self.kind != "adam":
+            raise ValueError(f"lazy=false means nothing for kind={self.kind}; remove it")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), found {list(self.betas)}")
         if self.eps is not None and self.kind == "sgd":

@@ -101,7 +101,8 @@ class TrainingConfig(Section):
     happened by then (what comes later is a negative). Tasks without a delay are known at once.
     ``epochs`` passes over the training part; after each, ``validation`` (the fraction of the training part's last
     events, never trained on) is scored: without a better ``metric`` for ``patience`` epochs training ends, and the best
-    epoch's weights are kept. ``shuffle`` takes each epoch's events in an order of its own, from memory.
+    epoch's weights are kept; ``plateau_factor`` multiplies the learning rates, of the tables too, after each epoch
+    without a better one. ``shuffle`` takes each epoch's events in an order of its own, from memory.
     ``precision``: of the linear layers while training, masters stay FP32: ``bf16``, or ``plan``. ``plan_from`` a
     ``batch``: the forward's classes, chosen on an early batch by ``plan.min_sqnr_db`` and again every ``plan_every``
     updates (0: never). From ``probe``: those of all three directions, by the same demand on what ``probe`` has seen
@@ -123,6 +124,7 @@ class TrainingConfig(Section):
     shuffle: bool = False
     validation: float = Field(default=0.0, ge=0, lt=1)
     patience: PositiveInt = 1
+    plateau_factor: float = Field(default=1.0, gt=0, le=1)
     metric: Literal["ne", "auc"] = "ne"
     precision: Literal["fp32", "bf16", "plan"] = "fp32"
     plan_every: int = Field(default=1000, ge=0)
@@ -149,6 +151,8 @@ class TrainingConfig(Section):
     def _a_stream_or_epochs(self) -> TrainingConfig:
         if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
             raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
+        if self.plateau_factor < 1 and not self.validation:
+            raise ValueError(f"plateau_factor={self.plateau_factor} needs epochs that are scored: set validation")
         if self.labels == "final" and self.wait_hours:
             raise ValueError("wait_hours means nothing for labels=final; remove it or set labels=known")
         return self

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import sub
 
 import torch
 
@@ -95,11 +97,13 @@ def _bag_rows(bags: Jagged, events: int, begin: int, end: int) -> Jagged:
     features = bags.bags // events if events else 0
     if features == 0:
         return bags
-    firsts = bags.offsets[begin::events][:features].tolist()
-    lasts = bags.offsets[end::events][:features].tolist()
-    lengths = bags.lengths().view(features, events)[:, begin:end].reshape(-1)
-    offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=lengths.device)
-    torch.cumsum(lengths, 0, out=offsets[1:])
+    whole = bags.offsets.contiguous()
+    found = whole.as_strided((features, end - begin + 1), (events, 1), whole.storage_offset() + begin)
+    firsts, lasts = found[:, 0].tolist(), found[:, -1].tolist()
+    moves = [place - first for place, first in zip(accumulate(map(sub, lasts, firsts), initial=0), firsts)]
+    offsets = torch.empty(features * (end - begin) + 1, dtype=torch.int64, device=whole.device)
+    torch.add(found[:, :-1], torch.tensor(moves, device=whole.device)[:, None], out=offsets[:-1].view(features, -1))
+    offsets[-1] = lasts[-1] + moves[-1]
 
     def gather(column: torch.Tensor) -> torch.Tensor:
         return torch.cat([column[first:last] for first, last in zip(firsts, lasts)])

@@ -152,6 +152,8 @@ def table_optimizer(config: TableOptimizerConfig) -> nn.SGD | nn.Adagrad | nn.Ro
     """The optimizer that the tables train with inside their backward."""
     chosen = {"eps": config.eps, "betas": config.betas}
     options = {name: value for name, value in chosen.items() if value is not None}
+    if not config.lazy:
+        options["lazy"] = False
     return OPTIMIZERS[config.kind](lr=config.lr, weight_decay=config.weight_decay, **options)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from octavo import _core
 from octavo.nn.dynamic import SHARED, DynamicRows, IdRows
@@ -379,10 +380,33 @@ def _call_backward(
     bags: EmbeddingBags, tables: Any, values: Any, offsets: Any, weights: Any, grad: Any, kind: str, optimizer: Any,
     grad_weights: Any, step: int,
 ) -> None:  # fmt: skip
+    eps = optimizer.eps_at(step) if isinstance(optimizer, Adam) else optimizer.eps
     embedding.bag_backward(
-        tables, values, offsets, weights, grad, kind, optimizer.lr, optimizer.eps, optimizer.weight_decay, bags.bounds,
+        tables, values, offsets, weights, grad, kind, optimizer.lr, eps, optimizer.weight_decay, bags.bounds,
         grad_weights, None, optimizer.betas, step, bags.rounding, bags.seed, bags._first_table,
     )  # fmt: skip
+
+
+def _with_every_row(
+    tables: embedding.TableSet, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None,
+    grad: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
+    """The batch with one more event, which looks up every row and whose gradient is zero."""
+    rows = [len(table) for table in tables.rows]
+    counts = offsets.diff().view(len(rows), -1)
+    ends = [0, *counts.sum(1).cumsum(0).tolist()]
+    counts = torch.cat([counts, torch.tensor(rows).unsqueeze(1)], 1).view(-1)
+
+    def extended(mine: torch.Tensor, added: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        each = zip(itertools.pairwise(ends), rows, strict=True)
+        return torch.cat([part for (a, b), size in each for part in (mine[a:b], added(size))])
+
+    return (
+        extended(values, torch.arange),
+        torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        None if weights is None else extended(weights, torch.ones),
+        functional.pad(grad, (0, 0, 0, 1)),
+    )
 
 
 class _Bags(torch.autograd.Function):
@@ -414,11 +438,17 @@ class _Bags(torch.autograd.Function):
         step = bags._next_step()
         tables = bags._table_set()
         kind, wanted = optimizer.kind if ctx.trains else "none", grad_weights
+        every_row = isinstance(optimizer, Adam) and not optimizer.lazy
+        if grad_weights is not None and ctx.trains and (every_row or bags.gather is not None):
+            # of this process's lookups; the update is of more
+            _call_backward(bags, tables, values, offsets, weights, grad, "none", _FROZEN, grad_weights, step)
+            wanted = None
         if ctx.trains and bags.gather is not None:
-            if grad_weights is not None:  # of this process's lookups; the update is of everyone's
-                _call_backward(bags, tables, values, offsets, weights, grad, "none", _FROZEN, grad_weights, step)
-                wanted = None
             values, offsets, weights, grad = bags.gather(len(tables.names), values, offsets, weights, grad)
+        if every_row:
+            values, offsets, weights, grad = _with_every_row(tables, values, offsets, weights, grad)
+            for touched in bags._touched.values():
+                touched.fill_(1)
         _call_backward(bags, tables, values, offsets, weights, grad, kind, optimizer, wanted, step)
         if ctx.trains and bags.step is not None:
             bags.step.fill_(step)

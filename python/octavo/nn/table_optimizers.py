@@ -57,18 +57,25 @@ class RowWiseAdagrad:
 
 @dataclass(frozen=True)
 class Adam:
-    """Lazy Adam, as torch.optim.SparseAdam: rows that a batch did not touch keep their row, m and v as they are.
-
-    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); row -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) +
+    """m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); row -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) +
     eps), where g includes weight_decay * row and t counts the module's updates, not the row's.
-    State [rows, 2, dim] per table: m, then v.
+
+    ``lazy``: as torch.optim.SparseAdam, rows that a batch did not touch keep their row, m and v as they are. Otherwise
+    as torch.optim.Adam (eps too), every row takes every update, for which one that was not touched has the gradient
+    weight_decay * row: what FuxiCTR, RecBole and dense torch embeddings do. It regularizes rare ids far more, and each
+    update passes over all rows: for tables of up to some 100,000. State [rows, 2, dim] per table: m, then v.
     """
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    lazy: bool = True
     kind = "adam"
+
+    def eps_at(self, step: int) -> float:
+        """What the kernel, which leaves eps uncorrected as SparseAdam does, must get for update number ``step``."""
+        return self.eps if self.lazy else float(self.eps * (1 - self.betas[1] ** step) ** 0.5)
 
     def __post_init__(self) -> None:
         _check_rates(self)

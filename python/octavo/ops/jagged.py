@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from octavo import _core
+
 
 @dataclass(frozen=True, eq=False)
 class Jagged:
@@ -40,17 +42,10 @@ class Jagged:
         if self.offsets.device.type == "cpu":
             self._check_offsets()
 
+    @torch.compiler.disable
     def _check_offsets(self) -> None:
-        first, last = int(self.offsets[0]), int(self.offsets[-1])
-        if first != 0:
-            raise ValueError(f"offsets: expected to start at 0, found {first}")
-        falls = self.offsets[1:] < self.offsets[:-1]
-        if bool(falls.any()):
-            at = int(falls.nonzero()[0])
-            before, after = int(self.offsets[at]), int(self.offsets[at + 1])
-            raise ValueError(f"offsets: must never decrease, found {before} then {after} at bag {at}")
-        if last != len(self.values):
-            raise ValueError(f"offsets: expected to end at the number of values ({len(self.values)}), found {last}")
+        offsets = self.offsets.contiguous()
+        _core.check_offsets(offsets.data_ptr(), self.bags, len(self.values))
 
     @property
     def bags(self) -> int:

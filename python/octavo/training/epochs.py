@@ -35,12 +35,13 @@ class Shuffled:
 
 @dataclass
 class Progress:
-    """Where early stopping stands: the best epoch's value (smaller is better), its step, and epochs without a better
-    one."""
+    """Where early stopping stands: the best epoch's value (smaller is better), its step, epochs without a better one
+    since, and how many such epochs there were in all."""
 
     best: float | None = None
     step: int | None = None
     stale: int = 0
+    plateaus: int = 0
 
     def take(self, value: float, step: int) -> bool:
         """Whether ``value`` is the best so far; a value that is not defined never is."""
@@ -48,6 +49,7 @@ class Progress:
             self.best, self.step, self.stale = value, step, 0
             return True
         self.stale += 1
+        self.plateaus += 1
         return False
 
 

@@ -46,6 +46,13 @@ def _bags(model: torch.nn.Module) -> list[tuple[str, nn.EmbeddingBags]]:
     return [(f"{path}." if path else "", module) for path, module in found]
 
 
+def set_table_lr(model: torch.nn.Module, lr: float) -> None:
+    """The learning rate of every trained embedding table below ``model``."""
+    for _, module in _bags(model):
+        if module.optimizer is not None:
+            module.lr = lr
+
+
 class TableTracker:
     """What of a model's tables has changed since its last checkpoint, so that the next may be a difference to it.
 

@@ -29,6 +29,7 @@ from octavo.training.state import (
     dense_state,
     optimizer_tensors,
     restore_optimizer,
+    set_table_lr,
     table_states,
 )
 
@@ -134,6 +135,7 @@ class Trainer:
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
         self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
         self.stopping = epochs.Progress(**meta["stopping"])
+        set_table_lr(self.model, self.config.model.table_optimizer.lr * self._slowed())
         self._losses = (float.fromhex(meta["loss"]), meta["losses"])
         if meta["plan"] is not None:
             self._follow(Plan.from_json(meta["plan"]))
@@ -324,7 +326,11 @@ class Trainer:
 
     def _lr(self) -> float:
         chosen = self.config.training.optimizer
-        return chosen.lr * (min(1.0, (self.updates + 1) / chosen.warmup) if chosen.warmup else 1.0)
+        return chosen.lr * self._slowed() * (min(1.0, (self.updates + 1) / chosen.warmup) if chosen.warmup else 1.0)
+
+    def _slowed(self) -> float:
+        """What is left of the learning rates after the epochs that brought nothing better."""
+        return float(self.config.training.plateau_factor**self.stopping.plateaus)
 
     def _plan_if_due(self, batch: Batch) -> None:
         chosen = self.config.training
@@ -411,11 +417,13 @@ class Trainer:
         if chosen.validation:
             found = epochs.validate(self.model, self.log, self.fit_end, self.train_end)
             value = epochs.stopping_value(found, chosen.metric)
+            since = self._since_last_line() if self.group.is_first else {}  # with the rate that the epoch had
             improved = self.stopping.take(value, self.step)
+            set_table_lr(self.model, self.config.model.table_optimizer.lr * self._slowed())
             if self.group.is_first:
                 if improved:
                     epochs.save_best(self.run_dir / "best", self.step, self.model)
-                line = {"epoch": self.epoch + 1, "best": improved, **self._since_last_line()}
+                line = {"epoch": self.epoch + 1, "best": improved, **since}
                 self.history.append(line | {"validation": {task: quality_values(q) for task, q in found.items()}})
             self.group.wait()
         self.is_done = self.epoch + 1 == chosen.epochs or self.stopping.stale >= chosen.patience
