@@ -295,8 +295,8 @@ def text() -> str:
         gates("Gates of LoKA", LOKA, "`prediction`: predicted errors against those of real held-out inputs (rank "
               "correlation, median |log ratio|). `faults`: faulty kernels' errors over right ones' on what Probe "
               "learned, the least wherever real inputs separate them by 10 (.. 97.5% of sites). `quality`, "
-              "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. Others: "
-              "ratios to the peer, or shares."),
+              "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. "
+              "`overhead`: time under a Probe over time without, at most. Others: ratios to the peer, or shares."),
     ]  # fmt: skip
     parts = [main_job(), real_runs(), linear_norm(), embedding(), small(), loka_quality(), loka_speed(), *all_gates]
     return "\n".join(part for part in parts if part)
