@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.data import DataError, Dense, EventLog, Label, Made, Schema, Source, Sparse, convert, infer_schema
-from octavo.data.convert import SeenIds
+from octavo.data.seen_ids import SeenIds
 from octavo.data.source import raw_tables
 
 SCHEMA = Schema(dense=(Dense("x"),), sparse=(Sparse("s", rows=8),), labels=(Label("y"),))
@@ -86,6 +86,16 @@ def test_duplicates(tmp_path: Path) -> None:
     assert len(convert(SCHEMA, [raw], tmp_path / "kept", duplicates="keep")[0]) == 6
     with pytest.raises(ValueError, match="duplicates: expected one of"):
         convert(SCHEMA, [raw], tmp_path / "x", duplicates="any")  # type: ignore[arg-type]
+
+
+def test_a_log_is_written_with_ids_that_differ(tmp_path: Path) -> None:
+    tables = [table_of([1, 2, 3], [5, 6, 9]), table_of([4, 5], [10, 6])]
+    with pytest.raises(DataError, match="table 1: column 'id': id 6 at row 1 came before; make ids distinct"):
+        EventLog.write(tmp_path / "log", SCHEMA, tables)
+    assert list(tmp_path.iterdir()) == []
+    assert EventLog.write(tmp_path / "log", SCHEMA, tables, duplicates="keep").read().id.tolist() == [5, 6, 9, 10, 6]
+    with pytest.raises(ValueError, match="duplicates: expected error or keep, found 'drop'"):
+        EventLog.write(tmp_path / "x", SCHEMA, tables, duplicates="drop")  # type: ignore[arg-type]
 
 
 def test_nulls_are_counted_by_column(tmp_path: Path) -> None:
@@ -275,10 +285,13 @@ def test_sigkill_at_any_moment_leaves_the_whole_log_or_none(tmp_path: Path) -> N
     times = np.arange(20_000) + generator.integers(0, 40, 20_000)
     raw, path = parquet_of(tmp_path, table_of(times.tolist()), 1000), tmp_path / "log"
     command = [sys.executable, "-c", CONVERTS, str(raw), str(path)]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        start = time.perf_counter()
+        assert child.wait() == 0
+        seconds = time.perf_counter() - start
     whole, killed = EventLog(path).fingerprint, 0
-    seconds = time.perf_counter() - start
     for share in (0.0, 0.05, 0.1, 0.2, 0.4):
         shutil.rmtree(path, ignore_errors=True)
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:

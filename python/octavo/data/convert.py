@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,9 +16,9 @@ from octavo.data.errors import DataError
 from octavo.data.event_log import EventLog
 from octavo.data.log_writer import write_log
 from octavo.data.schema import Schema
+from octavo.data.seen_ids import SeenIds
 from octavo.data.source import Source, raw_tables
 
-Ids = npt.NDArray[np.int64]
 DUPLICATES = ("error", "drop", "keep")
 
 
@@ -153,30 +152,6 @@ def _nulls_counted(
             if count := pc.sum(pc.is_null(table.column(name), nan_is_null=True)).as_py():
                 done.nulls[name] = done.nulls.get(name, 0) + count
         yield table, where
-
-
-class SeenIds:
-    """A set of 64-bit ids as few sorted runs, each at least twice the next: adding n costs n log n amortised."""
-
-    def __init__(self) -> None:
-        self._runs: list[Ids] = []
-
-    def add(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which of ``ids`` were there already, or came earlier in ``ids``."""
-        new, first = np.unique(ids, return_index=True)
-        known = np.ones(len(ids), np.bool_)
-        known[first] = False
-        for run in self._runs:
-            place = np.searchsorted(run, new).clip(max=len(run) - 1)
-            known[first[run[place] == new]] = True
-        fresh = np.sort(ids[~known])
-        if len(fresh):
-            self._runs.append(fresh)
-        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
-            joined = np.concatenate([self._runs.pop(), self._runs.pop()])
-            joined.sort(kind="stable")  # merges runs
-            self._runs.append(joined)
-        return known
 
 
 def _ordered(name: str, tables: Iterable[tuple[pa.Table, str]], lateness: int, done: Conversion) -> Iterator[pa.Table]:

@@ -7,7 +7,7 @@ import dataclasses
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,11 +75,13 @@ class EventLog:
         observed_until: int | None = None,
         negatives: float = 1.0,
         seed: int = 0,
+        duplicates: Literal["error", "keep"] = "error",
     ) -> EventLog:
         """Write raw events, already sorted by time, as a log: tables, or paths of parquet files (read by row group).
 
-        Columns that the schema does not name are kept. Ids are taken as they come: :func:`octavo.data.convert` finds
-        those that are there twice. Every event is encoded once, so what is written can be read.
+        Columns that the schema does not name are kept. Every event is encoded once, so what is written can be read.
+        An id that is there twice is an error, found exactly in 8 bytes of memory an event, none where events are
+        numbered one after the other; ``duplicates="keep"`` does not look.
         ``observed_until`` (ms): when the outcomes were collected; labels of windows still open then are not known.
         None: after the last window had closed. ``negatives``: the share that is kept of events whose outcome is 0, by
         (id, ``seed``); models of such a log are trained and scored with the shift of its logits, so that what they
@@ -87,7 +89,10 @@ class EventLog:
         :class:`DataError` that names the table or file for events the schema does not take, unsorted time, unreadable
         parquet, and for a path that exists or is a URI.
         """
-        write_log(path, schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed)
+        write_log(
+            path, schema, tables, rows_per_file, rows_per_group, observed_until, negatives=negatives, seed=seed,
+            duplicates=duplicates,
+        )  # fmt: skip
         return cls(path)
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from octavo.data.encoding import encode_table
 from octavo.data.errors import DataError, one_line
 from octavo.data.log_index import FORMAT, LogFile
 from octavo.data.schema import Schema
+from octavo.data.seen_ids import SeenIds
 
 
 def write_log(
@@ -38,15 +39,18 @@ def write_log(
     proved: bool = False,
     negatives: float = 1.0,
     seed: int = 0,
+    duplicates: str = "error",
 ) -> None:
     """See :meth:`octavo.data.EventLog.write`. ``proved``: whoever gives the tables has encoded and sorted them."""
     if rows_per_file < 1 or rows_per_group < 1:
         raise ValueError(f"rows_per_file, rows_per_group: expected at least 1, found {rows_per_file}, {rows_per_group}")
+    if duplicates not in ("error", "keep"):
+        raise ValueError(f"duplicates: expected error or keep, found {duplicates!r}; octavo.data.convert can drop them")
     path = local_path(path)
     if path.exists():
         raise DataError(f"{path}: exists; remove it or choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    checked = tables if proved else _proved(schema, tables)
+    checked = tables if proved else _proved(schema, tables, None if duplicates == "keep" else SeenIds())
     if negatives != 1:
         checked = sampled(schema, checked, negatives, seed)
     with temporary_directory(path) as temporary:
@@ -90,20 +94,27 @@ def local_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def _proved(schema: Schema, tables: Iterable[pa.Table | str | Path]) -> Iterator[pa.Table]:
-    """The tables again, each encoded once to prove that it can be, all with the same columns, in event time."""
+def _proved(schema: Schema, tables: Iterable[pa.Table | str | Path], seen: SeenIds | None) -> Iterator[pa.Table]:
+    """The tables again, each encoded once to prove that it can be, all with the same columns, in event time, and with
+    ids that were not ``seen``."""
     last: int | None = None
     kinds: pa.Schema | None = None
     for table, where in _named(tables):
         if len(table) == 0:
             continue
-        encode_table(schema, table, where)
+        ids = encode_table(schema, table, where).id.numpy()
         last = _check_sorted(table.column(schema.time), last, where)
         kinds = table.schema.remove_metadata() if kinds is None else kinds
         if not table.schema.remove_metadata().equals(kinds):
             differs = next(iter(set(table.schema.remove_metadata()) ^ set(kinds)), None)
             what = "their order" if differs is None else f"column {differs.name!r}"
             raise DataError(f"{where}: {what} differs from the first table's; give all the same names and types")
+        if seen is not None and (known := seen.add(ids)).any():
+            at = int(known.argmax())
+            raise DataError(
+                f"{where}: column {schema.id!r}: id {ids[at]} at row {at} came before; make ids distinct, drop the "
+                "events with octavo.data.convert(duplicates='drop'), or write duplicates='keep'"
+            )
         yield table
 
 
