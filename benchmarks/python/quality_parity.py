@@ -1,5 +1,6 @@
 """Ranking quality against FuxiCTR: DeepFM and DCNv2 on MovieLens-100K (each user's last 20%) and Deskdrop (the last 20%
-in time, four outcomes). Same rows, ids, embedding size, batch size, epochs with early stopping on both sides.
+in time, four outcomes). Same rows, ids, embedding size, batch size, epochs with early stopping on both sides, and the
+rates, optimizer and initial values of layers that FuxiCTR has.
 
 FuxiCTR runs in a virtual environment of its own, ``build/peers/fuxictr``; the quick and the full run make it where it
 is absent (``--smoke`` does not and says so). ``--tune`` finds ``quality_settings.json`` again: for each set, model and
@@ -127,7 +128,7 @@ def ours(
     epochs = {"validation": 1 - task.fit_end / task.train_end, "epochs": EPOCHS, "patience": PATIENCE, "shuffle": True,
               "plateau_factor": 0.1}  # fmt: skip
     values = {
-        "model": {"kind": model, "seed": seed, **common, "norm": None, "activation": "relu",
+        "model": {"kind": model, "seed": seed, **common, "norm": None, "activation": "relu", "layer_init": "xavier",
                   "dropout": settings["dropout"], "table_optimizer": STREAM if stream else dense},
         "training": {
             "batch_size": BATCH,

@@ -52,6 +52,17 @@ def test_the_seed_alone_decides_the_initial_values(kind: str) -> None:
 
 
 @KIND
+def test_xavier_layers_start_with_their_deviation_and_no_bias(kind: str) -> None:
+    config = model_config(kind, seed=5, heads=MMOE, layer_init="xavier")
+    model, again = models.build(SCHEMA, config), models.build(SCHEMA, config)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.LinearNorm)]
+    scaled = torch.cat([layer.weight.detach().flatten() * (sum(layer.weight.shape) / 2) ** 0.5 for layer in layers])
+    assert abs(float(scaled.square().mean()) - 1) < 5 * (2 / len(scaled)) ** 0.5
+    assert not any(layer.bias is not None and layer.bias.any() for layer in layers)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@KIND
 @pytest.mark.parametrize("norm", ["layer", "block", "swish_rms", None])
 @pytest.mark.parametrize("heads", [{"tower": [6]}, MMOE], ids=["shared_bottom", "mmoe"])
 def test_gradients_reach_every_parameter_and_every_table(kind: str, norm: str | None, heads: dict[str, Any]) -> None:

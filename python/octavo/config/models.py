@@ -77,7 +77,8 @@ class ModelConfig(Section):
     """What every ranker has.
 
     ``embedding_dim``: width of every table. ``pooling``: of multi-valued features' rows. ``table_init``: half-width of
-    the tables' uniform initial values. ``norm``, ``activation``, ``bias``: of every hidden layer; ``norm: null`` leaves
+    the tables' uniform initial values. ``layer_init``: of the linear layers, ``torch`` (uniform to 1/sqrt(K), biases
+    too) or ``xavier`` (normal, standard deviation sqrt(2 / (K + N)), biases 0: larger, as FuxiCTR has it). ``norm``, ``activation``, ``bias``: of every hidden layer; ``norm: null`` leaves
     the norm out, ``norm: swish_rms`` is its own activation and wants ``activation: null``. ``dropout``: share of a
     hidden layer's outputs that training leaves out. ``seed`` alone decides the initial values.
     """
@@ -92,6 +93,7 @@ class ModelConfig(Section):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1)
     table_init: float = Field(default=0.01, ge=0)
+    layer_init: Literal["torch", "xavier"] = "torch"
     table_optimizer: TableOptimizerConfig = TableOptimizerConfig()
     dynamic: DynamicConfig = DynamicConfig()
     heads: HeadsConfig = SharedBottomConfig()

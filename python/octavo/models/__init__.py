@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo import nn
 from octavo.config import AnyModelConfig
 from octavo.data import Schema
 from octavo.models.dcnv2 import DCNv2
@@ -25,4 +26,13 @@ def build(schema: Schema, config: AnyModelConfig) -> Ranker:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model: Ranker = _KINDS[config.kind](schema, config)
+        if config.layer_init == "xavier":
+            model.apply(_start_xavier)
     return model
+
+
+def _start_xavier(module: torch.nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.LinearNorm):
+        torch.nn.init.xavier_normal_(module.weight)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)
