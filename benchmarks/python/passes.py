@@ -1,7 +1,7 @@
-"""Training passes that another interpreter makes: both ends of a pipe, nothing but the standard library.
+"""Passes over a log that another interpreter makes: both ends of a pipe, nothing but the standard library.
 
-The child reads a line for each pass and answers with one: ``{"loss": ...}``, the mean, after a first line that
-says it is ready.
+The child reads a line for each pass and answers with one, after a first line that says it is ready: ``{"loss": ...}``,
+the mean, where it trains, ``{"events": ...}`` where it only reads.
 """
 
 from __future__ import annotations

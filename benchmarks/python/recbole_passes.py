@@ -22,7 +22,7 @@ def prepare(settings):
     chosen = {
         "data_path": settings["atomic"], "load_col": {"inter": fields}, "USER_ID_FIELD": "user",
         "ITEM_ID_FIELD": "item", "LABEL_FIELD": "label", "numerical_features": settings["dense"],
-        "train_neg_sample_args": None, "threshold": None,
+        "train_neg_sample_args": None, "threshold": None, "shuffle": False,
         "eval_args": {"split": {"RS": [1.0, 0.0, 0.0]}, "order": "RO", "group_by": None, "mode": "labeled"},
         "metrics": ["AUC"], "valid_metric": "AUC", "epochs": 1, "train_batch_size": settings["batch_size"],
         "learner": "adam", "learning_rate": settings["lr"], "embedding_size": settings["embedding_dim"],

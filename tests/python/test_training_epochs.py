@@ -78,6 +78,19 @@ def test_plateaus_slow_learning_down_and_a_kill_changes_nothing(log, tmp_path) -
     assert_same_bits(everything(finished(Trainer(chosen, log, tmp_path / "run"))), everything(whole))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"training__validation": 0}, "needs several epochs that are scored"),
+        ({"training__epochs": 1}, "needs several epochs that are scored"),
+        ({"training__patience": 1}, "patience=1 ends training at the first epoch without a better one"),
+    ],
+)
+def test_a_plateau_factor_that_could_do_nothing_is_refused(overrides, said) -> None:
+    with pytest.raises(ConfigError, match=f"plateau_factor=0.1.*{said}"):
+        config(training__plateau_factor=0.1, **overrides)
+
+
 def test_progressive_points_are_of_the_first_epoch(log, tmp_path) -> None:
     trainer = finished(Trainer(config(training__epochs=2, training__shuffle="false"), log, tmp_path / "in-order"))
     assert trainer.progressive.position == trainer.fit_end == 1800

@@ -27,7 +27,8 @@ class TableOptimizerConfig(Section):
     betas: tuple[float, float] | None = Field(default=None, description="kind=adam: decay of both moments, in [0, 1)")
     lazy: bool = Field(
         default=True,
-        description="kind=adam: rows that a batch does not touch stay as they are; false: every row takes every update",
+        description="kind=adam: rows that a batch does not touch stay as they are; false (not for dynamic tables): "
+        "every row takes every update",
     )
 
     @model_validator(mode="after")
@@ -78,9 +79,10 @@ class ModelConfig(Section):
 
     ``embedding_dim``: width of every table. ``pooling``: of multi-valued features' rows. ``table_init``: half-width of
     the tables' uniform initial values. ``layer_init``: of the linear layers, ``torch`` (uniform to 1/sqrt(K), biases
-    too) or ``xavier`` (normal, standard deviation sqrt(2 / (K + N)), biases 0: larger, as FuxiCTR has it). ``norm``, ``activation``, ``bias``: of every hidden layer; ``norm: null`` leaves
-    the norm out, ``norm: swish_rms`` is its own activation and wants ``activation: null``. ``dropout``: share of a
-    hidden layer's outputs that training leaves out. ``seed`` alone decides the initial values.
+    too) or ``xavier`` (normal, standard deviation sqrt(2 / (K + N)), biases 0: larger, as FuxiCTR has it). ``norm``,
+    ``activation``, ``bias``: of every hidden layer; ``norm: null`` leaves the norm out, ``norm: swish_rms`` is its own
+    activation and wants ``activation: null``. ``dropout``: share of a hidden layer's outputs that training leaves out.
+    ``seed`` alone decides the initial values.
     """
 
     kind: str

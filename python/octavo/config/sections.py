@@ -151,8 +151,12 @@ class TrainingConfig(Section):
     def _a_stream_or_epochs(self) -> TrainingConfig:
         if self.labels == "known" and (self.epochs > 1 or self.shuffle or self.validation):
             raise ValueError("labels=known is one pass in event time; leave out epochs, shuffle and validation")
-        if self.plateau_factor < 1 and not self.validation:
-            raise ValueError(f"plateau_factor={self.plateau_factor} needs epochs that are scored: set validation")
+        if self.plateau_factor < 1:
+            given = f"plateau_factor={self.plateau_factor}"
+            if not self.validation or self.epochs == 1:
+                raise ValueError(f"{given} needs several epochs that are scored: set epochs and validation")
+            if self.patience == 1:
+                raise ValueError(f"{given}: patience=1 ends training at the first epoch without a better one; raise it")
         if self.labels == "final" and self.wait_hours:
             raise ValueError("wait_hours means nothing for labels=final; remove it or set labels=known")
         return self

@@ -36,8 +36,9 @@ class EmbeddingBags(torch.nn.Module):
 
     Args:
         tables: one :class:`Table` per feature, in the order of the features.
-        optimizer: :class:`SGD`, :class:`Adagrad`, :class:`RowWiseAdagrad` or :class:`Adam`, applied to the touched rows
-            inside ``backward`` (there is no ``.grad`` and no parameter); None = frozen.
+        optimizer: :class:`SGD`, :class:`Adagrad`, :class:`RowWiseAdagrad` or :class:`Adam`, applied inside
+            ``backward`` to the touched rows, or to all of them (``Adam(lazy=False)``); there is no ``.grad`` and no
+            parameter. None = frozen.
         bounds: what to do with a row index outside its table: ``error | warn | ignore`` (:func:`ops.embedding_bags`).
         rounding: how trained rows narrower than fp32 take their new values. ``stochastic``: one of the two codes around
             a value, so that its expectation is the value and small updates add up; ``nearest`` loses those below half
@@ -81,6 +82,12 @@ class EmbeddingBags(torch.nn.Module):
                 found = type(optimizer).__name__
                 raise TypeError(
                     f"optimizer: expected nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam or None, found {found}"
+                )
+            dynamic_table = next((table for table in tables if table.dynamic is not None), None)
+            if dynamic_table is not None and isinstance(optimizer, Adam) and not optimizer.lazy:
+                raise ValueError(
+                    f"optimizer: Adam with lazy=False passes over all {dynamic_table.rows} rows of dynamic table "
+                    f"'{dynamic_table.name}' in every update; use lazy=True there"
                 )
             served = next((table for table in tables if table.place == "power_of_two"), None)
             if served is not None:

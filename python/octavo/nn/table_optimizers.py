@@ -1,4 +1,4 @@
-"""Optimizers of embedding tables: what the backward does to the rows that a batch touched."""
+"""Optimizers of embedding tables: what the backward does to their rows."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Adam:
     ``lazy``: as torch.optim.SparseAdam, rows that a batch did not touch keep their row, m and v as they are. Otherwise
     as torch.optim.Adam (eps too), every row takes every update, for which one that was not touched has the gradient
     weight_decay * row: what FuxiCTR, RecBole and dense torch embeddings do. It regularizes rare ids far more, and each
-    update passes over all rows: for tables of up to some 100,000. State [rows, 2, dim] per table: m, then v.
+    update passes over all rows: for fixed tables of up to some 100,000. An update is a backward through the module, so
+    call it once a step. State [rows, 2, dim] per table: m, then v.
     """
 
     lr: float

@@ -135,7 +135,7 @@ class Trainer:
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
         self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
         self.stopping = epochs.Progress(**meta["stopping"])
-        set_table_lr(self.model, self.config.model.table_optimizer.lr * self._slowed())
+        self._slow_tables_down()
         self._losses = (float.fromhex(meta["loss"]), meta["losses"])
         if meta["plan"] is not None:
             self._follow(Plan.from_json(meta["plan"]))
@@ -332,6 +332,10 @@ class Trainer:
         """What is left of the learning rates after the epochs that brought nothing better."""
         return float(self.config.training.plateau_factor**self.stopping.plateaus)
 
+    def _slow_tables_down(self) -> None:
+        if self.config.training.plateau_factor < 1:  # else the tables' rates are the caller's to change
+            set_table_lr(self.model, self.config.model.table_optimizer.lr * self._slowed())
+
     def _plan_if_due(self, batch: Batch) -> None:
         chosen = self.config.training
         if chosen.precision != "plan" or len(batch) == 0:
@@ -419,7 +423,7 @@ class Trainer:
             value = epochs.stopping_value(found, chosen.metric)
             since = self._since_last_line() if self.group.is_first else {}  # with the rate that the epoch had
             improved = self.stopping.take(value, self.step)
-            set_table_lr(self.model, self.config.model.table_optimizer.lr * self._slowed())
+            self._slow_tables_down()
             if self.group.is_first:
                 if improved:
                     epochs.save_best(self.run_dir / "best", self.step, self.model)
