@@ -26,8 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from environments import FUXICTR, RECBOLE, Environment
 from harness import Entry, Interval, where
-from passes import Passes
-from toolkit_files import prepared, write_toolkit_files
+from toolkits import prepared, started, write_toolkit_files
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 from train_throughput import DIM, LR, MODELS
 
@@ -35,7 +34,6 @@ from octavo.config import build_config
 from octavo.data import AdsWorld, EventLog, prefetched
 from octavo.training import Trainer, trainer
 
-HERE = Path(__file__).resolve()
 PRESET, BATCH = "reference", 4096
 EVENTS = {"smoke": 2 * BATCH, "quick": 12 * BATCH, "full": 64 * BATCH}
 PASSES = {"smoke": 1, "quick": 3, "full": 5}  # of the trainer
@@ -121,11 +119,7 @@ def toolkit_loaders(
     for environment, name, own in [*cases, (RECBOLE, "recbole", {})]:
 
         def entry(environment: Environment = environment, name: str = name, own: dict[str, int] = own) -> Entry:
-            if reason := environment.missing(not run.is_smoke, HERE.name):
-                raise ImportError(reason)
-            script = HERE.with_name(f"{environment.name}_passes.py")
-            settings = {**files, **chosen, **own}
-            passes = children.enter_context(Passes(environment.python, script, settings, folder / name))
+            passes = started(run, environment, {**files, **chosen, **own}, folder / name, children)
 
             def call(_: int) -> None:
                 if (found := passes.call()["events"]) != len(log):

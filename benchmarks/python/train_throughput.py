@@ -30,7 +30,7 @@ import torch
 from environments import FUXICTR, RECBOLE, Environment
 from harness import Entry, where
 from passes import Passes
-from toolkit_files import prepared, write_toolkit_files
+from toolkits import prepared, started, write_toolkit_files
 from torch.nn import functional
 from train_step import TorchDots, TorchLayer
 
@@ -196,11 +196,8 @@ def toolkits(run: harness.Run, model: str, log: EventLog, settings: dict[str, An
         for name, environment, chosen in names:
 
             def make(name: str = name, environment: Environment = environment, chosen: dict[str, Any] = chosen) -> Any:
-                if reason := environment.missing(not run.is_smoke, HERE.name):
-                    raise ImportError(reason)
-                script = HERE.with_name(f"{environment.name}_passes.py")
-                passes = Passes(environment.python, script, {**settings, **MODELS[model], **chosen}, folder / name)
-                return toolkit_pass(children.enter_context(passes))
+                whole = {**settings, **MODELS[model], **chosen}
+                return toolkit_pass(started(run, environment, whole, folder / name, children))
 
             found.admit(name, environment.name, make)
         contest(run, model, "toolkits", found, folder)

@@ -150,10 +150,8 @@ def pool_rows(
 
 def table_optimizer(config: TableOptimizerConfig) -> nn.SGD | nn.Adagrad | nn.RowWiseAdagrad | nn.Adam:
     """The optimizer that the tables train with inside their backward."""
-    chosen = {"eps": config.eps, "betas": config.betas}
+    chosen = {"eps": config.eps, "betas": config.betas, "lazy": None if config.lazy else False}
     options = {name: value for name, value in chosen.items() if value is not None}
-    if not config.lazy:
-        options["lazy"] = False
     return OPTIMIZERS[config.kind](lr=config.lr, weight_decay=config.weight_decay, **options)
 
 

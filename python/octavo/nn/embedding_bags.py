@@ -84,7 +84,7 @@ class EmbeddingBags(torch.nn.Module):
                     f"optimizer: expected nn.SGD, nn.Adagrad, nn.RowWiseAdagrad, nn.Adam or None, found {found}"
                 )
             dynamic_table = next((table for table in tables if table.dynamic is not None), None)
-            if dynamic_table is not None and isinstance(optimizer, Adam) and not optimizer.lazy:
+            if dynamic_table is not None and not optimizer.lazy:
                 raise ValueError(
                     f"optimizer: Adam with lazy=False passes over all {dynamic_table.rows} rows of dynamic table "
                     f"'{dynamic_table.name}' in every update; use lazy=True there"
@@ -387,9 +387,8 @@ def _call_backward(
     bags: EmbeddingBags, tables: Any, values: Any, offsets: Any, weights: Any, grad: Any, kind: str, optimizer: Any,
     grad_weights: Any, step: int,
 ) -> None:  # fmt: skip
-    eps = optimizer.eps_at(step) if isinstance(optimizer, Adam) else optimizer.eps
     embedding.bag_backward(
-        tables, values, offsets, weights, grad, kind, optimizer.lr, eps, optimizer.weight_decay, bags.bounds,
+        tables, values, offsets, weights, grad, kind, optimizer.lr, optimizer.eps, optimizer.weight_decay, bags.bounds,
         grad_weights, None, optimizer.betas, step, bags.rounding, bags.seed, bags._first_table,
     )  # fmt: skip
 
@@ -445,14 +444,14 @@ class _Bags(torch.autograd.Function):
         step = bags._next_step()
         tables = bags._table_set()
         kind, wanted = optimizer.kind if ctx.trains else "none", grad_weights
-        every_row = isinstance(optimizer, Adam) and not optimizer.lazy
-        if grad_weights is not None and ctx.trains and (every_row or bags.gather is not None):
+        if grad_weights is not None and ctx.trains and (bags.gather is not None or not optimizer.lazy):
             # of this process's lookups; the update is of more
             _call_backward(bags, tables, values, offsets, weights, grad, "none", _FROZEN, grad_weights, step)
             wanted = None
         if ctx.trains and bags.gather is not None:
             values, offsets, weights, grad = bags.gather(len(tables.names), values, offsets, weights, grad)
-        if every_row:
+        if not optimizer.lazy:
+            optimizer = dataclasses.replace(optimizer, eps=optimizer.dense_eps(step))
             values, offsets, weights, grad = _with_every_row(tables, values, offsets, weights, grad)
             for touched in bags._touched.values():
                 touched.fill_(1)

@@ -14,6 +14,7 @@ class SGD:
     lr: float
     weight_decay: float = 0.0
     kind = "sgd"
+    lazy = True
     eps = 0.0
     betas = (0.0, 0.0)
 
@@ -32,6 +33,7 @@ class Adagrad:
     eps: float = 1e-10
     weight_decay: float = 0.0
     kind = "adagrad"
+    lazy = True
     betas = (0.0, 0.0)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,7 @@ class RowWiseAdagrad:
     eps: float = 1e-8
     weight_decay: float = 0.0
     kind = "row_wise_adagrad"
+    lazy = True
     betas = (0.0, 0.0)
 
     def __post_init__(self) -> None:
@@ -74,9 +77,9 @@ class Adam:
     lazy: bool = True
     kind = "adam"
 
-    def eps_at(self, step: int) -> float:
-        """What the kernel, which leaves eps uncorrected as SparseAdam does, must get for update number ``step``."""
-        return self.eps if self.lazy else float(self.eps * (1 - self.betas[1] ** step) ** 0.5)
+    def dense_eps(self, step: int) -> float:
+        """What makes of the kernel's eps, uncorrected as SparseAdam's, that of torch.optim.Adam in update ``step``."""
+        return float(self.eps * (1 - self.betas[1] ** step) ** 0.5)
 
     def __post_init__(self) -> None:
         _check_rates(self)

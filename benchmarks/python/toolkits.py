@@ -1,15 +1,19 @@
-"""A log as FuxiCTR and RecBole want it: their own formats, ids encoded beforehand, no lists."""
+"""FuxiCTR and RecBole at work: a log in their own formats (ids encoded before, no lists), and passes over it."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import torch
+from environments import Environment
+from passes import Passes
 
 from octavo.data import EventLog
 
@@ -57,3 +61,13 @@ def write_toolkit_files(log: EventLog, folder: Path, batch_size: int) -> dict[st
         "batch_size": batch_size, "threads": torch.get_num_threads(), "npz": str(folder / "encoded.npz"),
         "atomic": str(folder / "atomic"),
     }  # fmt: skip
+
+
+def started(
+    run: harness.Run, environment: Environment, settings: dict[str, Any], folder: Path, children: ExitStack
+) -> Passes:
+    """The toolkit's child process, which ends with ``children``. Raises ImportError where the toolkit is not there."""
+    if reason := environment.missing(not run.is_smoke, f"{run.name}.py"):
+        raise ImportError(reason)
+    script = Path(__file__).resolve().with_name(f"{environment.name}_passes.py")
+    return children.enter_context(Passes(environment.python, script, settings, folder))
