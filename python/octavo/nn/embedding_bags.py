@@ -439,7 +439,7 @@ class _Bags(torch.autograd.Function):
             values = bags._looked_up(ids, offsets, False)[1]
             for touched in bags._touched.values():
                 touched[SHARED] = 1
-        optimizer = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
+        optimizer: Any = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
         grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         step = bags._next_step()
         tables = bags._table_set()
