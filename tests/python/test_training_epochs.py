@@ -70,6 +70,7 @@ def test_plateaus_slow_learning_down_and_a_kill_changes_nothing(log, tmp_path) -
         assert line["lr"] == full * 0.25**stale  # of the epoch; what it brought tells in the next
         stale += not line["best"]
     assert whole.stopping.plateaus == stale > 1
+    assert [row.lr for row in epoch_rows(tmp_path / "whole" / "history.jsonl")] == [line["lr"] for line in lines]
     assert {m.lr for m in whole.model.modules() if isinstance(m, nn.EmbeddingBags)} == {0.5 * 0.25**stale}
     trainer = Trainer(chosen, log, tmp_path / "run")
     for seen in trainer.run():

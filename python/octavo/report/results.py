@@ -34,11 +34,12 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """Quality of one task on the validation slice after an epoch; ``best`` of the epochs so far; the mean ``loss`` of
-    the updates since the history's line before (None: there were none)."""
+    """Quality of one task on the validation slice after an epoch; ``best`` of the epochs so far; the layers' learning
+    rate ``lr`` at its end; the mean ``loss`` of the updates since the history's line before (None: there were none)."""
 
     epoch: int
     best: bool
+    lr: float
     loss: float | None
     task: str
     quality: Quality

@@ -83,7 +83,7 @@ def epoch_rows(path: Path) -> list[EpochRow]:
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
-        EpochRow(line["epoch"], line["best"], line["loss"], task, Quality(**found))
+        EpochRow(line["epoch"], line["best"], line["lr"], line["loss"], task, Quality(**found))
         for line in lines
         if "validation" in line
         for task, found in line["validation"].items()
