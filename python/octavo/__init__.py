@@ -10,11 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo import config, data, evaluation, loka, models, nn, ops, report, training
+    from octavo import config, data, evaluation, exfm, loka, models, nn, ops, report, store, training
 
 __version__ = "0.1.0"
-_ROOMS = ("ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "training")
-__all__ = ["__version__", "config", "data", "evaluation", "info", "loka", "models", "nn", "ops", "report", "training"]
+_ROOMS = ("ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "store", "training", "exfm")
+__all__ = [
+    "__version__",
+    "config",
+    "data",
+    "evaluation",
+    "exfm",
+    "info",
+    "loka",
+    "models",
+    "nn",
+    "ops",
+    "report",
+    "store",
+    "training",
+]
 
 
 def info() -> dict[str, Any]:
