@@ -1,6 +1,7 @@
 """The house: floors, what the compiled module links, what importing costs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_every_room_stands_on_a_floor() -> None:
     import tomllib
 
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    listed = {name.strip() for layer in contract["layers"] for name in layer.split(":")}
+    listed = {name.strip() for layer in contract["layers"] for name in re.split("[:|]", layer)}
     package = Path(octavo.__file__).parent
     rooms = {f"octavo.{p.name}" for p in package.iterdir() if (p / "__init__.py").exists()}
     modules = {f"octavo.{p.stem}" for p in package.glob("*.py") if p.stem != "__init__"}

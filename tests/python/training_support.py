@@ -45,7 +45,7 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     found = dict(dense_state(trainer.model))
     for name, table in table_states(trainer.model).items():
         found |= {f"{name}.rows": table.rows} | {f"{name}.{slot}": value for slot, value in table.slots.items()}
-    found |= optimizer_tensors(trainer.optimizer, [name for name, _ in trainer.model.named_parameters()])
+    found |= optimizer_tensors(trainer.optimizer, trainer._names)
     found |= trainer.progressive.state_dict()
     return {name: tensor.clone() for name, tensor in found.items()}
 

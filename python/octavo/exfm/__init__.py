@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from octavo.exfm.adapter import StudentAdapter
+from octavo.exfm.das import DAS, Progress
 from octavo.exfm.distillation import Adapter, Distillation
+from octavo.exfm.distiller import Distiller, SoftLabels
 from octavo.exfm.gradient import scale_gradient
 from octavo.exfm.student import Student
+from octavo.exfm.teacher import RankerTeacher, Teacher, TeacherError
 
-__all__ = ["Adapter", "Distillation", "Student", "StudentAdapter", "scale_gradient"]
+__all__ = [
+    "DAS",
+    "Adapter",
+    "Distillation",
+    "Distiller",
+    "Progress",
+    "RankerTeacher",
+    "SoftLabels",
+    "Student",
+    "StudentAdapter",
+    "Teacher",
+    "TeacherError",
+    "scale_gradient",
+]

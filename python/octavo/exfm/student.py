@@ -32,7 +32,8 @@ class Student(torch.nn.Module):
 
     Calling it gives the serving logits. :meth:`learn` gives them and the distillation loss of a batch, to be added to
     the loss of the labels. ``tasks``: those of ``base`` that teachers know; None: all. ``extra``, ``extra_dim``: inputs
-    of Student Adapters besides the teacher's prediction. ``missing`` counts, by teacher, the events for which there was
+    of Student Adapters besides the teacher's prediction. ``seed``: of the heads' and adapters' initial values; torch's
+    generator is left as it was. ``missing`` counts, by teacher, the events for which there was
     no soft label of any task.
     """
 
@@ -43,6 +44,7 @@ class Student(torch.nn.Module):
         tasks: Sequence[str] | None = None,
         extra: ExtraInputs | None = None,
         extra_dim: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name in ("embed", "logits", "tasks", "embed_dim"):
@@ -53,19 +55,21 @@ class Student(torch.nn.Module):
         self.distilled = known if tasks is None else list(tasks)
         if not self.distilled or set(self.distilled) - set(known):
             raise ValueError(f"tasks: found {self.distilled}; base has {known}")
-        self.heads = torch.nn.ModuleDict()
-        self.adapters = torch.nn.ModuleDict()
-        width = int(base.embed_dim)  # type: ignore[arg-type]
         for name, chosen in self.teachers.items():
             if not name or "." in name:
                 raise ValueError(f"teachers: found the name {name!r}; parameters are named after it: no dots")
             for task in self.distilled:
                 for scale in ("weight", "gradient_scale", "label_scale"):
                     chosen.of(scale, task)
-            if chosen.adapter is not None:
-                self.adapters[name] = StudentAdapter(self.distilled, chosen.adapter, extra, extra_dim)
-            for head in _heads_of(name, chosen):
-                self.heads[head] = torch.nn.Linear(width, len(self.distilled))
+        self.heads, self.adapters = torch.nn.ModuleDict(), torch.nn.ModuleDict()
+        width = int(base.embed_dim)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name, chosen in self.teachers.items():
+                for head in _heads_of(name, chosen):
+                    self.heads[head] = torch.nn.Linear(width, len(self.distilled))
+                if chosen.adapter is not None:
+                    self.adapters[name] = StudentAdapter(self.distilled, chosen.adapter, extra, extra_dim)
         self.missing = dict.fromkeys(self.teachers, 0)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -104,14 +104,7 @@ class RecordLog:
 
     def read(self, part: int) -> Records:
         """The records of a part, in the order they were written."""
-        file = self._file(part)
-        try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                table = parquet.read()
-        except FileNotFoundError:
-            raise StoreError(f"{file}: missing; the records of this part have not been written") from None
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{file}: damaged ({str(error).splitlines()[0]}); remove it and write it again") from None
+        table = self._columns(part)
         embedding = None
         if self.dim is not None:
             embedding = self.codec.decode(_bytes(table["embedding"], self.codec.width(self.dim)), self.dim)
@@ -121,10 +114,24 @@ class RecordLog:
             **{name: _tensor(table[name]) for name in _COLUMNS},
         )
 
+    def versions(self, part: int) -> torch.Tensor:
+        """The versions [n] int64 of a part's records, 0 = nothing is known; nothing else of it is read."""
+        return _tensor(self._columns(part, ["version"])["version"])
+
     def scan(self) -> Iterator[Records]:
         """Every part's records, by number."""
         for part in self.parts():
             yield self.read(part)
+
+    def _columns(self, part: int, names: Sequence[str] | None = None) -> pa.Table:
+        file = self._file(part)
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                return parquet.read(columns=names)
+        except FileNotFoundError:
+            raise StoreError(f"{file}: missing; the records of this part have not been written") from None
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{file}: damaged ({str(error).splitlines()[0]}); remove it and write it again") from None
 
     def _file(self, part: int) -> Path:
         if part < 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpoints
 from octavo.training.distributed import Group
 from octavo.training.evaluate import Evaluation, evaluate_run
+from octavo.training.objective import Objective
 from octavo.training.probing import probe_run
 from octavo.training.run import open_log, run
 from octavo.training.state import load_state_dict
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "Evaluation",
     "Group",
+    "Objective",
     "Trainer",
     "TrainingError",
     "evaluate_run",

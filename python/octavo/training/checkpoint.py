@@ -192,6 +192,11 @@ class Checkpoint:
         return dict(self._manifest["meta"])
 
     @property
+    def sha256(self) -> str:
+        """A hash over all that it holds (hex)."""
+        return str(self._manifest["sha256"])
+
+    @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Table name -> shape of its rows."""
         return {entry["name"]: tuple(entry["shape"]) for entry in self._manifest["tables"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from octavo.training.checkpoint import Checkpoint, CheckpointError, list_checkpo
 from octavo.training.distributed import Group
 from octavo.training.history import History, quality_values, window_lines
 from octavo.training.late import Lane, lanes_of
+from octavo.training.objective import Objective
 from octavo.training.state import (
     TableTracker,
     copy_dense,
@@ -48,12 +49,20 @@ class Trainer:
     Each batch is first predicted (``progressive`` collects the quality), then trained on; with ``labels=known`` both
     its score and its training come when its labels are known. Checkpoints go to ``run_dir/checkpoints``, a line per
     window to ``run_dir/history.jsonl``; a new Trainer with the same configuration and log goes on from the newest
-    checkpoint, bit for bit. ``group``: the processes that share every batch; the first writes.
+    checkpoint, bit for bit. ``group``: the processes that share every batch; the first writes. ``objective``: makes, of
+    the model, what it learns besides its labels (one process).
     Raises :class:`CheckpointError` when that checkpoint is damaged or of another configuration, schema or log, and
     :class:`TrainingError` when a loss is not finite.
     """
 
-    def __init__(self, config: RunConfig, log: EventLog, run_dir: str | Path, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        log: EventLog,
+        run_dir: str | Path,
+        group: Group | None = None,
+        objective: Callable[[models.Ranker], Objective] | None = None,
+    ) -> None:
         self.config, self.log, self.run_dir = config, log, Path(run_dir)
         self.group = group or Group()
         chosen = config.training
@@ -95,7 +104,12 @@ class Trainer:
         self._losses = (0.0, 0)  # sum and number since the last line of the history
         self._mark = (time.perf_counter(), 0)
         self._lanes = self._build_lanes() if chosen.labels == "known" else []
+        if objective is not None and self.group.world > 1:
+            raise TrainingError("objective: learns in one process; run without torchrun")
+        self.objective = None if objective is None else objective(self.model)
         named = list(self.model.named_parameters())
+        if self.objective is not None:
+            named += [(f"objective.{name}", parameter) for name, parameter in self.objective.learned_parameters()]
         self._names = [name for name, _ in named]
         self.optimizer = learning.build_optimizer([parameter for _, parameter in named], chosen.optimizer)
         if chosen.precision == "bf16":
@@ -131,6 +145,8 @@ class Trainer:
             lane.load_state_dict(checkpoint.group("late"))
         if "communication" in checkpoint.groups:
             self.group.owe(self.model, checkpoint.group("communication"))
+        if self.objective is not None:
+            self.objective.load_state_tensors(checkpoint.group("objective"))
         self._draw_on(checkpoint.group("rng")["torch"])
         self.position, self.step, self.seconds = meta["position"], checkpoint.step, meta["seconds"]
         self.epoch, self.updates, self.is_done = meta["epoch"], meta["updates"], meta["is_done"]
@@ -207,6 +223,7 @@ class Trainer:
             "plan": None if self.plan is None else self.plan.to_json(),
             "valve": None if self.valve is None else self.valve.state_dict(),
             "probe": seen is not None,
+            "objective": self._described(),
             "history": self.history.lines,
             "seconds": self.seconds,
             "config": self.config.resolved(),
@@ -223,6 +240,8 @@ class Trainer:
         }
         if owed:
             groups["communication"] = owed
+        if self.objective is not None:
+            groups["objective"] = self.objective.state_tensors()
         if self._lanes:
             groups["late"] = {name: value for lane in self._lanes for name, value in lane.state_dict().items()}
         if self.valve is not None:
@@ -290,10 +309,13 @@ class Trainer:
         self.model.train()
         part = self.group.part(batch)
         totals = learning.total_weights(batch, tasks)
-        logits = self.log.as_sampled(self.model(part))
+        found, further = (self.model(part), None) if self.objective is None else self.objective.learn(part)
+        logits = self.log.as_sampled(found)
         loss = learning.loss_of(logits, part, totals)
         whole = self._joined(logits, len(batch))
         value = float(loss.detach()) if self.group.world == 1 else float(learning.loss_of(whole, batch, totals))
+        if further is not None:
+            loss, value = loss + further, value + float(further.detach())
         if not math.isfinite(value):
             late = next((lane.position for lane in self._lanes if lane.heads == tasks), 0)
             first = self.position if held is None else late - len(batch)
@@ -437,11 +459,19 @@ class Trainer:
         if not self.is_done:
             self.epoch, self.position = self.epoch + 1, 0
 
+    def _described(self) -> str | None:
+        return None if self.objective is None else self.objective.describe()
+
     def _refuse_differences(self, path: Path, meta: dict[str, Any]) -> None:
         if meta["schema"] != self.log.schema.fingerprint:
             raise CheckpointError(f"{path}: was trained on a log with another schema; start afresh or use that log")
         if meta["log"] != self.log.fingerprint:
             raise CheckpointError(f"{path}: was trained on another log; start afresh or use that log")
+        if meta.get("objective") != self._described():
+            was, now = meta.get("objective") or "nothing", self._described() or "nothing"
+            raise CheckpointError(
+                f"{path}: besides its labels the model learned {was}, now it would learn {now}; start afresh"
+            )
         config = self.config.resolved()
         fixed = [(s, key) for s in ("data", "model", "training") for key in config[s] if key not in _FREE]
         fixed += [("training", "probe")] if self.config.training.plan_from == "probe" else []

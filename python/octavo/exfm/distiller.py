@@ -1,0 +1,78 @@
+"""A student and where its soft labels come from, as what a trainer learns besides labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from octavo.data import Batch
+from octavo.exfm.adapter import StudentAdapter
+from octavo.exfm.student import Student
+from octavo.store import Records
+from octavo.training.state import copy_dense, optimizer_tensors, restore_optimizer
+
+SoftLabels = Callable[[Batch], Records]  # of a batch's events, in their order
+
+
+class Distiller:
+    """An :class:`octavo.training.Objective`: ``student`` learns from ``soft``, by teacher a function from a batch to
+    its records (:meth:`octavo.exfm.DAS.soft_labels`).
+
+    ``Trainer(config, log, run_dir, objective=lambda model: Distiller(Student(model, teachers), soft))``; the trainer's
+    model, and so what it saves and serves, is the student without its heads. Raises ValueError for a teacher without
+    soft labels.
+    """
+
+    def __init__(self, student: Student, soft: Mapping[str, SoftLabels]) -> None:
+        absent = [name for name in student.teachers if name not in soft]
+        if absent:
+            raise ValueError(f"soft: has no soft labels of teacher {absent[0]!r}, only of {', '.join(soft) or 'none'}")
+        self.student, self._soft = student, dict(soft)
+
+    def describe(self) -> str:
+        """The teachers' settings and the tasks they teach."""
+        student = self.student
+        width = max((a.extra_dim for a in self._adapters().values()), default=0)
+        return f"{student.teachers} for {student.distilled}, adapters with {width} extra inputs"
+
+    def learned_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The auxiliary heads'."""
+        return self.student.learned_parameters()
+
+    def learn(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The serving logits [B] by task, and the teachers' loss."""
+        return self.student.learn(batch, {name: self._soft[name](batch) for name in self.student.teachers})
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Heads, adapters with their optimizers, and the counts of events without soft labels."""
+        state = self._modules()
+        for name, adapter in self._adapters().items():
+            names = [key for key, _ in adapter.named_parameters()]
+            tensors = optimizer_tensors(adapter.optimizer, names)
+            state |= {f"optimizers.{name}/{key}": value for key, value in tensors.items()}
+        state |= {f"missing.{name}": torch.tensor(count) for name, count in self.student.missing.items()}
+        return state
+
+    def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state_tensors` gave. Raises :class:`octavo.training.CheckpointError` for another
+        student's."""
+        modules = self._modules()
+        own = {name: value for name, value in tensors.items() if not name.startswith(("optimizers.", "missing."))}
+        copy_dense(modules, own, "objective")
+        for name, adapter in self._adapters().items():
+            prefix = f"optimizers.{name}/"
+            kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            restore_optimizer(adapter.optimizer, [key for key, _ in adapter.named_parameters()], kept)
+        for name in self.student.missing:
+            self.student.missing[name] = int(tensors[f"missing.{name}"])
+
+    def _modules(self) -> dict[str, torch.Tensor]:
+        """Views of the heads' and adapters' tensors."""
+        parts = {"heads": self.student.heads, "adapters": self.student.adapters}
+        return {
+            f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()
+        }
+
+    def _adapters(self) -> dict[str, StudentAdapter]:
+        return {name: a for name, a in self.student.adapters.items() if isinstance(a, StudentAdapter)}

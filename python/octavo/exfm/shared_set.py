@@ -1,0 +1,141 @@
+"""The examples of all students, once each: segments in event time, and where each example lies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from octavo._files import content_hash, write_atomically
+from octavo.data import DataError, EventLog, Schema
+from octavo.exfm.merging import Merged, merged
+
+FORMAT = 1
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one :meth:`SharedSet.ingest` added: ``events`` new examples, from students' logs by their fingerprints;
+    ``known``: events of these logs that earlier segments hold already."""
+
+    name: str
+    events: int
+    sources: Mapping[str, str]
+    known: int = 0
+    duplicates: int = 0
+    skewed: int = 0
+    conflicts: int = 0
+
+
+class SharedSet:
+    """The shared data set in ``path``: a log for each segment, and an index from an example's id to its place."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self.path, self.schema = path, schema
+        self.segments: tuple[Segment, ...] = ()
+        self._indexes: dict[str, tuple[Ids, Ids]] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Take up segments that others added. Raises :class:`DataError` for a damaged list of segments."""
+        file = self.path / "segments.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.segments = ()
+            return
+        except ValueError:
+            raise DataError(f"{file}: not JSON; restore it") from None
+        if content.get("format") != FORMAT or content.get("sha256") != content_hash(content):
+            raise DataError(f"{file}: was changed, or is of another format; restore it")
+        self.segments = tuple(Segment(**entry) for entry in content["segments"])
+
+    def log(self, segment: Segment) -> EventLog:
+        """The segment's examples, in event time."""
+        return EventLog(self.path / segment.name)
+
+    def ingest(self, logs: Mapping[str, EventLog], skew_ms: int) -> Segment | None:
+        """Add what is new in these logs, by student. None: these very logs were added before.
+
+        Of several callers one at a time (the caller holds a lock). A kill leaves the whole segment or none of it.
+        """
+        self.reload()
+        seen = {(student, mark) for segment in self.segments for student, mark in segment.sources.items()}
+        fresh = {student: log for student, log in logs.items() if (student, log.fingerprint) not in seen}
+        if not fresh:
+            return None
+        name = f"{len(self.segments):05d}"
+        for left in self.path.glob(f"{name}*"):  # of a killed ingestion
+            shutil.rmtree(left)
+        found, counts = Merged(), {"new": 0, "known": 0}
+        names = self.schema.columns()
+        tables = self._new(merged(fresh, names, self.schema.id, self.schema.time, skew_ms, found), counts)
+        first = next(tables, None)
+        if first is not None:
+            log = EventLog.write(self.path / name, self.schema, _after(first, tables))
+            self._write_index(name, log)
+        segment = Segment(
+            name, counts["new"], {student: log.fingerprint for student, log in fresh.items()}, counts["known"],
+            found.duplicates, found.skewed, found.conflicts,
+        )  # fmt: skip
+        entries = [asdict(entry) for entry in (*self.segments, segment)]
+        content: dict[str, Any] = {"format": FORMAT, "segments": entries}
+        write_atomically(
+            self.path / "segments.json", json.dumps({**content, "sha256": content_hash(content)}, indent=1)
+        )
+        self.segments = (*self.segments, segment)
+        return segment
+
+    def places(self, ids: torch.Tensor) -> tuple[Ids, Ids]:
+        """For each id [n] int64 the number of its segment, -1 = in none, and its position there."""
+        wanted = ids.numpy()
+        where, place = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
+        for number, segment in enumerate(self.segments):
+            if not segment.events:
+                continue
+            known, positions = self._index(segment.name)
+            at = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+            here = known[at] == wanted
+            where[here], place[here] = number, positions[at[here]]
+        return where, place
+
+    def _new(self, tables: Iterator[pa.Table], counts: dict[str, int]) -> Iterator[pa.Table]:
+        for table in tables:
+            ids = torch.from_numpy(table[self.schema.id].to_numpy().astype(np.int64))
+            new = self.places(ids)[0] < 0
+            counts["known"] += int((~new).sum())
+            counts["new"] += int(new.sum())
+            if new.any():
+                yield table if new.all() else table.filter(pa.array(new))
+
+    def _write_index(self, name: str, log: EventLog) -> None:
+        ids = np.concatenate([batch.id.numpy() for batch in log.batches(1 << 16)])
+        order = np.argsort(ids, kind="stable")
+        folder = self.path / f"{name}-index"
+        folder.mkdir()
+        np.save(folder / "ids.npy", ids[order])
+        np.save(folder / "places.npy", order.astype(np.int64))
+
+    def _index(self, name: str) -> tuple[Ids, Ids]:
+        if name not in self._indexes:
+            folder = self.path / f"{name}-index"
+            try:
+                pair = np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "places.npy", mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{folder}: cannot be read ({error}); restore it") from None
+            self._indexes[name] = pair
+        return self._indexes[name]
+
+
+def _after(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    yield first
+    yield from rest
