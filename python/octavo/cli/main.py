@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 
 import octavo
-from octavo.cli import data
+from octavo.cli import das, data
 from octavo.cli.paths import local_path
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
+app.add_typer(das.app, name="das")
 _DEMO = {
     "name": "demo",
     "data": {"source": "demo"},
@@ -46,9 +47,11 @@ def _is_expected(error: Exception) -> bool:
     from octavo._files import NoSpaceError
     from octavo.config import ConfigError
     from octavo.data import DataError
+    from octavo.exfm import TeacherError
+    from octavo.store import LineageError, StoreError
     from octavo.training import CheckpointError, TrainingError
 
-    mistakes = (ConfigError, DataError, CheckpointError, TrainingError)
+    mistakes = (ConfigError, DataError, CheckpointError, TrainingError, TeacherError, LineageError, StoreError)
     expected = (*mistakes, FileNotFoundError, FileExistsError, NoSpaceError)
     return isinstance(error, expected) or hasattr(error, "format_message")
 
@@ -86,6 +89,8 @@ def train(
 ) -> None:
     """Train in event time, plan, convert, compare, report. A run that was stopped goes on where it was.
 
+    With a section ``publish`` it is a teacher, with ``distillation`` a student (docs/exfm.md).
+
     In parallel: torchrun --nproc-per-node 2 --no-python octavo train CONFIG.
     """
     from octavo.config import load_config, run_id
@@ -113,7 +118,8 @@ def demo(
 def _train(config: Any, run_dir: Path, fresh: bool, resume: bool = False) -> None:
     from octavo.cli.progress import Stages
     from octavo.cli.tables import print_results
-    from octavo.training import Group, run
+    from octavo.exfm import run
+    from octavo.training import Group
 
     with Group.current() as group:
         console = Console(quiet=not group.is_first)

@@ -25,17 +25,22 @@ from octavo.config.models import (
     WukongConfig,
 )
 from octavo.config.sections import (
+    AdapterConfig,
     DataConfig,
+    DistillationConfig,
     LabelConfig,
     OptimizerConfig,
     PlanConfig,
     ProbeConfig,
+    PublishConfig,
     RunConfig,
+    TeacherConfig,
     TrainingConfig,
     ValveConfig,
 )
 
 __all__ = [
+    "AdapterConfig",
     "AnyModelConfig",
     "ConfigError",
     "DCNv2Config",
@@ -43,6 +48,7 @@ __all__ = [
     "DLRMConfig",
     "DataConfig",
     "DeepFMConfig",
+    "DistillationConfig",
     "HeadsConfig",
     "LabelConfig",
     "MMoEConfig",
@@ -50,9 +56,11 @@ __all__ = [
     "OptimizerConfig",
     "PlanConfig",
     "ProbeConfig",
+    "PublishConfig",
     "RunConfig",
     "SharedBottomConfig",
     "TableOptimizerConfig",
+    "TeacherConfig",
     "TrainingConfig",
     "ValveConfig",
     "WukongConfig",

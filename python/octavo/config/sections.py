@@ -199,14 +199,61 @@ class PlanConfig(Section):
     bootstrap: PositiveInt = Field(default=1000, ge=100)
 
 
+class AdapterConfig(Section):
+    """A Student Adapter (:class:`octavo.exfm.Adapter`): it ``replaces`` the teacher's predictions as targets, or
+    ``adds`` a target; ``hidden: null`` is an online Platt calibrator."""
+
+    mode: Literal["replaces", "adds"] = "replaces"
+    hidden: PositiveInt | None = 8
+    lr: PositiveFloat = 1e-2
+
+
+class TeacherConfig(Section):
+    """What a teacher is for a student (:class:`octavo.exfm.Distillation`): w, beta and alpha of ExFM, each a number or
+    one for every task."""
+
+    method: Literal["auxiliary_head", "one_head"] = "auxiliary_head"
+    weight: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
+    gradient_scale: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
+    label_scale: NonNegativeFloat | dict[str, NonNegativeFloat] = 1.0
+    adapter: AdapterConfig | None = None
+
+
+class DistillationConfig(Section):
+    """Soft labels from a data augmentation service (:class:`octavo.exfm.DAS`) in the directory ``das``.
+
+    The run's log is added to the service as that of ``student`` (null: the run's name), and what nobody has asked its
+    ``teachers`` is asked before training. ``tasks``: those that teachers know; null: all.
+    """
+
+    das: str
+    student: str | None = None
+    teachers: dict[str, TeacherConfig] = Field(min_length=1)
+    tasks: list[str] | None = None
+
+
+class PublishConfig(Section):
+    """A run that is a teacher: every ``every`` updates a snapshot goes to the service in the directory ``das``, made
+    where there is none, and may speak of events from ``delay_hours`` after its last one on."""
+
+    das: str
+    teacher: str = "teacher"
+    every: PositiveInt = 100
+    delay_hours: NonNegativeFloat = 0.0
+    embeddings: bool = Field(default=False, description="records hold the teacher's embeddings besides its logits")
+
+
 class RunConfig(Section):
-    """A whole run. ``name`` is the readable part of the run id."""
+    """A whole run. ``name`` is the readable part of the run id. ``distillation``: it is a student; ``publish``: it is a
+    teacher."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataConfig = DataConfig()
     model: AnyModelConfig = DLRMConfig()
     training: TrainingConfig = TrainingConfig()
     plan: PlanConfig = PlanConfig()
+    distillation: DistillationConfig | None = None
+    publish: PublishConfig | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain JSON types."""

@@ -7,6 +7,7 @@ from octavo.exfm.das import DAS, Progress
 from octavo.exfm.distillation import Adapter, Distillation
 from octavo.exfm.distiller import Distiller, SoftLabels
 from octavo.exfm.gradient import scale_gradient
+from octavo.exfm.running import run
 from octavo.exfm.student import Student
 from octavo.exfm.teacher import RankerTeacher, Teacher, TeacherError
 
@@ -22,5 +23,6 @@ __all__ = [
     "StudentAdapter",
     "Teacher",
     "TeacherError",
+    "run",
     "scale_gradient",
 ]

@@ -8,11 +8,12 @@ from typing import Protocol
 
 import torch
 
-from octavo import loka, models
+from octavo import models
 from octavo.config import AnyModelConfig, RunConfig, build_config
 from octavo.data import Batch, Schema
 from octavo.ops.dispatch import Plan
 from octavo.store import Records, Version
+from octavo.training import numerics
 from octavo.training.checkpoint import Checkpoint, write_checkpoint
 from octavo.training.state import copy_dense, dense_state, table_states
 
@@ -71,7 +72,7 @@ def load_snapshot(path: Path, version: Version) -> RankerTeacher:
     for name, table in table_states(model).items():
         checkpoint.read_table(name, table)
     if meta["plan"] is not None:
-        loka.install(model, Plan.from_json(meta["plan"]))
+        numerics.follow(model, Plan.from_json(meta["plan"]))
     return RankerTeacher(model, meta["embeddings"])
 
 

@@ -72,7 +72,7 @@ def evaluate_run(
     :class:`ConfigError` naming what is missing, or what the runs have seen.
     """
     run_dir = Path(run_dir)
-    config = _config_of(run_dir)
+    config = config_of(run_dir)
     events = open_log(config.data, run_dir) if log is None else relabelled(EventLog(log), config.data)
     whole = len(events)
     if log is None and config.data.limit is not None:
@@ -81,7 +81,7 @@ def evaluate_run(
     checkpoint = _checkpoint_of(run_dir, step)
     other = None
     if against is not None:
-        other_config, other_checkpoint = _config_of(Path(against)), _checkpoint_of(Path(against), None)
+        other_config, other_checkpoint = config_of(Path(against)), _checkpoint_of(Path(against), None)
         runs = {str(run_dir): (config, checkpoint), str(against): (other_config, other_checkpoint)}
         _expect_unseen(runs, events, whole, start)
         other = predict(_model_of(other_checkpoint, other_config, events), events, start, stop)
@@ -99,9 +99,7 @@ def evaluate_run(
     )  # fmt: skip
 
 
-def load_trained(
-    run_dir: Path, config: RunConfig, log: EventLog, step: int | None = None
-) -> tuple[torch.nn.Module, int]:
+def load_trained(run_dir: Path, config: RunConfig, log: EventLog, step: int | None = None) -> tuple[models.Ranker, int]:
     """The model of a checkpoint in evaluation mode, in the precision it was trained in, and the checkpoint's step."""
     checkpoint = _checkpoint_of(run_dir, step)
     return _model_of(checkpoint, config, log), checkpoint.step
@@ -120,7 +118,7 @@ def _checkpoint_of(run_dir: Path, step: int | None) -> Checkpoint:
     return Checkpoint(paths[-1])
 
 
-def _model_of(checkpoint: Checkpoint, config: RunConfig, log: EventLog) -> torch.nn.Module:
+def _model_of(checkpoint: Checkpoint, config: RunConfig, log: EventLog) -> models.Ranker:
     if checkpoint.meta["schema"] != log.schema.fingerprint:
         raise CheckpointError(f"{checkpoint.path}: was trained on another schema than that of {log.path}")
     model = models.build(log.schema, config.model)
@@ -152,7 +150,8 @@ def _expect_unseen(runs: Mapping[str, tuple[RunConfig, Checkpoint]], log: EventL
         )
 
 
-def _config_of(run_dir: Path) -> RunConfig:
+def config_of(run_dir: Path) -> RunConfig:
+    """The configuration of a run's directory. Raises ConfigError where there is none."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: not found; is {run_dir} a directory that octavo train left?")

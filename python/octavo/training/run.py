@@ -17,6 +17,7 @@ import octavo
 from octavo.config import DataConfig, RunConfig, config_hash, run_id, save_config
 from octavo.data import SETS, AdsWorld, EventLog, Label, movielens, preset_hash, write_demo_log
 from octavo.evaluation import calibration_bins, ne
+from octavo.models import Ranker
 from octavo.report import Results, now, write_report
 from octavo.training import numerics, precision
 from octavo.training.baseline import EVENTS_AT_ONCE, logistic_regression
@@ -24,6 +25,7 @@ from octavo.training.checkpoint import CheckpointError, discard
 from octavo.training.distributed import Group
 from octavo.training.history import epoch_rows
 from octavo.training.memory import peak_bytes, resident_bytes
+from octavo.training.objective import Objective
 from octavo.training.slices import slices_of
 from octavo.training.state import table_states
 from octavo.training.trainer import Trainer
@@ -73,11 +75,14 @@ def run(
     fresh: bool = False,
     listen: Listener | None = None,
     resume: bool = False,
+    objective: Callable[[Ranker], Objective] | None = None,
+    watch: Callable[[Trainer], None] | None = None,
 ) -> Results | None:
     """Train, or go on training, and write ``plan.json``, ``results.json`` and ``report.html`` to ``run_dir``.
 
     ``fresh`` deletes what training left in ``run_dir`` first; ``resume`` demands that there is a checkpoint.
-    ``listen(stage, done, total, note)`` hears of progress. Under torchrun every process trains on its part of each
+    ``listen(stage, done, total, note)`` hears of progress. ``objective``: what the model learns besides its labels;
+    ``watch`` sees the trainer after every batch. Under torchrun every process trains on its part of each
     batch; the first writes and returns results, the others return None.
     """
     run_dir = Path(run_dir)
@@ -93,7 +98,7 @@ def run(
     log = open_log(config.data, run_dir)
     if config.data.limit is not None and config.data.limit < len(log):
         log = log.head(config.data.limit)
-    trainer = Trainer(config, log, run_dir, group)
+    trainer = Trainer(config, log, run_dir, group, objective)
     if fresh and group.is_first:
         for path in (run_dir / "best", trainer.checkpoints):  # checkpoints without their best say so, the best no more
             discard(path)
@@ -107,6 +112,8 @@ def run(
     for seen in trainer.run():
         rate = (seen - first) / max(trainer.seconds - begun, 1e-9)
         tell("training", seen, trainer.total, _note(trainer, rate))
+        if watch is not None and group.is_first:
+            watch(trainer)
     group.wait()
     if not group.is_first:
         return None
