@@ -10,11 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo import config, data, evaluation, loka, models, nn, ops, report, training
+    from octavo import config, data, evaluation, loka, models, nn, ops, report, training, windows
 
 __version__ = "0.1.0"
-_ROOMS = ("ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "training")
-__all__ = ["__version__", "config", "data", "evaluation", "info", "loka", "models", "nn", "ops", "report", "training"]
+_ROOMS = ("ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "training", "windows")
+__all__ = [
+    "__version__",
+    "config",
+    "data",
+    "evaluation",
+    "info",
+    "loka",
+    "models",
+    "nn",
+    "ops",
+    "report",
+    "training",
+    "windows",
+]
 
 
 def info() -> dict[str, Any]:
