@@ -13,8 +13,8 @@ class Ranker(torch.nn.Module):
     """``forward(batch) -> {task: logits [B] float32}`` for every label of the schema.
 
     A model sets ``heads`` and ``embed_dim`` and defines :meth:`embed`; one that defines :meth:`logits` ends it with
-    :func:`octavo.models.windowed.monotone` over ``chains``, the heads whose probabilities must rise. Raises ValueError for a schema without labels or
-    without anything to look up.
+    :func:`octavo.models.windowed.monotone` over ``chains``, the heads whose probabilities must rise. Raises ValueError
+    for a schema without labels or without anything to look up.
     """
 
     heads: torch.nn.Module
