@@ -15,7 +15,11 @@ from octavo.windows.grid import Floats, Ints, Segment
 COARSE = 8  # bins of equal share of all outcomes, in which held-out outcomes are scored
 KAPPAS = np.array([0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5, np.inf])
 DEFAULT_KAPPA, ENOUGH = 200.0, 50.0  # where fewer held-out outcomes than ENOUGH could teach it
-_TRUST = 20.0  # held-out outcomes that the level above counts as when a group's family is chosen
+_TEMPER = 0.5  # of held-out log likelihoods: fits of halves, both ways, are not two independent witnesses
+_EM, _UNIFORM = 40, 0.05  # steps; share of groups whose family may be any
+_PRIOR_BY = 1024  # groups from which a prior is learned, at most
+_CLEAR = 0.02  # gain in log likelihood per held-out outcome
+_CAP = 100.0  # held-out outcomes of one group, at most, that teach the pseudo-counts
 _FLOOR = 1e-6  # of a coarse bin's probability: an empirical curve may have ruled it out
 
 
@@ -35,48 +39,64 @@ class Sample:
 @dataclass(frozen=True)
 class Above:
     """The level above, as seen from each of L groups: ``curves`` [3][L, E] of all outcomes and of each half,
-    ``scores`` [L, F] per held-out outcome, ``ratio`` [L]."""
+    ``ratio`` [L]."""
 
     curves: tuple[Floats, Floats, Floats]
-    scores: Floats
     ratio: Floats
 
 
 @dataclass(frozen=True)
 class Estimate:
     """``curves`` [3][L, E] as :class:`Above`; ``weights`` [L, F] of the families; ``own`` [L]: the group's own share;
-    ``scores`` [L, F] and ``held`` [L]: log likelihood of held-out outcomes, and how many they were; ``ratio`` [L]."""
+    ``ratio`` [L]: F(a) / F(b)."""
 
     curves: tuple[Floats, Floats, Floats]
     weights: Floats
     own: Floats
-    scores: Floats
-    held: Floats
     ratio: Floats
 
 
-def flat(segment: Segment, families: int, level: int = 1) -> Above:
+def flat(segment: Segment, level: int = 1) -> Above:
     """What is above everything: log-time (linear up to the shortest window), which says little and is never 0."""
     a, b = segment.ends
     curve = laws.linear(a, b, segment.points) if a == 0 else laws.log_time(a, b, segment.points)
     rows = np.repeat(curve[None, :], level, axis=0)
-    return Above((rows, rows, rows), np.zeros((level, families)), np.full(level, a / b))
+    return Above((rows, rows, rows), np.full(level, a / b))
+
+
+Priors = dict[str, Floats]  # by family: how often each parameter of its grid occurs among the groups
 
 
 def family_curves(
-    families: Sequence[str], part: Tally, ratio: Floats, above: Floats, kappa: Floats, segment: Segment
+    families: Sequence[str],
+    part: Tally,
+    ratio: Floats,
+    above: Floats,
+    kappa: Floats,
+    segment: Segment,
+    priors: Priors | None,
 ) -> Floats:
-    """[F, L, E]: each family's curves. The empirical one is shrunk already, by outcomes that follow ``above``: only so
-    can it use what is known of bins for which the group is too young."""
+    """[F, L, E]: each family's curves. With ``priors`` those of laws with parameters are posterior means, else maxima
+    of likelihood. The empirical one is shrunk already, by outcomes that follow ``above``: only so can it use what is
+    known of bins for which the group is too young."""
     a, b = segment.ends
     points, groups = segment.points, len(part.events)
     found = np.empty((len(families), groups, len(points)))
     fitted: dict[str, Floats] = {}
+    # Decayed outcomes say as much as `size` whole ones.
+    scale = np.divide(part.size, part.events.sum(axis=1), out=np.ones(groups), where=part.size > 0)[:, None]
+    events, reach = part.events * scale, part.reach * scale
 
-    def law(family: str, times: Floats) -> Floats:
+    def law(family: str) -> Floats:
         if family not in fitted:
-            fitted[family] = laws.fit_law(family, part.events, part.reach, a, b, segment.times)
-        return laws.LAWS[family].alpha(fitted[family], a, b, times)
+            if priors is not None and family in priors:
+                fitted[family] = laws.posterior_curves(
+                    family, events, reach, a, b, segment.times, points, priors[family]
+                )
+            else:
+                theta = laws.fit_law(family, events, reach, a, b, segment.times)
+                fitted[family] = laws.LAWS[family].alpha(theta, a, b, points)
+        return fitted[family]
 
     for number, family in enumerate(families):
         if family in laws.FIXED:
@@ -84,16 +104,16 @@ def family_curves(
         elif family == "exponential_ratio":
             found[number] = laws.exponential(laws.rate_of_ratio(ratio, a, b), a, b, points)
         elif family in laws.LAWS:
-            found[number] = law(family, points)
+            found[number] = law(family)
         else:
             inside = len(segment.times)
             count = np.full(groups, kappa[number])
             if np.isinf(kappa[number]):
                 found[number] = above
                 continue
-            found[number, :, :inside] = laws.empirical(part.events, part.reach, above[:, :inside], count)
+            found[number, :, :inside] = laws.empirical(events, reach, above[:, :inside], count)
             if len(segment.beyond):
-                found[number, :, inside:] = law("weibull", segment.beyond)
+                found[number, :, inside:] = law("weibull" if "weibull" in families else "exponential")[:, inside:]
         found[number, part.size == 0] = above[part.size == 0]
     # Beyond the longest window no outcomes may come faster than between the last two: a law that rises would explode.
     inside = len(segment.times)
@@ -102,45 +122,98 @@ def family_curves(
 
 
 def estimate(
-    families: Sequence[str], sample: Sample, above: Above, kappa: Floats, segment: Segment, coarse: Ints
+    families: Sequence[str], sample: Sample, above: Above, taught: Taught, segment: Segment, coarse: Ints
 ) -> Estimate:
-    """``kappa`` [F]: outcomes that the level above counts as, for each family."""
+    """``taught``: outcomes that the level above counts as, for each family, and what families are worth here."""
+    kappa = taught.kappa
     shrunk = []
-    for part, ratio, parent in zip(sample.parts, sample.ratio, above.curves, strict=True):
-        shrunk.append(
-            _blend(families, family_curves(families, part, ratio, parent, kappa, segment), part, parent, kappa)
-        )
-    scores = np.zeros((len(sample.whole.size), len(families)))
+    priors = taught.priors or (None, None, None)
+    for part, ratio, parent, prior in zip(sample.parts, sample.ratio, above.curves, priors, strict=True):
+        fitted = family_curves(families, part, ratio, parent, kappa, segment, prior)
+        shrunk.append(_blend(families, fitted, part, parent, kappa))
+    scores = np.repeat(taught.scores[None, :], len(sample.whole.size), axis=0)
     for half, other in ((0, 1), (1, 0)):  # fitted on one half, scored on the other's matured outcomes
         held = _coarse_counts(sample.halves[other].mature, coarse)
         for number in range(len(families)):
-            scores[:, number] += _score(shrunk[1 + half][number][:, coarse], held)
-    held_out = sum(half.mature.sum(axis=1) for half in sample.halves)
-    weights = _softmax(scores + _TRUST * above.scores) if len(families) > 1 else np.ones((len(scores), 1))
+            scores[:, number] += _TEMPER * _score(shrunk[1 + half][number][:, coarse], held)
+    weights = _softmax(scores) if len(families) > 1 else np.ones((len(scores), 1))
     curves = tuple(np.einsum("lf,fle->le", weights, part) for part in shrunk)
-    share = sample.whole.size[:, None] / np.maximum(sample.whole.size[:, None] + kappa[None, :], 1e-300)
+    share = np.stack([_own_share(sample.whole.size, load) for load in kappa.tolist()], 1)
     reached = _coarse_ratio(sample, above, families, kappa)
-    return Estimate(curves, weights, (weights * share).sum(axis=1), scores, held_out, reached)  # type: ignore[arg-type]
+    return Estimate(curves, weights, (weights * share).sum(axis=1), reached)  # type: ignore[arg-type]
 
 
-def learned_kappa(families: Sequence[str], sample: Sample, above: Above, segment: Segment, coarse: Ints) -> Floats:
-    """[F]: the pseudo-count of each family under which curves of one half of the anchors, shrunk, say most of the other
-    half's matured outcomes, summed over the groups of ``sample``."""
+@dataclass(frozen=True)
+class Taught:
+    """What a level's groups teach about all of them: ``kappa`` [F], and ``scores`` [F], the log of the share of groups
+    that follow each family; ``priors`` of the laws' parameters among them, from all outcomes and from
+    each half."""
+
+    kappa: Floats
+    scores: Floats
+    priors: tuple[Priors, Priors, Priors] | None = None
+
+
+def teach(families: Sequence[str], sample: Sample, above: Above, segment: Segment, coarse: Ints) -> Taught:
+    """The pseudo-count of each family under which curves of one half of the anchors, shrunk, say most of the other
+    half's matured outcomes, and how much that is. A group counts as ``_CAP`` held-out outcomes at most: big groups, of
+    which there may be few, need no help and would drown the small ones that do."""
     total = np.zeros((len(families), len(KAPPAS)))
+    each = np.zeros((len(sample.whole.size), len(families), len(KAPPAS)), np.float32)
     plain = np.zeros(len(families))
+    heard = 0.0
+    priors = tuple(_priors(families, part, segment) for part in sample.parts)
     for half, other in ((0, 1), (1, 0)):
         part, parent = sample.halves[half], above.curves[1 + half]
         held = _coarse_counts(sample.halves[other].mature, coarse)
-        curves = family_curves(families, part, sample.ratio[1 + half], parent, plain, segment)[:, :, coarse]
+        capped = np.minimum(1.0, _CAP / np.maximum(held.sum(axis=1), 1e-9))
+        heard += float((held.sum(axis=1) * capped).sum())
+        curves = family_curves(families, part, sample.ratio[1 + half], parent, plain, segment, priors[1 + half])[
+            :, :, coarse
+        ]
         for place, kappa in enumerate(KAPPAS):
             own = _own_share(part.size, kappa)[:, None]
             for number in range(len(families)):
                 mixed = own * curves[number] + (1 - own) * parent[:, coarse]
-                total[number, place] += _score(mixed, held).sum()
-    if sum(half.mature.sum() for half in sample.halves) < ENOUGH:
-        return np.full(len(families), DEFAULT_KAPPA)
-    found: Floats = KAPPAS[np.argmax(total, axis=1)]
-    return found
+                score = _score(mixed, held)
+                each[:, number, place] += score
+                total[number, place] += (score * capped).sum()
+    if heard < ENOUGH:
+        return Taught(np.full(len(families), DEFAULT_KAPPA), np.zeros(len(families)), priors)  # type: ignore[arg-type]
+    # A law's prior shrinks it already, and nothing of linear or log time was fitted: only a clear gain shrinks more.
+    total[[family != "empirical" for family in families], 1:] -= _CLEAR * heard
+    best = np.argmax(total, axis=1)
+    best[[family in laws.FIXED for family in families]] = 0
+    scores = each[:, np.arange(len(families)), best].astype(np.float64)
+    return Taught(KAPPAS[best], np.log(_shares(scores)), priors)  # type: ignore[arg-type]
+
+
+def _shares(scores: Floats) -> Floats:
+    """[F]: the share of groups that follow each family, by EM on the groups' log likelihoods [L, F]."""
+    likelihood = np.exp(_TEMPER * (scores - scores.max(axis=1, keepdims=True)))
+    shares = np.full(scores.shape[1], 1.0 / scores.shape[1])
+    for _ in range(_EM):
+        shares = shares * (likelihood / (likelihood @ shares)[:, None]).mean(axis=0)
+    return (1 - _UNIFORM) * shares + _UNIFORM / len(shares)
+
+
+def _priors(families: Sequence[str], part: Tally, segment: Segment) -> Priors:
+    """From at most ``_PRIOR_BY`` of the groups that have outcomes."""
+    a, b = segment.ends
+    having = np.flatnonzero(part.size > 0)
+    chosen = (
+        having[np.unique(np.linspace(0, max(len(having) - 1, 0), _PRIOR_BY).astype(np.int64))]
+        if len(having)
+        else having
+    )
+    scale = (part.size[chosen] / np.maximum(part.events[chosen].sum(axis=1), 1e-300))[:, None]
+    needed = [family for family in laws.FITTED if family in families]
+    if "empirical" in families and len(segment.beyond) and "weibull" not in needed:
+        needed.append("exponential")
+    return {
+        family: laws.learned_prior(family, part.events[chosen] * scale, part.reach[chosen] * scale, a, b, segment.times)
+        for family in needed
+    }
 
 
 def coarse_edges(curve: Floats, inside: int) -> Ints:

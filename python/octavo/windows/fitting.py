@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from octavo.windows import laws
 from octavo.windows.counts import Sparse, Tally, fold_of, tally
-from octavo.windows.estimate import Above, Estimate, Sample, _coarse_counts, coarse_edges, estimate, flat, learned_kappa
+from octavo.windows.estimate import Above, Estimate, Sample, Taught, _coarse_counts, coarse_edges, estimate, flat, teach
 from octavo.windows.grid import Floats, Grid, Ints, Segment, WindowsError
 
 _CHUNK_NUMBERS = 1 << 21  # of groups times bins, held at once
@@ -69,22 +69,22 @@ def fit_curves(
             )
         out.put(0, top)
         parent, where = top, np.zeros(groups, np.int64)
-        kappas = [top.kappa]
+        kappas = [top.taught.kappa]
         if verticals:
             above = fitter.above(top, np.zeros(verticals, np.int64))
             middle = fitter.fit(whole.regrouped(vertical_of), verticals, above, np.arange(verticals))
             out.put(1, middle)
             parent, where = middle, vertical_of
-            kappas.append(middle.kappa)
-        kappa = fitter.teach(whole, groups, parent, where)
-        kappas.append(kappa)
+            kappas.append(middle.taught.kappa)
+        taught = fitter.teach(whole, groups, parent, where)
+        kappas.append(taught.kappa)
         step = max(1, _CHUNK_NUMBERS // max(len(segment.points), 1))
         for begin in range(0, groups, step):
             end = min(begin + step, groups)
             part = whole.of_groups(begin, end)
             part = Sparse(part.group - begin, part.bucket, part.bin, part.count)
             above = fitter.above(parent, where[begin:end])
-            out.put(1 + verticals + begin, fitter.fit(part, end - begin, above, np.arange(end - begin), kappa))
+            out.put(1 + verticals + begin, fitter.fit(part, end - begin, above, np.arange(end - begin), taught))
         found.segments.append(out.curves)
         for name in ("weights", "own", "size", "ratio", "misfit", "drift", "spread"):
             getattr(found, name).append(getattr(out, name))
@@ -95,7 +95,7 @@ def fit_curves(
 @dataclass(frozen=True)
 class _Level:
     estimate: Estimate
-    kappa: Floats
+    taught: Taught
     size: Floats
     misfit: Floats
     drift: Floats
@@ -129,40 +129,30 @@ class _Fitter:
         self.coarse: Ints | None = None
 
     def above_all(self, groups: int) -> Above:
-        return flat(self.segment, len(self.families), groups)
+        return flat(self.segment, groups)
 
     def above(self, parent: _Level, where: Ints) -> Above:
-        found = parent.estimate
-        mean = found.scores / np.maximum(found.held[:, None], 1.0)
-        mean -= mean.max(axis=1, keepdims=True)
-        curves = tuple(curve[where] for curve in found.curves)
-        return Above(curves, mean[where], found.ratio[where])  # type: ignore[arg-type]
+        curves = tuple(curve[where] for curve in parent.estimate.curves)
+        return Above(curves, parent.estimate.ratio[where])  # type: ignore[arg-type]
 
-    def teach(self, rows: Sparse, groups: int, parent: _Level, where: Ints) -> Floats:
-        """Pseudo-counts [F] for the groups, from at most ``_TAUGHT_BY`` of them, evenly spaced."""
-        if self.shrink is not None:
-            return np.full(len(self.families), self.shrink)
+    def teach(self, rows: Sparse, groups: int, parent: _Level, where: Ints) -> Taught:
+        """What at most ``_TAUGHT_BY`` of the groups, evenly spaced, say of all of them."""
         chosen = np.unique(np.linspace(0, groups - 1, min(groups, _TAUGHT_BY)).astype(np.int64))
         place = np.full(groups, -1)
         place[chosen] = np.arange(len(chosen))
         part = rows.kept(place[rows.group] >= 0)
         sample = self._sample(Sparse(place[part.group], part.bucket, part.bin, part.count), len(chosen))
-        assert self.coarse is not None
-        return learned_kappa(self.families, sample, self.above(parent, where[chosen]), self.segment, self.coarse)
+        return self._taught(sample, self.above(parent, where[chosen]))
 
-    def fit(self, rows: Sparse, groups: int, above: Above, where: Ints, kappa: Floats | None = None) -> _Level:
+    def fit(self, rows: Sparse, groups: int, above: Above, where: Ints, taught: Taught | None = None) -> _Level:
         sample = self._sample(rows, groups)
-        top = self.coarse is None
-        if top:
+        if self.coarse is None:  # the top: alone, but for what makes an empirical curve one
             self.coarse = self._first_edges(sample.whole)
-            kappa = np.ones(len(self.families))
-            kappa[[family != "empirical" for family in self.families]] = 0.0
-        assert self.coarse is not None
-        if kappa is None and self.shrink is not None:
-            kappa = np.full(len(self.families), self.shrink)
-        if kappa is None:
-            kappa = learned_kappa(self.families, sample, above, self.segment, self.coarse)
-        found = estimate(self.families, sample, above, kappa, self.segment, self.coarse)
+            alone = np.array([1.0 if family == "empirical" else 0.0 for family in self.families])
+            taught = Taught(alone, np.zeros(len(self.families)))
+        if taught is None:
+            taught = self._taught(sample, above)
+        found = estimate(self.families, sample, above, taught, self.segment, self.coarse)
         misfit, drift = self._checks(rows, groups, found)
         inside = len(self.segment.times)
         scale = np.divide(
@@ -171,7 +161,13 @@ class _Fitter:
         spread = laws.greenwood(
             sample.whole.events * scale[:, None], sample.whole.reach * scale[:, None], found.curves[0][:, :inside]
         )
-        return _Level(found, kappa, sample.whole.size, misfit, drift, spread)
+        return _Level(found, taught, sample.whole.size, misfit, drift, spread)
+
+    def _taught(self, sample: Sample, above: Above) -> Taught:
+        assert self.coarse is not None
+        if self.shrink is not None:
+            return Taught(np.full(len(self.families), self.shrink), np.zeros(len(self.families)))
+        return teach(self.families, sample, above, self.segment, self.coarse)
 
     def _sample(self, rows: Sparse, groups: int) -> Sample:
         halves = fold_of(rows.bucket)
@@ -195,7 +191,7 @@ class _Fitter:
 
     def _first_edges(self, whole: Tally) -> Ints:
         inside = len(self.segment.times)
-        prior = flat(self.segment, 1).curves[0][:, :inside]
+        prior = flat(self.segment).curves[0][:, :inside]
         return coarse_edges(laws.empirical(whole.events, whole.reach, prior, 1.0)[0], inside)
 
     def _checks(self, rows: Sparse, groups: int, found: Estimate) -> tuple[Floats, Floats]:

@@ -8,6 +8,7 @@ The product of these binomials is the likelihood of delays truncated at each anc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ FAMILIES = (*FIXED, "exponential_ratio", *FITTED, "empirical")
 BY_REQUEST = "exponential_request"
 _TINY = 1e-12
 _REFINE_FROM, _STEPS = 30.0, 8  # outcomes from which a fit leaves its grid, and Fisher scoring's steps
+_OWN_FROM = 400.0  # outcomes from which a group's law is its own
+_EM, _UNIFORM = 40, 0.05
 _CHUNK = 1 << 22  # numbers held at once while a law is refined
 
 
@@ -85,11 +88,11 @@ def _exponential_grid(a: float, b: float) -> Floats:
 
 
 def _weibull_grid(a: float, b: float) -> Floats:
-    return _mesh(np.linspace(np.log(0.1), np.log(6.0), 25), np.linspace(np.log(1e-3), np.log(1e3), 37))
+    return _mesh(np.linspace(np.log(0.1), np.log(6.0), 35), np.linspace(np.log(1e-3), np.log(1e3), 61))
 
 
 def _lognormal_grid(a: float, b: float) -> Floats:
-    return _mesh(np.linspace(np.log(a / b) - 4.0, 5.0, 31), np.linspace(np.log(0.3), np.log(5.0), 15))
+    return _mesh(np.linspace(np.log(a / b) - 4.0, 5.0, 45), np.linspace(np.log(0.3), np.log(5.0), 21))
 
 
 LAWS = {
@@ -111,9 +114,7 @@ def fit_law(family: str, events: Floats, reach: Floats, a: float, b: float, edge
     bin's end] of the same anchors. A group without outcomes gets the grid's flattest point.
     """
     law = LAWS[family]
-    grid = law.grid(a, b)
-    curves = law.alpha(grid, a, b, edges)
-    log_in, log_out = _log_shares(curves)
+    grid, log_in, log_out = _on_grid(family, a, b, edges.tobytes())
     best = np.empty(len(events), np.int64)
     step = max(1, _CHUNK // len(grid))
     for begin in range(0, len(events), step):
@@ -128,6 +129,49 @@ def fit_law(family: str, events: Floats, reach: Floats, a: float, b: float, edge
         rows_ = many[begin : begin + step]
         theta[rows_] = _refined(law, theta[rows_], events[rows_], reach[rows_], a, b, edges, low, high)
     return theta
+
+
+def posterior_curves(
+    family: str, events: Floats, reach: Floats, a: float, b: float, edges: Floats, points: Floats, prior: Floats
+) -> Floats:
+    """alpha [L, E] at ``points``: the mean over the law's grid under ``prior`` [M] times each group's likelihood; of a
+    group with many outcomes, which needs no prior and deserves better than a grid, the curve of the largest likelihood.
+    """
+    law = LAWS[family]
+    grid, log_in, log_out = _on_grid(family, a, b, edges.tobytes())
+    curves, log_prior = law.alpha(grid, a, b, points), np.log(np.maximum(prior, 1e-300))
+    found = np.empty((len(events), len(points)))
+    step = max(1, _CHUNK // len(grid))
+    for begin in range(0, len(events), step):
+        rows = slice(begin, begin + step)
+        weight = events[rows] @ log_in.T + (reach[rows] - events[rows]) @ log_out.T + log_prior
+        weight = np.exp(weight - weight.max(axis=1, keepdims=True))
+        found[rows] = (weight @ curves) / weight.sum(axis=1, keepdims=True)
+    many = np.flatnonzero(reach.max(axis=1, initial=0.0) >= _OWN_FROM)
+    if len(many):
+        found[many] = law.alpha(fit_law(family, events[many], reach[many], a, b, edges), a, b, points)
+    return found
+
+
+def learned_prior(family: str, events: Floats, reach: Floats, a: float, b: float, edges: Floats) -> Floats:
+    """[M] over the law's grid: how often each parameter occurs among L groups, by nonparametric maximum likelihood
+    [Laird 1978] in ``_EM`` steps of EM, with a little of the uniform left everywhere."""
+    grid, log_in, log_out = _on_grid(family, a, b, edges.tobytes())
+    likelihood = events @ log_in.T + (reach - events) @ log_out.T
+    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    prior = np.full(len(grid), 1.0 / len(grid))
+    if not len(events):
+        return prior
+    for _ in range(_EM):
+        prior = prior * (likelihood / (likelihood @ prior)[:, None]).mean(axis=0)
+    return (1 - _UNIFORM) * prior + _UNIFORM / len(grid)
+
+
+@functools.lru_cache(maxsize=16)
+def _on_grid(family: str, a: float, b: float, edges: bytes) -> tuple[Floats, Floats, Floats]:
+    """The law's grid [M, d], and ln of the shares that its points give each bin between ``edges``."""
+    grid = LAWS[family].grid(a, b)
+    return grid, *_log_shares(LAWS[family].alpha(grid, a, b, np.frombuffer(edges)))
 
 
 def _log_shares(curves: Floats) -> tuple[Floats, Floats]:
