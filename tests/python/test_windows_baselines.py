@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from octavo.config import build_config
 from octavo.data import Dense, EventLog, Label, Schema, Sparse
@@ -63,6 +64,16 @@ def test_labels_are_what_was_known(events: Events) -> None:
     assert not np.isnan(known[events.time[early] + 2 * DAY <= until]).any()
     found = events.conversions(early, until, ["advertiser"])
     assert np.nanmax(found["converted"]) <= until
+
+
+def test_batches_are_those_of_the_log(events: Events) -> None:
+    rows = np.array([5, 3, 3, 11_999])
+    found = events.batch(rows)
+    expected = events._log.encode(events.table.take(pa.array(rows)))
+    for name in ("dense", "time", "id", "user", "weight"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert torch.equal(found.sparse.values, expected.sparse.values)
+    assert torch.equal(found.sparse.offsets, expected.sparse.offsets)
 
 
 @pytest.mark.parametrize("kind", ["gold", "heads", "personal", "dfm", "hazard", "fnw"])

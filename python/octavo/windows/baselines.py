@@ -24,7 +24,9 @@ import torch
 
 from octavo import models
 from octavo.config import AnyModelConfig
-from octavo.data import EventLog, Label, Schema
+from octavo.data import Batch, EventLog, Label, Schema
+from octavo.data.encoding import encode_table
+from octavo.ops import Jagged
 from octavo.training.delayed import DelayedLoss, ExampleBatch, Examples
 from octavo.windows.grid import Floats, Ints, WindowsError, window_ms
 from octavo.windows.interpolator import PersonalizedInterpolator
@@ -48,17 +50,24 @@ class Events:
         self.time: Ints = np.asarray(self.table[log.schema.time].to_numpy()).astype(np.int64)
         self.delay: Floats = self.table[label.delay].to_numpy().astype(np.float64)  # s, nan = none
         self.closed: Floats | None = None if closed is None else closed.astype(np.float64)
-        self._name = str(log.path)
         self._log = log
+        self._whole = encode_table(self.features, self.table, str(log.path))
 
     def __len__(self) -> int:
         return len(self.time)
 
-    def batch(self, rows: Ints) -> Any:
-        """Their features as one batch."""
-        from octavo.data.encoding import encode_table
-
-        return encode_table(self.features, self.table.take(pa.array(rows)), self._name)
+    def batch(self, rows: Ints) -> Batch:
+        """Their features as one batch, in any order and as often as they are named."""
+        whole, place = self._whole, torch.from_numpy(rows)
+        columns = ("user", "item", "request", "domain", "weight", "time", "id")
+        return Batch(
+            dense=whole.dense[place],
+            sparse=_taken(whole.sparse, len(self), place),
+            sequences={name: _taken(bags, len(self), place) for name, bags in whole.sequences.items()},
+            labels={},
+            delay={},
+            **{name: getattr(whole, name)[place] for name in columns},
+        )
 
     def labels(self, rows: Ints, window: int, until: int | None = None) -> Floats:
         """[n] 1, 0, or nan = the window was still open at ``until`` (ms; None: all are closed): the outcome came within
@@ -190,6 +199,16 @@ class Interpolated:
     def _keys(self) -> list[str]:
         settings = self.interpolator.settings
         return [*settings["vertical"], *settings["group"]]
+
+
+def _taken(bags: Jagged, events: int, rows: torch.Tensor) -> Jagged:
+    """The bags of ``rows`` [n] of every feature."""
+    features = bags.bags // events
+    places = (torch.arange(features)[:, None] * events + rows).flatten()
+    first, length = bags.offsets[places], bags.offsets[places + 1] - bags.offsets[places]
+    offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
+    inside = torch.repeat_interleave(first - offsets[:-1], length) + torch.arange(int(offsets[-1]))
+    return Jagged(bags.values[inside], offsets, None if bags.weights is None else bags.weights[inside])
 
 
 def _known_bce(outputs: Mapping[str, torch.Tensor], batch: ExampleBatch) -> torch.Tensor:
