@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 
 import octavo
-from octavo.cli import data
+from octavo.cli import data, windows
 from octavo.cli.paths import local_path
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
+app.add_typer(windows.app, name="windows")
 _DEMO = {
     "name": "demo",
     "data": {"source": "demo"},
