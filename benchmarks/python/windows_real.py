@@ -140,6 +140,8 @@ def at_cut(study: Study, events: Events, usable: np.ndarray, cut: int, found: Fo
     found.spent("personalized", heads.seconds)
     p = heads.predict_all(events, test)
     for name, pi in interpolators(study).items():
+        if smoke and name not in ("personalized", "global"):
+            continue
         model = Interpolated(heads, pi).refit(events, train, until)
         for window in study.unseen:
             found.add(name, window, model.from_heads(p, events, test, window))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from test_benchmarks_quality import lines_of
+
+from octavo.data import DataError, data_root
 
 
 def test_windows_synthetic() -> None:
@@ -32,3 +35,25 @@ def test_windows_censoring() -> None:
         bars["windows_censored_interval_holds"]["figure"] >= 0.9
     )
     assert bars["windows_naive_interval_holds"]["figure"] == 0.0
+
+
+def test_windows_real() -> None:
+    try:
+        root = data_root()
+    except DataError as error:
+        pytest.skip(str(error))
+    if not (root / "hotel_bookings").exists() or not (root / "deskdrop").exists():
+        pytest.skip(f"{root}: hotel_bookings or deskdrop is not here")
+    rows, bars = lines_of("windows_real")
+    assert {row["entry"] for row in rows} == {"personalized", "global", "gold", "gold again"}
+    for row in rows:
+        assert row["low"] <= row["figure"] <= row["high"]
+        if row["entry"] == "gold":
+            assert row["figure"] == 0
+            assert row["ratio_to_gold"] == [1, 1, 1]
+    for name, bar in bars.items():
+        if name.endswith("_ne_less_golds"):
+            assert bar["holds"] == (bar["high"] <= bar["bar"])
+            assert bar["bar"] >= 0.003
+        if name.endswith("_ratio_to_gold_less_1"):
+            assert bar["holds"] == (abs(bar["figure"]) <= 0.03)
