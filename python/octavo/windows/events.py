@@ -80,13 +80,17 @@ def _refuse(wrong: npt.NDArray[np.bool_], say: Any, where: str) -> None:
         raise WindowsError(f"{where}: {say(int(wrong.argmax()))} ({int(wrong.sum())} such rows)")
 
 
-def probabilities(values: Any, name: str) -> npt.NDArray[Any]:
-    """[n] float32 or float64. Raises :class:`WindowsError` for nan and for values outside 0..1, naming the row."""
+def numbers(values: Any, name: str) -> npt.NDArray[Any]:
+    """[n] float32 or float64."""
     array = np.asarray(values)
     if array.ndim != 1:
         raise WindowsError(f"{name}: found shape {list(array.shape)}; expected one probability per row")
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def probabilities(values: Any, name: str) -> npt.NDArray[Any]:
+    """[n] float32 or float64. Raises :class:`WindowsError` for nan and for values outside 0..1, naming the row."""
+    array = numbers(values, name)
     # min and max are nan where any value is: two passes without temporaries.
     if len(array) and not (array.min() >= 0 and array.max() <= 1):
         wrong = ~((array >= 0) & (array <= 1))

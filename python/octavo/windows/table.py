@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.windows.events import probabilities
+from octavo.windows.events import numbers, probabilities
 from octavo.windows.grid import Grid, Ints, WindowsError
 
 _CHUNK = 1 << 15  # rows whose intermediate values stay in L2
@@ -40,28 +40,28 @@ class LookupTable:
     ) -> tuple[npt.NDArray[Any], int]:
         """(p(T) [n], how many p_long below p_short were raised to it). ``rows`` [n]: integers into :attr:`alpha`;
         ``number``: which window. Float32 in, float32 out."""
-        short, long = probabilities(p_short, "p_short"), probabilities(p_long, "p_long")
+        short, long = numbers(p_short, "p_short"), numbers(p_long, "p_long")
         if not len(short) == len(long) == len(rows):
-            raise WindowsError(
-                f"p_short, p_long, groups: {len(short)}, {len(long)} and {len(rows)} rows; expected equal"
-            )
+            sizes = f"{len(short)}, {len(long)} and {len(rows)}"
+            raise WindowsError(f"p_short, p_long, groups: {sizes} rows; expected equal")
         column = np.ascontiguousarray(self.alpha[:, number])
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= len(column)):
-            raise WindowsError(f"rows: found {rows.min()}..{rows.max()}; expected 0..{len(column) - 1}")
+        places = np.ascontiguousarray(rows, np.int64)
         kind = np.result_type(short, long)
         result = np.empty(len(short), kind) if out is None else out
         repaired = 0
         share, gap = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, kind)
-        low = np.empty(_CHUNK, bool)
-        for begin in range(0, len(short), _CHUNK):
+        for begin in range(0, len(short), _CHUNK):  # checked while it is in cache
             end = min(begin + _CHUNK, len(short))
-            size = end - begin
-            s, alpha, g, target = short[begin:end], share[:size], gap[:size], result[begin:end]
-            np.take(column, rows[begin:end], out=alpha, mode="clip")  # checked above; "raise" would buffer
-            np.subtract(long[begin:end], s, out=g)
-            wrong = np.less(g, 0, out=low[:size])
-            if wrong.any():
-                repaired += int(np.count_nonzero(wrong))
+            s, far, at = short[begin:end], long[begin:end], places[begin:end]
+            alpha, g, target = share[: end - begin], gap[: end - begin], result[begin:end]
+            if at.view(np.uint64).max() >= len(column):  # a negative one is huge
+                raise WindowsError(f"rows: found {rows.min()}..{rows.max()}; expected 0..{len(column) - 1}")
+            np.take(column, at, out=alpha, mode="clip")  # "raise" would buffer
+            np.subtract(far, s, out=g)
+            if not (s.min() >= 0 and far.max() <= 1 and g.min() >= 0):  # nan fails too
+                probabilities(short, "p_short")
+                probabilities(long, "p_long")
+                repaired += int(np.count_nonzero(g < 0))
                 np.maximum(g, 0, out=g)
             if self.below[number]:
                 np.multiply(s, alpha, out=target)
@@ -70,8 +70,6 @@ class LookupTable:
             np.add(s, g, out=target)
             if self.beyond[number]:
                 np.minimum(target, 1, out=target)
-            else:
-                np.minimum(target, np.maximum(long[begin:end], s), out=target)
         return result, repaired
 
 
