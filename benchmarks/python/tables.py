@@ -265,6 +265,7 @@ def loka_quality() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+WINDOWS = tuple(name for name in NAMES if name.startswith("windows_"))
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
 
@@ -286,7 +287,7 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
 
 def text() -> str:
     """All tables."""
-    engine = [name for name in NAMES if name not in (*CORE, *LOKA)]
+    engine = [name for name in NAMES if name not in (*CORE, *LOKA, *WINDOWS)]
     all_gates = [
         gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
               "roof; `worst`: the worst shape."),
@@ -297,6 +298,9 @@ def text() -> str:
               "learned, the least wherever real inputs separate them by 10 (.. 97.5% of sites). `quality`, "
               "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. "
               "`overhead`: time under a Probe over time without, at most. Others: ratios to the peer, or shares."),
+        gates("Gates of windows", WINDOWS, "`synthetic`: differences of mean calibration errors in %, at most 0. "
+              "`ratio`: how far sum(p) / sum(p of gold) is from 1, at most. `ne`: NE less gold's, relative, upper end. "
+              "`within_10`: share of groups. Details: [docs/windows.md](docs/windows.md)."),
     ]  # fmt: skip
     parts = [main_job(), real_runs(), linear_norm(), embedding(), small(), loka_quality(), loka_speed(), *all_gates]
     return "\n".join(part for part in parts if part)

@@ -10,10 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo import config, data, evaluation, exfm, loka, models, nn, ops, report, store, training
+    from octavo import config, data, evaluation, exfm, loka, models, nn, ops, report, store, training, windows
 
 __version__ = "0.1.0"
-_ROOMS = ("ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "store", "training", "exfm")
+_ROOMS = (
+    "ops", "nn", "loka", "config", "data", "evaluation", "report", "models", "store", "training", "exfm", "windows"
+)  # fmt: skip
 __all__ = [
     "__version__",
     "config",
@@ -28,6 +30,7 @@ __all__ = [
     "report",
     "store",
     "training",
+    "windows",
 ]
 
 

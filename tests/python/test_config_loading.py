@@ -89,7 +89,10 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ),
         ("model: {heads: {kind: ple}}", ["model.heads: unknown kind 'ple'; expected one of shared_bottom, mmoe"]),
         ("model: {heads: {kind: mmoe, expert: []}}", ["model.heads.expert", "at least 1 item", "found []"]),
-        ("model: {heads: {experts: 3}}", ["unknown key 'model.heads.experts'", "known in model.heads: kind, tower)"]),
+        (
+            "model: {heads: {experts: 3}}",
+            ["unknown key 'model.heads.experts'", "known in model.heads: kind, tower, windows)"],
+        ),
         ("model: {kind: dcnv2, rank: 0}", ["model.rank", "greater than 0", "found 0"]),
         ("model: {kind: dcnv2, structure: deep}", ["model.structure", "'stacked' or 'parallel'", "found 'deep'"]),
         ("training: {fmb_tokens: 3}", ["unknown key 'training.fmb_tokens' (known in training"]),

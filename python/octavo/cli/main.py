@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 
 import octavo
-from octavo.cli import das, data
+from octavo.cli import das, data, windows
 from octavo.cli.paths import local_path
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
 app.add_typer(das.app, name="das")
+app.add_typer(windows.app, name="windows")
 _DEMO = {
     "name": "demo",
     "data": {"source": "demo"},

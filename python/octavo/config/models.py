@@ -54,21 +54,27 @@ class DynamicConfig(Section):
 
 
 class SharedBottomConfig(Section):
-    """Each task has hidden layers of its own, ``tower`` wide, on what all share; none: a linear head."""
+    """Each task has hidden layers of its own, ``tower`` wide, on what all share; none: a linear head.
+
+    ``windows``: heads of several windows of one task are ``free``, or ``monotone``: p of a longer window is
+    p_before + (1 - p_before) q, never below that of a shorter one.
+    """
 
     kind: Literal["shared_bottom"] = "shared_bottom"
     tower: Widths = []
+    windows: Literal["free", "monotone"] = "free"
 
 
 class MMoEConfig(Section):
     """Multi-gate mixture of experts [Ma et al. 2018]: ``experts`` networks of hidden widths ``expert``, a gate and a
-    tower for each task.
+    tower for each task; ``windows`` as with shared_bottom.
     """
 
     kind: Literal["mmoe"] = "mmoe"
     experts: PositiveInt = 4
     expert: Widths = Field(default=[64], min_length=1)
     tower: Widths = []
+    windows: Literal["free", "monotone"] = "free"
 
 
 HeadsConfig = Annotated[SharedBottomConfig | MMoEConfig, Field(discriminator="kind"), kinds("shared_bottom", "mmoe")]

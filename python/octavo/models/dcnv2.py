@@ -21,7 +21,7 @@ class DCNv2(Ranker):
     """
 
     def __init__(self, schema: Schema, config: DCNv2Config) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         self.parallel = config.structure == "parallel"
         self.embeddings = Tables(schema, config, config.embedding_dim)
         width = len(self.embeddings.pooled) * config.embedding_dim + len(schema.dense)

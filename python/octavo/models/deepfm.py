@@ -11,6 +11,7 @@ from octavo.models.heads import build_heads
 from octavo.models.layers import mlp
 from octavo.models.ranker import Ranker
 from octavo.models.tables import Tables
+from octavo.models.windowed import monotone
 
 
 class DeepFM(Ranker):
@@ -25,7 +26,7 @@ class DeepFM(Ranker):
     """
 
     def __init__(self, schema: Schema, config: DeepFMConfig) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         dim, dense, tasks = config.embedding_dim, len(schema.dense), len(self.tasks)
         self.embeddings = Tables(schema, config, dim)
         self.first_order = Tables(schema, config, tasks, stream=2)
@@ -54,4 +55,5 @@ class DeepFM(Ranker):
         hidden, pairs, first = embedding.split(self._parts, 1)
         second = pairs.sum(1, keepdim=True) if self.task_weights is None else pairs @ self.task_weights.T
         wide = (first + second).float()
-        return {task: z + wide[:, t] for t, (task, z) in enumerate(self.heads(hidden).items())}
+        found = {task: z + wide[:, t] for t, (task, z) in enumerate(self.heads(hidden).items())}
+        return monotone(found, self.chains)

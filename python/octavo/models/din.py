@@ -24,7 +24,7 @@ class DIN(Ranker):
     """
 
     def __init__(self, schema: Schema, config: DINConfig) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         self.targets = {sequence.name: sequence.table for sequence in schema.sequences if sequence.table is not None}
         if not self.targets:
             raise ValueError(

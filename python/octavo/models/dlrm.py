@@ -22,7 +22,7 @@ class DLRM(Ranker):
     """
 
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         dim, dense = config.embedding_dim, len(schema.dense)
         self.embeddings_to_top = config.embeddings_to_top
         self.embeddings = Tables(schema, config, dim)

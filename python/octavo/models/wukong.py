@@ -22,7 +22,7 @@ class Wukong(Ranker):
     """
 
     def __init__(self, schema: Schema, config: WukongConfig) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         dim, dense = config.embedding_dim, len(schema.dense)
         self.embeddings = Tables(schema, config, dim)
         self.bottom = mlp(dense, [*config.bottom, dim], config) if dense else None

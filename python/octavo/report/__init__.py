@@ -6,10 +6,14 @@ from octavo.report.page import now, render, write_report
 from octavo.report.probe_page import demands, render_probe, write_probe_report
 from octavo.report.probe_results import InputShape, MeasuredRow, ProbeResults
 from octavo.report.results import EpochRow, NumericsRow, PlanRow, Results, SliceRow, SpeedRow
+from octavo.report.windows_page import render_windows, write_windows_report
+from octavo.report.windows_results import LawCurve, LawRow, WindowCalibration, WindowsResults
 
 __all__ = [
     "EpochRow",
     "InputShape",
+    "LawCurve",
+    "LawRow",
     "MeasuredRow",
     "NumericsRow",
     "PlanRow",
@@ -17,10 +21,14 @@ __all__ = [
     "Results",
     "SliceRow",
     "SpeedRow",
+    "WindowCalibration",
+    "WindowsResults",
     "demands",
     "now",
     "render",
     "render_probe",
+    "render_windows",
     "write_probe_report",
     "write_report",
+    "write_windows_report",
 ]

@@ -1,0 +1,124 @@
+"""A fit on disk: ``windows.json`` (settings, keys, what belongs where) and ``windows.safetensors``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from octavo._files import content_hash, file_hash, space_expected, sync_directory, temporary_directory
+from octavo.windows.calibration import Calibration
+from octavo.windows.counts import Sparse
+from octavo.windows.fitting import Fitted
+from octavo.windows.grid import WindowsError
+
+if TYPE_CHECKING:
+    from octavo.windows.interpolator import PersonalizedInterpolator
+
+VERSION = 1
+META, TENSORS = "windows.json", "windows.safetensors"
+_BY_SEGMENT = ("segments", "weights", "own", "size", "ratio", "misfit", "drift", "spread", "kappa")
+
+
+def save(fit: PersonalizedInterpolator, path: Path, overwrite: bool) -> Path:
+    """Write ``path``; see :meth:`PersonalizedInterpolator.save`."""
+    from safetensors.numpy import save_file
+
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists; give another path or overwrite=True")
+    tensors: dict[str, np.ndarray] = {"keys/codes": fit._keys.codes}
+    words: dict[str, list[str]] = {}
+    for number, values in enumerate(fit._keys.values):
+        if values is None:
+            continue
+        if pa.types.is_string(values.type):
+            words[str(number)] = values.to_pylist()
+        else:
+            tensors[f"keys/{number}"] = np.asarray(values)
+    for name, rows in (("outcomes", fit._outcomes), ("anchors", fit._anchors)):
+        tensors |= {f"{name}/{part}": getattr(rows, part) for part in ("group", "bucket", "bin", "count")}
+    meta: dict[str, Any] = {
+        "version": VERSION,
+        "settings": {**fit.settings, "shrink": _plain(fit.settings["shrink"])},
+        "observed_until": fit.observed_until,
+        "counts": fit.counts,
+        "words": words,
+        "families": None,
+        "calibration": [],
+    }
+    if fit._fitted is not None:
+        meta["families"] = list(fit._fitted.families)
+        for name in _BY_SEGMENT:
+            for number, value in enumerate(getattr(fit._fitted, name)):
+                tensors[f"{name}/{number}"] = value
+    if fit.calibration is not None:
+        for window, (x, y) in fit.calibration.knots.items():
+            meta["calibration"].append(window)
+            tensors |= {f"calibration/{window}/x": x, f"calibration/{window}/y": y}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_directory(path) as folder, space_expected(path):
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / TENSORS)
+        meta["tensors_sha256"] = file_hash(folder / TENSORS)
+        meta["sha256"] = content_hash(meta)
+        (folder / META).write_text(json.dumps(meta, indent=1, allow_nan=False), encoding="utf-8")
+        for file in (folder / TENSORS, folder / META):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        aside = path.with_name(f".{path.name}.old-{os.getpid()}")
+        if path.exists():
+            path.replace(aside)
+        folder.replace(path)
+        sync_directory(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def load(path: Path) -> PersonalizedInterpolator:
+    """Read ``path``; see :meth:`PersonalizedInterpolator.load`."""
+    from safetensors.numpy import load_file
+
+    from octavo.windows.interpolator import PersonalizedInterpolator
+
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WindowsError(f"{path / META}: cannot be read ({error.strerror}); was it written by save?") from None
+    except ValueError:
+        raise WindowsError(f"{path / META}: is damaged; save the fit again") from None
+    if not isinstance(meta, dict) or meta.get("version") != VERSION:
+        found = meta.get("version") if isinstance(meta, dict) else None
+        raise WindowsError(f"{path / META}: version {found!r}; this octavo reads {VERSION}")
+    if meta.get("sha256") != content_hash(meta) or not (path / TENSORS).exists():
+        raise WindowsError(f"{path}: is damaged (windows.json was changed or a file is missing); save the fit again")
+    if file_hash(path / TENSORS) != meta["tensors_sha256"]:
+        raise WindowsError(f"{path / TENSORS}: is damaged or of another fit; save the fit again")
+    tensors = load_file(path / TENSORS)
+    settings = {**meta["settings"]}
+    settings["shrink"] = float("inf") if settings["shrink"] == "inf" else settings["shrink"]
+    fit = PersonalizedInterpolator(**settings)
+    fit.observed_until, fit.counts = meta["observed_until"], meta["counts"]
+    fit._keys.codes = tensors["keys/codes"]
+    for number in range(len(fit._keys.columns)):
+        if str(number) in meta["words"]:
+            fit._keys.values[number] = pa.array(meta["words"][str(number)], pa.string())
+        elif f"keys/{number}" in tensors:
+            fit._keys.values[number] = pa.array(tensors[f"keys/{number}"])
+    for name in ("outcomes", "anchors"):
+        setattr(fit, f"_{name}", Sparse(*(tensors[f"{name}/{part}"] for part in ("group", "bucket", "bin", "count"))))
+    if meta["families"] is not None:
+        segments = range(len(fit.grid.segments()))
+        parts = {name: [tensors[f"{name}/{number}"] for number in segments] for name in _BY_SEGMENT}
+        fit._fitted = Fitted(tuple(meta["families"]), **parts)
+    if meta["calibration"]:
+        knots = {w: (tensors[f"calibration/{w}/x"], tensors[f"calibration/{w}/y"]) for w in meta["calibration"]}
+        fit.calibration = Calibration(knots)
+    return fit
+
+
+def _plain(shrink: Any) -> Any:
+    return "inf" if shrink == float("inf") else shrink

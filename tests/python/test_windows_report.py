@@ -1,0 +1,132 @@
+"""The commands and the page: from a file of conversions to predictions and a report."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+pytest.importorskip("typer")
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from scipy import stats
+from typer.testing import CliRunner
+from windows_support import DAY, drawn
+
+from octavo.cli.main import app
+from octavo.data import DataError
+from octavo.windows import PersonalizedInterpolator, WindowsError
+from octavo.windows.reporting import results_of
+
+LAWS = [stats.expon(scale=1.5), stats.expon(scale=5.0), stats.expon(scale=5.0)]
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return str(done.output)
+
+
+def scored(seed: int = 1, count: int = 20_000) -> pa.Table:
+    """Anchors of known probability with the models' own true predictions."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 3, count)
+    strength = rng.uniform(0.05, 0.6, count)
+    anchor = rng.integers(0, 40 * DAY, count)
+    delay = np.array([1.5, 5.0, 5.0])[group] * rng.exponential(size=count)
+    came = (rng.random(count) < strength) & (anchor + delay * DAY <= 40 * DAY)
+    p = {f"p{days}": strength * -np.expm1(-days / np.array([1.5, 5.0, 5.0])[group]) for days in (1, 7)}
+    end = np.where(came, anchor + np.floor(delay * DAY), 0).astype(np.int64)
+    names = np.array(["<fast>", "slow", "slow & new"])[group]
+    return pa.table({"advertiser": names, "anchor": anchor, "converted": pa.array(end, mask=~came), **p})
+
+
+def test_from_a_file_to_predictions_and_a_page(tmp_path: Path) -> None:
+    data = drawn(LAWS, [8_000, 8_000, 40], 40, until=40)
+    names = np.array(["<fast>", "slow", "slow & new"])[data["advertiser"]]
+    converted = pa.array(data["converted"], pa.int64(), from_pandas=True, safe=False)
+    table = pa.table({"advertiser": names, "anchor": data["anchor"], "converted": converted})
+    half = len(table) // 2
+    pq.write_table(table.slice(0, half), tmp_path / "first.parquet")
+    pyarrow.csv.write_csv(table.slice(half), tmp_path / "second.csv")
+    fit = tmp_path / "fit"
+    options = ["--group", "advertiser", "--half-life", "none", "--observed-until", "1970-02-10"]
+    said = run("windows", "fit", tmp_path / "first.parquet", fit, *options)
+    assert "group" in said
+    run("windows", "fit", tmp_path / "second.csv", fit, "--add", "--observed-until", "1970-02-10")
+    whole = PersonalizedInterpolator(group=["advertiser"], half_life=None).fit(table, 40 * DAY)
+    again = PersonalizedInterpolator.load(fit)
+    keys = ["<fast>", "slow", "slow & new"]
+    np.testing.assert_allclose(again.alpha(keys, "3d"), whole.alpha(keys, "3d"), atol=1e-6)
+
+    pq.write_table(scored(), tmp_path / "scored.parquet")
+    run("windows", "predict", fit, tmp_path / "scored.parquet", tmp_path / "out.parquet", "--p", "p1", "--p", "p7",
+        "--window", "3d", "--window", "5d")  # fmt: skip
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.column_names[-2:] == ["p_3d", "p_5d"]
+    expected = again.predict(
+        found["p1"].to_numpy(), found["p7"].to_numpy(), {"advertiser": found["advertiser"]}, window="3d"
+    )
+    assert np.array_equal(found["p_3d"].to_numpy(), expected)
+
+    run("windows", "report", fit, tmp_path / "page.html", "--scored", tmp_path / "scored.parquet", "--p", "p1",
+        "--p", "p7", "--window", "3d", "--observed-until", "1970-02-10", "--title", "A & B")  # fmt: skip
+    page = (tmp_path / "page.html").read_text()
+    assert "A &amp; B" in page
+    assert "&lt;fast&gt;" in page
+    assert "<fast>" not in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert not re.search(r"(src|href)=\"http", page)
+
+
+def test_what_the_page_shows_is_what_came() -> None:
+    table = scored(2)
+    pi = PersonalizedInterpolator(group=["advertiser"], half_life=None).fit(table, 40 * DAY)
+    results = results_of(pi, "t", table, ["p1", "p7"], ["3d"], 40 * DAY, resamples=200)
+    assert [one.window for one in results.calibration] == ["1d", "3d", "7d"]
+    three = results.calibration[1]
+    assert not three.own
+    old = table["anchor"].to_numpy() + 3 * DAY <= 40 * DAY
+    assert three.events == old.sum()
+    delay = table["converted"].to_numpy(zero_copy_only=False) - table["anchor"].to_numpy()
+    p = pi.predict(table["p1"].to_numpy(), table["p7"].to_numpy(), {"advertiser": table["advertiser"]}, window="3d")
+    assert three.calibration.estimate == pytest.approx(p[old].sum() / (delay[old] <= 3 * DAY).sum())
+    assert three.calibration.low < 1 < three.calibration.high
+    assert [name for name, _, _ in three.groups] == ["<fast>", "slow", "slow & new"] or len(three.groups) == 3
+    first = results.laws[0]
+    assert (first.name, first.level) == ("all", "all")
+    assert len(results.laws) == 4
+    assert results.hidden == 0
+    curve = next(curve for curve in results.curves if curve.name == "<fast>")
+    assert curve.alpha[0] == 0
+    assert curve.alpha[-1] == pytest.approx(1)
+    assert all(abs(np.interp(h, curve.hours, curve.alpha) - share) < 0.06 for h, share in curve.seen)
+
+
+def test_a_page_without_predictions_has_laws_alone(tmp_path: Path) -> None:
+    pi = PersonalizedInterpolator(half_life=None).fit(scored(), 40 * DAY)
+    pi.save(tmp_path / "fit")
+    run("windows", "report", tmp_path / "fit", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("data:image/svg+xml;base64,") == 1
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    pi = PersonalizedInterpolator(half_life=None).fit(scored(), 40 * DAY)
+    with pytest.raises(WindowsError, match="predictions: 1 columns; expected one for each of 1d, 7d"):
+        results_of(pi, "t", scored(), ["p1"], ["3d"])
+    young = scored().filter(pa.compute.greater(scored()["anchor"], 39 * DAY))
+    with pytest.raises(WindowsError, match="windows: no event is older than 1d at the end"):
+        results_of(pi, "t", young, ["p1", "p7"], ["3d"], 40 * DAY)
+    with pytest.raises(DataError, match=r"expected a name that ends in \.parquet, \.pq or \.csv"):
+        run("windows", "fit", tmp_path / "x.txt", tmp_path / "fit")
+    with pytest.raises(DataError, match="cannot be read"):
+        run("windows", "fit", tmp_path / "x.parquet", tmp_path / "fit")
