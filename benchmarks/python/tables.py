@@ -265,6 +265,7 @@ def loka_quality() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
+EXFM = ("exfm_stream", "das_throughput")
 WINDOWS = tuple(name for name in NAMES if name.startswith("windows_"))
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -287,7 +288,7 @@ def gates(title: str, names: Sequence[str], legend: str) -> str:
 
 def text() -> str:
     """All tables."""
-    engine = [name for name in NAMES if name not in (*CORE, *LOKA, *WINDOWS)]
+    engine = [name for name in NAMES if name not in (*CORE, *LOKA, *EXFM, *WINDOWS)]
     all_gates = [
         gates("Gates of the CPU engine", engine, "Ratios to the best peer named by the figure, or shares of a measured "
               "roof; `worst`: the worst shape."),
@@ -298,6 +299,8 @@ def text() -> str:
               "learned, the least wherever real inputs separate them by 10 (.. 97.5% of sites). `quality`, "
               "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. "
               "`overhead`: time under a Probe over time without, at most. Others: ratios to the peer, or shares."),
+        gates("Gates of ExFM", EXFM, "`stream`: gains in % of the NE without distillation, the interval's lower end "
+              "above 0; of controls the whole interval within the gate of 0. `das`: ratios of examples a second."),
         gates("Gates of windows", WINDOWS, "`synthetic`: differences of mean calibration errors in %, at most 0. "
               "`ratio`: how far sum(p) / sum(p of gold) is from 1, at most. `ne`: NE less gold's, relative, upper end. "
               "`within_10`: share of groups. Details: [docs/windows.md](docs/windows.md)."),

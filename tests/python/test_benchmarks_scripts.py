@@ -33,10 +33,12 @@ OPS = {
     "loka_dispatch": "loka_dispatch",
     "loka_overhead": "loka_overhead",
     "windows_speed": "windows_speed",
+    "das_throughput": "das_throughput",
 }
 # Their rows are of whole systems; memory and quality_parity have none.
 NO_KERNELS = {"simulate", "memory", "quality_parity", "data_throughput", "train_throughput", "loka_inference",
-              "loka_training", "loka_dispatch", "loka_overhead", "windows_speed"}  # fmt: skip
+              "loka_training", "loka_dispatch", "loka_overhead", "windows_speed",
+              "das_throughput"}  # fmt: skip
 # What one call of an op may run, where that is more than kernels of its name.
 PARTS = {
     "linear_backward": {"linear", "linear_epilogue_backward", "linear_grad_input", "linear_grad_weight", "quantize"}
