@@ -1,5 +1,6 @@
 """Teachers and students by command: what the configuration's sections do, and ``octavo das``."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -11,8 +12,9 @@ from typer.testing import CliRunner
 
 from octavo.cli.main import app
 from octavo.config import ConfigError, build_config, save_config
-from octavo.data import DataError, EventLog
+from octavo.data import DataError, EventLog, Label
 from octavo.exfm import DAS, TeacherError, run
+from octavo.store import LineageError
 
 RUNNER = CliRunner(env={"COLUMNS": "200"})
 
@@ -37,8 +39,12 @@ def config(log: EventLog, *changes: str):
     return build_config(values, [*common, *changes])
 
 
+def publishing(das):
+    return ["name=fm", f"publish.das={das}", "publish.every=5", "publish.delay_hours=6"]
+
+
 def teacher_config(logs, das):
-    return config(logs["world"], "name=fm", f"publish.das={das}", "publish.every=5", "publish.delay_hours=6")
+    return config(logs["world"], *publishing(das))
 
 
 def student_config(log, das, name, *changes):
@@ -66,10 +72,39 @@ def test_students_ask_what_nobody_asked_and_learn_from_it(logs, tmp_path):
     assert das.progress("teacher").events == 3000  # a third was there
     records = das.soft_labels("teacher")(logs["world"].read())
     first = das.lineage("teacher")[1].available_from
-    assert torch.equal(records.version > 0, logs["world"].read().time >= first)
+    assert torch.equal(records.version > 0, logs["world"].read().time > first)
     run(config(logs["search"], "name=alone"), tmp_path / "alone")
     results = [(tmp_path / name / "history.jsonl").read_text().splitlines()[-1] for name in ("search", "alone")]
     assert results[0] != results[1]
+
+
+def test_another_teacher_of_the_same_name_is_refused(logs, tmp_path):
+    run(teacher_config(logs, tmp_path / "das"), tmp_path / "run")
+    with pytest.raises(LineageError, match="did another publisher overtake this one"):
+        run(config(logs["world"], *publishing(tmp_path / "das"), "model.seed=5"), tmp_path / "other")
+
+
+def test_a_teacher_does_not_learn_the_future(logs, tmp_path):
+    with pytest.raises(ConfigError, match="goes through its log once, in event time"):
+        config(logs["world"], *publishing(tmp_path / "das"), "training.shuffle=true")
+    delay = pa.array([60.0 if clicked else None for clicked in logs["world"].columns(["click"])["click"].to_pylist()])
+    late = EventLog.write(
+        tmp_path / "late",
+        dataclasses.replace(logs["world"].schema, labels=(Label("click", "delay"),)),
+        [logs["world"].columns(logs["world"].column_names).append_column("delay", delay)],
+    )
+    with pytest.raises(ConfigError, match=r"outcomes of 'click' come late.*training.labels=known"):
+        run(config(late, *publishing(tmp_path / "das")), tmp_path / "run")
+    run(
+        config(late, *publishing(tmp_path / "das"), "training.labels=known", "training.wait_hours={click: 1}"),
+        tmp_path / "r",
+    )
+    assert len(DAS(tmp_path / "das").lineage("teacher")) == 6
+    windows = config(
+        late, *publishing(tmp_path / "two"), "data.labels=[{task: click, delay: delay, windows: [1h, 6h]}]"
+    )
+    run(windows, tmp_path / "w")  # the delay of six hours is as long as the longest window
+    assert len(DAS(tmp_path / "two").lineage("teacher")) == 6
 
 
 def test_a_student_without_service_or_teacher_says_so(logs, tmp_path):
@@ -97,7 +132,7 @@ def test_das_by_command(logs, tmp_path):
     added = RUNNER.invoke(app, ["das", "run", das, f"feed={logs['feed'].path}", f"search={logs['search'].path}"])
     assert added.exit_code == 0, added.output
     assert "added 3,000 examples; 0 were there, 1,000 copies in several logs (0 with another time" in added.output
-    silent = int((logs["world"].read().time < until + 6 * 3_600_000).sum())
+    silent = int((logs["world"].read().time <= until + 6 * 3_600_000).sum())
     for text in ("3,000 examples of feed, search", "1 of 1", f"{silent:,}"):
         assert text in added.output
     again = RUNNER.invoke(app, ["das", "run", das, f"feed={logs['feed'].path}", "--workers", "2"])

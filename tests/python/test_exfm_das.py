@@ -143,6 +143,24 @@ def test_clocks_may_differ_up_to_the_skew(tmp_path, world):
     assert torch.equal(das.shared.log(segment).read().time, head.read().time)
 
 
+def test_copies_further_apart_than_the_skew_are_an_error_in_one_ingestion_or_two(tmp_path, world):
+    head = world.head(500)
+    first = part_of(head, tmp_path / "a", np.ones(500, bool))
+
+    def later(table):
+        at = table.column_names.index("time")
+        return table.set_column(at, "time", pa.array(table["time"].to_numpy() + 5 * HOUR))
+
+    other = part_of(head, tmp_path / "b", np.ones(500, bool), later)
+    with pytest.raises(DataError, match=r"example \d+ is at \d+ ms and at \d+ ms, more than skew_ms=3600000 apart"):
+        DAS.create(tmp_path / "one", world.schema).ingest({"a": first, "b": other})
+    das = DAS.create(tmp_path / "two", world.schema)
+    das.ingest({"a": first})
+    with pytest.raises(DataError, match="more than skew_ms=3600000 apart"):
+        das.ingest({"b": other})
+    assert das.ingest({"a": first, "c": part_of(world, tmp_path / "c", np.arange(3000) < 600)}).events == 100
+
+
 @pytest.mark.parametrize("rows", [3, 50, 1 << 16])
 def test_merging_in_pieces_is_merging_at_once(tmp_path, world, students, rows, monkeypatch):
     monkeypatch.setattr("octavo.exfm.merging._ROWS", rows)
@@ -182,7 +200,7 @@ def expected(world, das, versions=2) -> dict[int, tuple[int, float, int]]:
         logits = [model(number)(batch)["click"] for number in range(versions)]
     wanted = {}
     for at, (key, moment) in enumerate(zip(batch.id.tolist(), batch.time.tolist(), strict=True)):
-        known = [v for v in lineage.versions if v.available_from <= moment]
+        known = [v for v in lineage.versions if v.available_from < moment]
         spoke = known[-1] if known else None
         wanted[key] = (
             (0, float("nan"), 0)
@@ -261,6 +279,61 @@ def test_students_read_their_own_events_in_any_order(tmp_path, world, students):
     )
     assert stranger.version.tolist() == [0, 0]
     assert len(soft(batch.rows(0, 0))) == 0
+
+
+def test_soft_labels_take_up_what_other_processes_add(tmp_path, world, students):
+    das = service(tmp_path / "das", world, {"feed": students["feed"]}, versions=(-1.0,))
+    early = DAS(tmp_path / "das")
+    list(das.annotate("fm"))
+    soft = early.soft_labels("fm")
+    assert (soft(students["feed"].read()).version > 0).all()
+    das.ingest({"search": students["search"]})
+    list(das.annotate("fm"))
+    early.shared.reload()
+    assert (soft(students["search"].read()).version > 0).all()
+
+
+def test_a_copy_with_an_earlier_time_does_not_hear_of_the_future(tmp_path, world):
+    head = world.head(500)
+
+    def sooner(table):
+        at = table.column_names.index("time")
+        return table.set_column(at, "time", pa.array(table["time"].to_numpy() - HOUR // 2))
+
+    das = DAS.create(tmp_path / "das", world.schema, rows=ROWS)
+    das.ingest({"a": part_of(head, tmp_path / "a", np.ones(500, bool))})
+    until = int(head.read().time[250])
+    das.publish("fm", model(), CONFIG, until)
+    list(das.annotate("fm"))
+    copy = part_of(head, tmp_path / "b", np.ones(500, bool), sooner)
+    assert das.ingest({"b": copy}).known == 500
+    batch = copy.read()
+    assert torch.equal(das.soft_labels("fm")(batch).version > 0, batch.time > until)
+
+
+def test_a_model_that_its_configuration_does_not_make_is_not_published(tmp_path, world):
+    das = DAS.create(tmp_path / "das", world.schema)
+    with pytest.raises(TeacherError, match="model, config: the snapshot cannot be read back"):
+        das.publish("fm", model(), small_config(model__top=[64]).model, 0)
+    assert len(das.lineage("fm")) == 0
+
+
+def test_an_embedding_that_is_not_finite_is_no_answer(tmp_path, world, students):
+    class Halves:
+        def __call__(self, batch):
+            logits, embedding = RankerTeacher(model(), True)(batch)
+            embedding = embedding.clone()
+            embedding[::4, 0] = float("inf")
+            return logits, embedding
+
+    das = DAS.create(tmp_path / "das", world.schema, rows=ROWS, codec="int8")
+    das.ingest(students)
+    das.publish("fm", model(), CONFIG, 0, embeddings=True)
+    list(das.annotate("fm", lambda version: Halves()))
+    assert das.progress("fm").silent == 750
+    records = das.soft_labels("fm")(world.read())
+    assert torch.equal(records.version == 0, records.logits["click"].isnan())
+    assert torch.equal(records.version == 0, records.embedding.isnan().all(1))
 
 
 def test_embeddings_come_with_the_records(tmp_path, world, students):

@@ -222,6 +222,24 @@ def test_a_calibrator_finds_the_teachers_bias():
     assert line.bias.item() == pytest.approx(-2.0, abs=0.35)
 
 
+def test_only_the_tasks_that_are_known_now_are_learned():
+    torch.manual_seed(0)
+    student = Student(backbone(), {"fm": Distillation(adapter=Adapter("adds"))})
+    adapter = student.adapters["fm"]
+    before = copy.deepcopy(adapter.state_dict())
+    _, first = student.learn(BATCH, {"fm": said()}, ["click"])
+    moved = [not torch.equal(before[name], value) for name, value in adapter.state_dict().items()]
+    assert [any(moved[4 * at : 4 * at + 4]) for at in range(3)] == [True, False, False]
+    first.backward()
+    assert student.heads["fm"].weight.grad.abs().sum(1).gt(0).tolist() == [True, False, False]
+    student.learn(BATCH, {"fm": said()}, ["like", "buy.7d"])
+    assert student.missing == {"fm": 0}
+    silent = Records.unknown(BATCH.id, TASKS)
+    for tasks in (["click"], ["like", "buy.7d"], ["other"]):
+        student.learn(BATCH, {"fm": silent}, tasks)
+    assert student.missing == {"fm": len(BATCH)}  # once, though it came for two groups of tasks
+
+
 def test_extra_inputs_reach_the_adapter():
     adapter = StudentAdapter(["click"], Adapter(hidden=4), lambda batch: batch.dense[:, :2], 2)
     z = torch.zeros(len(BATCH))

@@ -203,9 +203,9 @@ def test_the_newest_version_that_is_available_speaks(tmp_path):
     assert lineage.spoken_by(torch.tensor([5]))[0].tolist() == [0]
     lineage.publish(**version(1, 100, 150))
     lineage.publish(**version(2, 200, 260))
-    number, age = Lineage(tmp_path / "lineage.json").spoken_by(torch.tensor([0, 149, 150, 259, 260, 1000]))
+    number, age = Lineage(tmp_path / "lineage.json").spoken_by(torch.tensor([0, 150, 151, 260, 261, 1000]))
     assert number.tolist() == [0, 0, 1, 1, 2, 2]
-    assert age.tolist() == [0, 0, 50, 159, 60, 800]
+    assert age.tolist() == [0, 0, 51, 160, 61, 800]
     assert lineage[2].trained_until == 200
 
 
@@ -285,8 +285,8 @@ def test_no_event_hears_of_a_later_one(tmp_path_factory, gaps, times):
     number, age = lineage.spoken_by(torch.tensor(times, dtype=torch.int64))
     for at, n, old in zip(times, number.tolist(), age.tolist(), strict=True):
         if n == 0:
-            assert at < 7
+            assert at <= 7
         else:
-            assert lineage[n].available_from <= at
-            assert old == at - lineage[n].trained_until >= 7
-            assert n == len(lineage) or lineage[n + 1].available_from > at
+            assert lineage[n].available_from < at
+            assert old == at - lineage[n].trained_until > 7
+            assert n == len(lineage) or lineage[n + 1].available_from >= at

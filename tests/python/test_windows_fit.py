@@ -140,7 +140,7 @@ def test_parts_of_a_stream_on_any_worker_are_the_whole(half_life: str | None) ->
         part = PersonalizedInterpolator(**settings)
         rows = np.flatnonzero(worker == number)
         for piece in np.array_split(rng.permutation(rows), 3):
-            part.partial_fit({name: values[piece] for name, values in data.items()}, (47 + number) * DAY + 2 * DAY + 1)
+            part.partial_fit({name: values[piece] for name, values in data.items()}, 51 * DAY + 1)
         merged.merge(part)
     merged.partial_fit({name: values[:0] for name, values in data.items()}, 50 * DAY)
     assert merged.observed_until == 51 * DAY + 1
@@ -158,6 +158,29 @@ def test_merging_needs_the_same_settings() -> None:
     one, other = PersonalizedInterpolator(("1d", "7d")), PersonalizedInterpolator(("1d", "14d"))
     with pytest.raises(ValueError, match=r"merge: windows is \['1d', '14d'\], expected \['1d', '7d'\]"):
         one.merge(other)
+
+
+def test_merging_needs_the_same_end() -> None:
+    data = drawn(ALL[:2], [300, 300], 40, seed=2, until=50)
+    parts = [PersonalizedInterpolator(group=["advertiser"]).fit(data, day * DAY) for day in (50, 60)]
+    with pytest.raises(ValueError, match="merge: it was observed until .* give both the same observed_until"):
+        parts[0].merge(parts[1])
+
+
+def test_groups_never_seen_have_the_pooled_product_limit() -> None:
+    pi = PersonalizedInterpolator(group=["advertiser"]).fit(drawn(ALL[:2], [300, 900], 40, seed=2, until=50), 50 * DAY)
+    found = pi.kaplan_meier("3d", {"advertiser": [0, 1, 99]})
+    assert found[2] == pi.kaplan_meier("3d")[0]
+    assert found[0] != found[1] != found[2]
+
+
+def test_a_request_beyond_its_windows_rises_no_faster_than_between_them() -> None:
+    data = drawn(ALL[:1], [2000], 40, seed=2, until=50)
+    pi = PersonalizedInterpolator(family="exponential_request").fit(data, 50 * DAY)
+    with pytest.warns(UserWarning, match="extrapolated"):
+        found = pi.predict(np.array([0.0, 0.02]), np.array([0.1, 0.1]), window="10d")
+    assert found[0] == pytest.approx(0.15)  # 0.1 in six days, three more
+    assert 0.1 < found[1] <= 0.02 + 0.08 * 1.5
 
 
 def test_a_half_life_follows_a_law_that_changes_and_the_alarm_fires() -> None:

@@ -38,6 +38,8 @@ def run(
     named = [entry.partition("=") for entry in logs or []]
     if wrong := [entry for entry, (student, _, log) in zip(logs or [], named, strict=True) if not student or not log]:
         raise typer.BadParameter(f"{wrong[0]}: expected STUDENT=LOG, for example feed=logs/feed")
+    if len({student for student, _, _ in named}) < len(named):
+        raise typer.BadParameter("a student's name is there twice; add its logs by one command each")
     if named:
         segment = das.ingest({student: EventLog(log) for student, _, log in named})
         if segment is None:

@@ -255,6 +255,15 @@ class RunConfig(Section):
     distillation: DistillationConfig | None = None
     publish: PublishConfig | None = None
 
+    @model_validator(mode="after")
+    def _a_teacher_is_a_stream(self) -> RunConfig:
+        if self.publish is not None and (self.training.shuffle or self.training.epochs > 1):
+            raise ValueError(
+                "publish: a teacher that publishes while it trains goes through its log once, in event time; leave out "
+                "training.shuffle and epochs, and publish the finished run by octavo das publish"
+            )
+        return self
+
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as plain JSON types."""
         return self.model_dump(mode="json")

@@ -33,13 +33,15 @@ class StudentAdapter(torch.nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=settings.lr)
 
     def forward(self, batch: Batch, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Corrected logits [B] by task; nan where the teacher's are."""
+        """Corrected logits [B] by task of ``logits``; nan where the teacher's are."""
         extra = [] if self.extra is None else [self.extra(batch)]
         for found in extra:
             if found.shape != (len(batch), self.extra_dim):
                 raise ValueError(f"extra: expected [{len(batch)}, {self.extra_dim}], found {list(found.shape)}")
         corrected = {}
         for task, net in zip(self.tasks, self.nets, strict=True):
+            if task not in logits:
+                continue
             known = ~logits[task].isnan()
             inputs = torch.cat([logits[task].detach().nan_to_num(0.0).unsqueeze(1), *extra], 1)
             corrected[task] = net(inputs).squeeze(1).masked_fill(~known, float("nan"))

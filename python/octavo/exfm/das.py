@@ -22,6 +22,7 @@ from octavo.exfm.shared_set import Segment, SharedSet
 from octavo.exfm.teacher import Teacher, TeacherError, answer, load_snapshot, write_snapshot
 from octavo.ops.dispatch import Plan
 from octavo.store import Lineage, RecordLog, Records, Version
+from octavo.training import CheckpointError
 
 FORMAT = 1
 _HOUR_MS = 3_600_000
@@ -91,13 +92,13 @@ class DAS:
 
     def publish(
         self, teacher: str, model: models.Ranker, config: AnyModelConfig, trained_until: int, delay_ms: int = 0,
-        embeddings: bool = False, plan: Plan | None = None,
+        embeddings: bool = False, plan: Plan | None = None, run: str = "",
     ) -> Version:  # fmt: skip
-        """A snapshot of ``model``, which may speak of events from ``delay_ms`` after ``trained_until`` (ms) on.
+        """A snapshot of ``model``, which may speak of events later than ``delay_ms`` after ``trained_until`` (ms).
 
-        ``embeddings``: whether it gives them. ``plan``: a LoKA plan it runs under. Annotation that goes on meanwhile
-        takes the version up with its next part. Raises :class:`octavo.store.LineageError` for a snapshot older than the
-        newest.
+        ``embeddings``: whether it gives them. ``plan``: a LoKA plan it runs under. ``run``: whose version it is.
+        Annotation that goes on meanwhile takes the version up with its next part. Raises
+        :class:`octavo.store.LineageError` for a snapshot older than the newest.
         """
         if delay_ms < 0:
             raise ValueError(f"delay_ms: expected 0 or more, found {delay_ms}")
@@ -110,9 +111,13 @@ class DAS:
             number = len(lineage) + 1
             dim = model.embed_dim if embeddings else None
             path, sha256 = write_snapshot(folder / "snapshots", number, model, config, self.schema, embeddings, plan)
+            try:
+                load_snapshot(path, Version(number, "", sha256, 0, 0, "", tuple(model.tasks), dim))
+            except (CheckpointError, ValueError) as error:
+                raise TeacherError(f"model, config: the snapshot cannot be read back ({error}); give its own") from None
             return lineage.publish(
                 str(path.relative_to(folder)), sha256, trained_until, trained_until + delay_ms,
-                self.schema.fingerprint, model.tasks, dim,
+                self.schema.fingerprint, model.tasks, dim, run,
             )  # fmt: skip
 
     def lineage(self, teacher: str) -> Lineage:
@@ -219,7 +224,8 @@ class _SoftLabels:
         if not len(lineage):
             raise TeacherError(f"{das.path}: teacher {teacher!r} has no published version; publish one first")
         self._tasks, self._dim = lineage.versions[-1].tasks, lineage.versions[-1].dim
-        self._logs = [records for _, records in das._record_logs(teacher, lineage)]
+        self._lineage = lineage
+        das.shared.reload()
         self._parts: OrderedDict[tuple[int, int], Records | None] = OrderedDict()
 
     def __call__(self, batch: Batch) -> Records:
@@ -237,12 +243,25 @@ class _SoftLabels:
             else:
                 found.append(records.rows(torch.from_numpy(place)[rows] - at * self._das.rows))
             order.append(rows)
-        return Records.joined(found).rows(torch.argsort(torch.cat(order)))
+        joined = Records.joined(found).rows(torch.argsort(torch.cat(order)))
+        early = self._starts(joined.version) >= batch.time
+        if not early.any():
+            return joined
+        both = Records.joined([joined, Records.unknown(batch.id, self._tasks, self._dim)])
+        return both.rows(torch.arange(len(batch)) + early * len(batch))
+
+    def _starts(self, version: torch.Tensor) -> torch.Tensor:
+        """From when on the versions [n] may speak: a copy of an example may have another time than the one asked of."""
+        if len(version) and int(version.max()) > len(self._lineage):
+            self._lineage.reload()
+        starts = [torch.iinfo(torch.int64).min, *(known.available_from for known in self._lineage.versions)]
+        return torch.tensor(starts)[version]
 
     def _part(self, segment: int, part: int) -> Records | None:
         key = (segment, part)
         if self._parts.get(key) is None:
-            log = self._logs[segment]
+            folder = self._das._teacher(self._teacher) / "records" / self._das.shared.segments[segment].name
+            log = RecordLog.create(folder, self._tasks, self._dim, self._das.codec)
             self._parts[key] = log.read(part) if log.has(part) else None
             while len(self._parts) > _PARTS_IN_MEMORY:
                 self._parts.popitem(last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -40,9 +40,9 @@ class Distiller:
         """The auxiliary heads'."""
         return self.student.learned_parameters()
 
-    def learn(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The serving logits [B] by task, and the teachers' loss."""
-        return self.student.learn(batch, {name: self._soft[name](batch) for name in self.student.teachers})
+    def learn(self, batch: Batch, tasks: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The serving logits [B] by task, and the teachers' loss over ``tasks``."""
+        return self.student.learn(batch, {name: self._soft[name](batch) for name in self.student.teachers}, tasks)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Heads, adapters with their optimizers, and the counts of events without soft labels."""

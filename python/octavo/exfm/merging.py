@@ -32,9 +32,9 @@ def merged(
     """Tables of ``names``' columns over the logs' events, in event time; counts go to ``found``.
 
     Copies of an example (same id) may be up to ``skew_ms`` apart: clocks differ. The earliest is kept, of equal ones
-    the first log's; where it has nulls the next copies' values take their place. A column that a log does not have is
-    null there. Memory is some row groups of each log. Raises :class:`DataError` for a column that no log has, or that
-    has another type in another log.
+    the first log's; where it has nulls the next copies' values take their place. Copies further apart are an error. A
+    column that a log does not have is null there. Memory is some row groups of each log. Raises :class:`DataError` for
+    a column that no log has, or that has another type in another log.
     """
     kinds = _types(logs, names)
     sources = [_Source(log, names, kinds) for log in logs.values()]
@@ -54,7 +54,7 @@ def merged(
         ready = kept if bound is None else kept[times[kept] < bound]
         if len(ready):
             taken = np.isin(ids, ids[ready])
-            yield _coalesced(whole, ids, order[taken[order]], ready, time_name, found)
+            yield _coalesced(whole, ids, order[taken[order]], ready, time_name, skew_ms, found)
             rest = whole.filter(pa.array(~taken))
             counts = np.bincount(origin[~taken], minlength=len(sources))
             for source, begin, count in zip(sources, np.cumsum(counts) - counts, counts, strict=True):
@@ -128,7 +128,9 @@ def _numbers(table: pa.Table, name: str) -> Ids:
     return column
 
 
-def _coalesced(table: pa.Table, ids: Ids, copies: Ids, kept: Ids, time_name: str, found: Merged) -> pa.Table:
+def _coalesced(
+    table: pa.Table, ids: Ids, copies: Ids, kept: Ids, time_name: str, skew_ms: int, found: Merged
+) -> pa.Table:
     """The rows ``kept``, with what other copies know where they have nulls. ``copies``: all rows of their ids, the
     earliest first."""
     result = table.take(pa.array(kept))
@@ -139,6 +141,8 @@ def _coalesced(table: pa.Table, ids: Ids, copies: Ids, kept: Ids, time_name: str
     starts = np.flatnonzero(np.r_[True, ids[by_id][1:] != ids[by_id][:-1]])
     group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(by_id)]))
     place = np.searchsorted(ids[by_id][starts], ids[kept])
+    times = _numbers(table, time_name)[by_id]
+    check_skew(ids[by_id][starts], np.minimum.reduceat(times, starts), np.maximum.reduceat(times, starts), skew_ms)
     for at, name in enumerate(table.column_names):
         column = table[name].combine_chunks()
         known = np.asarray(column.is_valid())[by_id]
@@ -151,6 +155,17 @@ def _coalesced(table: pa.Table, ids: Ids, copies: Ids, kept: Ids, time_name: str
         else:
             found.conflicts += differing
     return result
+
+
+def check_skew(ids: Ids, first: Ids, last: Ids, skew_ms: int) -> None:
+    """Raises :class:`DataError` for an example whose copies' times are further apart than clocks may be."""
+    wrong = np.abs(last - first) > skew_ms
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise DataError(
+            f"example {ids[at]} is at {first[at]} ms and at {last[at]} ms, more than skew_ms={skew_ms} apart: do the "
+            "logs number different examples alike, or do their clocks differ? give them ids of one kind"
+        )
 
 
 def _differing(column: pa.Array, rows: Ids, kept: Ids) -> int:

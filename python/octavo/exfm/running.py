@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from octavo import models
-from octavo.config import DistillationConfig, PublishConfig, RunConfig, TeacherConfig
+from octavo.config import ConfigError, DistillationConfig, PublishConfig, RunConfig, TeacherConfig, config_hash
 from octavo.data import EventLog
 from octavo.exfm.das import DAS
 from octavo.exfm.distillation import Adapter, Distillation
@@ -22,6 +23,7 @@ from octavo.training.evaluate import config_of, load_trained
 from octavo.training.run import Listener
 
 _HOUR_MS = 3_600_000
+_WAIT_S = 0.2
 
 
 def run(
@@ -38,7 +40,10 @@ def run(
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         objective = _objective(config.distillation, config.name, open_log(config.data, Path(run_dir)), tell)
     if config.publish is not None:
-        watch = _publisher(config.publish)
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        delay = round(config.publish.delay_hours * _HOUR_MS)
+        expect_no_future(config, open_log(config.data, Path(run_dir)), delay)
+        watch = _publisher(config.publish, config_hash(config), delay)
     return run_training(config, run_dir, fresh, listen, resume, objective, watch)
 
 
@@ -53,11 +58,30 @@ def publish_run(
     model, found = load_trained(run_dir, config, log, step)
     meta = Checkpoint(run_dir / "checkpoints" / f"step-{found:08d}").meta
     events = min(len(log), config.data.limit or len(log))
-    trained = meta["position"] if meta["epoch"] == 0 else events - round(config.training.holdout * events)
+    in_time = meta["epoch"] == 0 and not config.training.shuffle
+    trained = meta["position"] if in_time else events - round(config.training.holdout * events)
+    expect_no_future(config, log, delay_ms)
     plan = None if meta["plan"] is None else Plan.from_json(meta["plan"])
     until = int(log.read(trained - 1, trained).time)
     das = DAS.create(path, log.schema)
-    return das.publish(teacher, model, config.model, until, delay_ms, embeddings, plan)
+    return das.publish(teacher, model, config.model, until, delay_ms, embeddings, plan, config_hash(config))
+
+
+def expect_no_future(config: RunConfig, log: EventLog, delay_ms: int) -> None:
+    """Raises ConfigError for a teacher that may speak of a moment whose later outcomes it has learned from: with
+    ``labels: final`` it learns an outcome at its event, long before it has come."""
+    if config.training.labels == "known":
+        return
+    for label in log.schema.labels:
+        if label.delay is None:
+            continue
+        longest = max(label.windows_ms, default=None)
+        if longest is None or label.anchor is not None or delay_ms < longest:
+            raise ConfigError(
+                f"publish: outcomes of {label.task!r} come late, and with training.labels=final the teacher learns "
+                "them at their event: it would tell students of the future; set training.labels=known with "
+                "training.wait_hours, or give all late tasks windows and a delay as long as the longest"
+            )
 
 
 def distillation_of(chosen: TeacherConfig) -> Distillation:
@@ -73,9 +97,15 @@ def _objective(
     tell("adding the log to the service", 0, 1, "")
     das.ingest({chosen.student or name: log})
     for teacher in chosen.teachers:
-        for _ in das.annotate(teacher):
+        while True:
+            for _ in das.annotate(teacher):
+                progress = das.progress(teacher)
+                tell(f"asking {teacher}", progress.parts, progress.of, "")
             progress = das.progress(teacher)
-            tell(f"asking {teacher}", progress.parts, progress.of, "")
+            if progress.parts == progress.of:
+                break
+            tell(f"waiting for others who ask {teacher}", progress.parts, progress.of, "")
+            time.sleep(_WAIT_S)  # their parts are taken over where they died
     soft = {teacher: das.soft_labels(teacher) for teacher in chosen.teachers}
     teachers = {teacher: distillation_of(of) for teacher, of in chosen.teachers.items()}
 
@@ -85,18 +115,17 @@ def _objective(
     return objective
 
 
-def _publisher(chosen: PublishConfig) -> Callable[[Trainer], None]:
+def _publisher(chosen: PublishConfig, run: str, delay_ms: int) -> Callable[[Trainer], None]:
     def publish(trainer: Trainer) -> None:
-        if trainer.step % chosen.every or trainer.epoch:
+        if trainer.step % chosen.every:
             return
         das = DAS.create(chosen.das, trainer.log.schema)
         until = int(trainer.log.read(trainer.position - 1, trainer.position).time)
         versions = das.lineage(chosen.teacher).versions
-        if versions and versions[-1].trained_until >= until:  # published before the run was cut
-            return
+        if any(version.run == run and version.trained_until >= until for version in versions):
+            return  # published before the run was cut
         das.publish(
-            chosen.teacher, trainer.model, trainer.config.model, until, round(chosen.delay_hours * _HOUR_MS),
-            chosen.embeddings, trainer.plan,
-        )  # fmt: skip
+            chosen.teacher, trainer.model, trainer.config.model, until, delay_ms, chosen.embeddings, trainer.plan, run
+        )
 
     return publish

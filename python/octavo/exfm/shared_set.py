@@ -16,7 +16,7 @@ import torch
 
 from octavo._files import content_hash, write_atomically
 from octavo.data import DataError, EventLog, Schema
-from octavo.exfm.merging import Merged, merged
+from octavo.exfm.merging import Merged, check_skew, merged
 
 FORMAT = 1
 Ids = npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ class SharedSet:
             shutil.rmtree(left)
         found, counts = Merged(), {"new": 0, "known": 0}
         names = self.schema.columns()
-        tables = self._new(merged(fresh, names, self.schema.id, self.schema.time, skew_ms, found), counts)
+        tables = self._new(skew_ms, merged(fresh, names, self.schema.id, self.schema.time, skew_ms, found), counts)
         first = next(tables, None)
         if first is not None:
             log = EventLog.write(self.path / name, self.schema, _after(first, tables))
@@ -108,32 +108,44 @@ class SharedSet:
             where[here], place[here] = number, positions[at[here]]
         return where, place
 
-    def _new(self, tables: Iterator[pa.Table], counts: dict[str, int]) -> Iterator[pa.Table]:
+    def _new(self, skew_ms: int, tables: Iterator[pa.Table], counts: dict[str, int]) -> Iterator[pa.Table]:
+        """What no segment holds yet; what one holds must be of the same time there."""
         for table in tables:
             ids = torch.from_numpy(table[self.schema.id].to_numpy().astype(np.int64))
-            new = self.places(ids)[0] < 0
+            where, place = self.places(ids)
+            new = where < 0
+            times = table[self.schema.time].to_numpy().astype(np.int64)
+            for number in np.unique(where[~new]).tolist():
+                known = np.flatnonzero(where == number)
+                held = self._load(self.segments[number].name, "times")[place[known]]
+                check_skew(ids.numpy()[known], held, times[known], skew_ms)
             counts["known"] += int((~new).sum())
             counts["new"] += int(new.sum())
             if new.any():
                 yield table if new.all() else table.filter(pa.array(new))
 
     def _write_index(self, name: str, log: EventLog) -> None:
-        ids = np.concatenate([batch.id.numpy() for batch in log.batches(1 << 16)])
+        columns = [(batch.id.numpy(), batch.time.numpy()) for batch in log.batches(1 << 16)]
+        ids, times = (np.concatenate(column) for column in zip(*columns, strict=True))
         order = np.argsort(ids, kind="stable")
         folder = self.path / f"{name}-index"
         folder.mkdir()
         np.save(folder / "ids.npy", ids[order])
         np.save(folder / "places.npy", order.astype(np.int64))
+        np.save(folder / "times.npy", times)  # by place
 
     def _index(self, name: str) -> tuple[Ids, Ids]:
         if name not in self._indexes:
-            folder = self.path / f"{name}-index"
-            try:
-                pair = np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "places.npy", mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(f"{folder}: cannot be read ({error}); restore it") from None
-            self._indexes[name] = pair
+            self._indexes[name] = self._load(name, "ids"), self._load(name, "places")
         return self._indexes[name]
+
+    def _load(self, name: str, what: str) -> Ids:
+        file = self.path / f"{name}-index" / f"{what}.npy"
+        try:
+            found: Ids = np.load(file, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read ({error}); restore it") from None
+        return found
 
 
 def _after(first: pa.Table, rest: Iterator[pa.Table]) -> Iterator[pa.Table]:

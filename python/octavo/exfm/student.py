@@ -85,22 +85,29 @@ class Student(torch.nn.Module):
         """Names and parameters of what the student has besides ``base`` and learns with it: the auxiliary heads."""
         return [(f"heads.{name}", parameter) for name, parameter in self.heads.named_parameters()]
 
-    def learn(self, batch: Batch, soft: Mapping[str, Records]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def learn(
+        self, batch: Batch, soft: Mapping[str, Records], tasks: Sequence[str] | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The serving logits [B] by task, and the teachers' loss (a scalar).
 
         ``soft``: for each teacher the records of the batch's events, in their order; unknown ones teach nothing and are
-        counted. Adapters learn from the batch's labels on the way. Raises ValueError for a teacher without records and
-        for records of other events.
+        counted. Adapters learn from the batch's labels on the way. ``tasks``: those that are learned now (None: all);
+        where the batch comes again for others, their labels are not looked at and their targets not learned. Raises
+        ValueError for a teacher without records and for records of other events.
         """
         base: Backbone = self.base  # type: ignore[assignment]
         embedding = base.embed(batch)
         logits = base.logits(embedding)
         loss = embedding.new_zeros(())
+        now = [task for task in self.distilled if tasks is None or task in tasks]
+        if not now:
+            return logits, loss
         for name, chosen in self.teachers.items():
             records = self._records_of(name, batch, soft)
-            said = {task: records.logits[task] for task in self.distilled}
-            silent = torch.stack([z.isnan() for z in said.values()]).all(0)
-            self.missing[name] += int(silent.sum())
+            said = {task: records.logits[task] for task in now}
+            silent = torch.stack([records.logits[task].isnan() for task in self.distilled]).all(0)
+            if self.distilled[0] in now:  # an event is counted once
+                self.missing[name] += int(silent.sum())
             targets = [said]
             if chosen.adapter is not None:
                 adapter: StudentAdapter = self.adapters[name]  # type: ignore[assignment]
@@ -117,7 +124,8 @@ class Student(torch.nn.Module):
     ) -> torch.Tensor:  # fmt: skip
         """The mean over tasks of one target's loss, at the head ``head`` or, None, at the serving one."""
         losses = []
-        for at, task in enumerate(self.distilled):
+        for task in target:
+            at = self.distilled.index(task)
             if head is None:
                 z = logits[task]
             else:

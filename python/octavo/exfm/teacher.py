@@ -79,8 +79,9 @@ def load_snapshot(path: Path, version: Version) -> RankerTeacher:
 def answer(
     teacher: Teacher, batch: Batch, tasks: Sequence[str], dim: int | None, version: int, age: torch.Tensor
 ) -> Records:
-    """What ``teacher`` says of a batch, as records written at the events' time. Events of which it says nothing finite
-    have version 0; ``age`` [B] ms. Raises :class:`TeacherError` for logits or embeddings of the wrong shape.
+    """What ``teacher`` says of a batch, as records written at the events' time. Events of which it says nothing finite,
+    or whose embedding is not finite, have version 0; ``age`` [B] ms. Raises :class:`TeacherError` for logits or
+    embeddings of the wrong shape.
     """
     logits, embedding = teacher(batch)
     said = {}
@@ -94,6 +95,11 @@ def answer(
             raise TeacherError(f"teacher: gave no embedding; its versions have {dim} numbers")
         embedding = _expected(embedding, (len(batch), dim), "embedding")
     silent = torch.stack([z.isnan() for z in said.values()]).all(0)
+    if embedding is not None and dim is not None:
+        silent |= ~embedding.isfinite().all(1)
+        embedding[silent] = float("nan")
+    for z in said.values():
+        z[silent] = float("nan")
     return Records(
         key=batch.id,
         logits=said,

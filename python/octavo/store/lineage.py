@@ -29,8 +29,9 @@ class Version:
 
     ``number``: 1, 2, ... in the order of publication. ``path``: where its weights are, relative to the lineage.
     ``sha256``: of what was published, so that a weight that changed later is noticed. ``trained_until`` (ms): the event
-    time of the last event it learned from; ``available_from`` (ms): from when on it may speak, not before that event.
-    ``schema``: the fingerprint of the events it reads. ``tasks``, ``dim``: its logits, and its embedding's width.
+    time of the last event it learned from; ``available_from`` (ms): it may speak of later events, and is not before
+    that event. ``schema``: the fingerprint of the events it reads. ``tasks``, ``dim``: its logits, and its embedding's
+    width. ``run``: whose it is, any text.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Version:
     schema: str
     tasks: tuple[str, ...]
     dim: int | None = None
+    run: str = ""
 
 
 class Lineage:
@@ -81,7 +83,7 @@ class Lineage:
 
     def publish(
         self, path: str, sha256: str, trained_until: int, available_from: int, schema: str, tasks: Sequence[str],
-        dim: int | None = None,
+        dim: int | None = None, run: str = "",
     ) -> Version:  # fmt: skip
         """Add a version; the same content again is the version that is there.
 
@@ -94,7 +96,7 @@ class Lineage:
                 if (known.sha256, known.trained_until, known.available_from) == (sha256, trained_until, available_from):
                     return known
             made = Version(
-                len(self.versions) + 1, path, sha256, trained_until, available_from, schema, tuple(tasks), dim
+                len(self.versions) + 1, path, sha256, trained_until, available_from, schema, tuple(tasks), dim, run
             )
             self._check(made)
             versions = (*self.versions, made)
@@ -104,10 +106,11 @@ class Lineage:
         return made
 
     def spoken_by(self, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """For events at ``time`` [n] int64 ms: the newest version available then, 0 = none yet, and its age there, ms
-        since its last event [n] int64."""
+        """For events at ``time`` [n] int64 ms: the newest version that was available before, 0 = none yet, and its age
+        there, ms since its last event [n] int64. Events at the very time of a version's last one are not its to answer:
+        it may have learned from them."""
         starts = np.asarray([version.available_from for version in self.versions], dtype=np.int64)
-        number = np.searchsorted(starts, time.numpy(), side="right")
+        number = np.searchsorted(starts, time.numpy(), side="left")
         until = np.asarray([0, *(version.trained_until for version in self.versions)], dtype=np.int64)
         age = np.where(number > 0, time.numpy() - until[number], 0)
         return torch.from_numpy(number.astype(np.int64)), torch.from_numpy(age.astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,8 +23,9 @@ class Objective(Protocol):
     def learned_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and parameters to optimise with the model's."""
 
-    def learn(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The model's logits [B] by task, and the further loss, a scalar."""
+    def learn(self, batch: Batch, tasks: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The model's logits [B] by task, and the further loss, a scalar. ``tasks``: those that are learned now; other
+        labels of the batch are not known yet, and the batch comes again for them."""
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that it has learned, by name."""

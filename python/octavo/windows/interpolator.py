@@ -137,7 +137,8 @@ class PersonalizedInterpolator:
         return self
 
     def merge(self, other: PersonalizedInterpolator) -> PersonalizedInterpolator:
-        """Add what another one has seen, as of another worker; both must have the same settings."""
+        """Add what another one has seen, as of another worker; both must have the same settings, and the same
+        ``observed_until``: what one did not wait for would count as not come."""
         if self.settings != other.settings:
             named = [name for name, value in self.settings.items() if other.settings[name] != value]
             raise WindowsError(
@@ -145,10 +146,15 @@ class PersonalizedInterpolator:
             )
         if other.observed_until is None:
             return self
+        if self.observed_until not in (None, other.observed_until):
+            raise WindowsError(
+                f"merge: it was observed until {other.observed_until} ms, this one until {self.observed_until}; give "
+                "both the same observed_until"
+            )
         where = self._keys.absorb(other._keys)
         self._outcomes = self._outcomes.plus(other._outcomes.regrouped(where))
         self._anchors = self._anchors.plus(other._anchors.regrouped(where))
-        self.observed_until = max(other.observed_until, self.observed_until or other.observed_until)
+        self.observed_until = other.observed_until
         for name, number in other.counts.items():
             self._count(name, number)
         self._forget()
@@ -190,7 +196,7 @@ class PersonalizedInterpolator:
         :class:`ExtrapolationWarning`, up to four times the longest. ``calibrated``: apply :meth:`calibrate`'s maps to
         the windows that have one.
         """
-        if groups is None:
+        if groups is None and (self._keys.columns or len(given) > len(self.windows)):
             *given, groups = given  # type: ignore[assignment]
         if len(given) != len(self.windows):
             raise WindowsError(f"predict: {len(given)} predictions; expected one for each of {', '.join(self.windows)}")
@@ -200,7 +206,7 @@ class PersonalizedInterpolator:
         warn_outside(self.grid, spans, texts)
         names = ("p_short", "p_long") if len(given) == 2 else tuple(f"p[{w}]" for w in self.windows)
         p = [probabilities(values, name) for values, name in zip(given, names, strict=True)]
-        rows = self.rows(groups)
+        rows = self.rows(p[0] if groups is None else groups)
         if len({len(rows), *(len(values) for values in p)}) > 1:
             raise WindowsError(f"predict: {[len(v) for v in p]} predictions and {len(rows)} groups; expected equal")
         found = [self._predict(p, rows, span, strict) for span in spans]
@@ -271,7 +277,11 @@ class PersonalizedInterpolator:
         j = max(int(np.searchsorted(edges, span)) - 1, 0)
         share = (span - edges[j]) / (edges[j + 1] - edges[j])
         found: Floats = reached[:, j] + share * (reached[:, j + 1] - reached[:, j])
-        return found if groups is None else found[self._keys.encode(groups)[0]]
+        if groups is None:
+            return found
+        rows = self._keys.encode(groups)[0]
+        unseen = rows < 0
+        return np.where(unseen, self.kaplan_meier(window)[0], found[rows]) if unseen.any() else found[rows]
 
     # calibration layer
 
@@ -336,7 +346,8 @@ class PersonalizedInterpolator:
             return (short * self._column(span)[1][rows]).astype(p[0].dtype), int(wrong.sum())
         share = laws.request_alpha(ratio, a, b, float(span))
         found = short + share * (long - short)
-        top = 1.0 if span > b else long
+        # Beyond b outcomes come no faster than between the two.
+        top = np.minimum(short + (span - a) / (b - a) * (long - short), 1.0) if span > b else long
         return np.clip(found, short, top).astype(p[0].dtype), int(wrong.sum())
 
     def _through_all(self, p: list[npt.NDArray[Any]], rows: Ints, span: int) -> tuple[npt.NDArray[Any], int]:
