@@ -143,7 +143,7 @@ class PlainMLP(models.Ranker):
     """Pooled embeddings and dense features, side by side, through hidden layers: what every ranker is compared with."""
 
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
-        super().__init__(schema)
+        super().__init__(schema, config)
         self.embeddings = Tables(schema, config, config.embedding_dim)
         self.top = mlp(len(schema.sparse) * config.embedding_dim + len(schema.dense), config.top, config)
         self.embed_dim = config.top[-1]

@@ -454,8 +454,8 @@ def test_a_damaged_or_strange_service_is_named(tmp_path, world):
         DAS.create(tmp_path / "other", world.schema, rows=0)
 
 
-def _run_all(path, logs):
-    torch.set_num_threads(1)
+def _run_all(path, logs, threads=1):
+    torch.set_num_threads(threads)
     das = DAS(path)
     das.ingest({name: EventLog(log) for name, log in logs.items()})
     for _ in das.annotate("fm"):
@@ -482,7 +482,7 @@ def test_killed_anywhere_it_ends_as_a_clean_run(tmp_path, world, students):
             time.sleep(drawn.random() * 0.12)
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
-    _run_all(das.path, logs)
+    _run_all(das.path, logs, torch.get_num_threads())
     assert das.progress("fm") == clean.progress("fm")
     das.shared.reload()
     (segment,) = das.shared.segments
