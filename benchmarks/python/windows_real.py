@@ -4,8 +4,8 @@ and 12 hours unseen; device families). Against one model retrained for each wind
 
 At each of the rolling cut dates everything is trained on what was known then, and scored on the month that follows. All
 networks are alike (``--tune`` chose their settings on a month before the first cut). A guest who has arrived cannot
-cancel, so a booking's label is known at its arrival at the latest, for every method alike. Intervals are bootstraps by
-day; ``gold again`` is gold with another seed.
+cancel, so a booking's label is known at its arrival at the latest, for every method but ES-DFM and DEFER, whose losses
+wait for the whole window. Intervals are bootstraps by day; ``gold again`` is gold with another seed.
 """
 
 from __future__ import annotations
