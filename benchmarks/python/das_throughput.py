@@ -26,7 +26,7 @@ from octavo.config import build_config
 from octavo.data import AdsWorld, EventLog
 from octavo.exfm import DAS, RankerTeacher
 
-EVENTS = {"smoke": 4_000, "quick": 200_000, "full": 1_000_000}
+EVENTS = {"smoke": 4_000, "quick": 65_536, "full": 400_000}
 PART = {"smoke": 500, "quick": 1 << 14, "full": 1 << 14}
 BATCHES = (1024, 4096, 16_384)
 TEACHER = {"kind": "dcnv2", "embedding_dim": 32, "cross_layers": 3, "deep": [512, 256], "norm": None}
