@@ -27,6 +27,7 @@ from octavo.training import CheckpointError
 FORMAT = 1
 _HOUR_MS = 3_600_000
 _PARTS_IN_MEMORY = 16
+_EVENTS_AT_ONCE = 1024  # asked: a DCN-V2 took 1.3 times as long for 16,384 at once
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,10 @@ class _Asked:
     def __call__(self, batch: Batch) -> Records:
         number, age = self._lineage.spoken_by(batch.time)
         newest = self._lineage.versions[-1]
-        ends = torch.nonzero(number[1:] != number[:-1]).flatten() + 1  # versions follow each other in event time
+        changes = torch.nonzero(number[1:] != number[:-1]).flatten() + 1  # versions follow each other in event time
+        ends = sorted({*changes.tolist(), *range(_EVENTS_AT_ONCE, len(batch), _EVENTS_AT_ONCE)})
         found = []
-        for begin, end in zip([0, *ends.tolist()], [*ends.tolist(), len(batch)], strict=True):
+        for begin, end in zip([0, *ends], [*ends, len(batch)], strict=True):
             rows, version = batch.rows(begin, end), int(number[begin])
             if version == 0:
                 found.append(Records.unknown(rows.id, newest.tasks, newest.dim))
