@@ -97,3 +97,37 @@ def content_hash(content: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over everything in a JSON object but its own key ``sha256``."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("utf-8")).hexdigest()
+
+
+def write_signed(path: Path, format_: int, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its format and its hash, atomically, and its name in the directory with it."""
+    whole = {"format": format_, **content}
+    write_atomically(path, json.dumps({**whole, "sha256": content_hash(whole)}, indent=1))
+    sync_directory(path.parent)
+
+
+def read_signed(path: Path, format_: int, error: type[Exception]) -> dict[str, Any] | None:
+    """What :func:`write_signed` wrote, None where there is no file. Raises ``error`` for a file that was damaged or
+    changed, or is of another format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise error(f"{path}: not JSON; restore it") from None
+    if not isinstance(content, dict) or content.get("format") != format_:
+        raise error(f"{path}: is of another format than {format_}; was another octavo at work here?")
+    if content.get("sha256") != content_hash(content):
+        raise error(f"{path}: was changed by hand: its sha256 is another; restore it")
+    return content
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among the processes that lock ``path``, one after the other; a lock ends with its process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -245,7 +245,7 @@ def test_a_lineage_that_was_changed_or_cut_is_refused(tmp_path):
     with pytest.raises(LineageError, match="not JSON"):
         Lineage(lineage.path)
     lineage.path.write_text(json.dumps({"format": 9}))
-    with pytest.raises(LineageError, match="no lineage of format 1"):
+    with pytest.raises(LineageError, match="of another format than 1"):
         Lineage(lineage.path)
     with pytest.raises(LineageError, match="has no version 7; it holds 1"):
         lineage[7]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from octavo import models
-from octavo._files import content_hash, write_atomically
+from octavo._files import locked, read_signed, write_signed
 from octavo.config import AnyModelConfig
 from octavo.data import Batch, DataError, EventLog, Schema
 from octavo.exfm.shared_set import Segment, SharedSet
@@ -51,14 +50,9 @@ class DAS:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            content = json.loads((self.path / "das.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{self.path}: is no data augmentation service; DAS.create makes one") from None
-        except ValueError:
-            raise DataError(f"{self.path / 'das.json'}: not JSON; restore it") from None
-        if content.get("format") != FORMAT or content.get("sha256") != content_hash(content):
-            raise DataError(f"{self.path / 'das.json'}: was changed, or is of another format; restore it")
+        content = read_signed(self.path / "das.json", FORMAT, DataError)
+        if content is None:
+            raise DataError(f"{self.path}: is no data augmentation service; DAS.create makes one")
         self.schema = Schema.from_json(content["schema"], where=str(self.path / "das.json"))
         self.rows: int = content["rows"]
         self.skew_ms: int = content["skew_ms"]
@@ -79,8 +73,8 @@ class DAS:
             raise ValueError(f"rows, skew_ms: expected at least 1 and 0, found {rows}, {skew_ms}")
         if not (path / "das.json").exists():
             (path / "shared").mkdir(parents=True, exist_ok=True)
-            content = {"format": FORMAT, "schema": schema.to_json(), "rows": rows, "skew_ms": skew_ms, "codec": codec}
-            write_atomically(path / "das.json", json.dumps({**content, "sha256": content_hash(content)}, indent=1))
+            content = {"schema": schema.to_json(), "rows": rows, "skew_ms": skew_ms, "codec": codec}
+            write_signed(path / "das.json", FORMAT, content)
         found = cls(path)
         if found.schema.fingerprint != schema.fingerprint:
             raise DataError(f"{path}: its teachers read another schema; take another path")
@@ -88,7 +82,7 @@ class DAS:
 
     def ingest(self, logs: Mapping[str, EventLog]) -> Segment | None:
         """Add the examples of students' logs, by student, that are not there yet; None: none of the logs is new."""
-        with _locked(self.path / "ingest.lock"):
+        with locked(self.path / "ingest.lock"):
             return self.shared.ingest(logs, self.skew_ms)
 
     def publish(
@@ -107,13 +101,13 @@ class DAS:
             raise ValueError(f"teacher: found the name {teacher!r}; a directory is named after it")
         folder = self._teacher(teacher)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "publish.lock"):
+        with locked(folder / "publish.lock"):
             lineage = self.lineage(teacher)
             number = len(lineage) + 1
             dim = model.embed_dim if embeddings else None
             path, sha256 = write_snapshot(folder / "snapshots", number, model, config, self.schema, embeddings, plan)
             try:
-                load_snapshot(path, Version(number, "", sha256, 0, 0, "", tuple(model.tasks), dim))
+                load_snapshot(path, sha256)
             except (CheckpointError, ValueError) as error:
                 raise TeacherError(f"model, config: the snapshot cannot be read back ({error}); give its own") from None
             return lineage.publish(
@@ -190,7 +184,7 @@ class _Asked:
 
     def __init__(self, folder: Path, lineage: Lineage, load: Callable[[Version], Teacher] | None) -> None:
         self._lineage = lineage
-        self._load = load or (lambda version: load_snapshot(folder / version.path, version))
+        self._load = load or (lambda version: load_snapshot(folder / version.path, version.sha256))
         self._teachers: OrderedDict[int, Teacher] = OrderedDict()
 
     def __call__(self, batch: Batch) -> Records:
@@ -269,17 +263,6 @@ class _SoftLabels:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(key)
         return self._parts[key]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among processes, one after the other."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from octavo._files import content_hash, write_atomically
+from octavo._files import read_signed, write_signed
 from octavo.data import DataError, EventLog, Schema
 from octavo.exfm.merging import Merged, check_skew, merged
 
@@ -47,16 +45,7 @@ class SharedSet:
 
     def reload(self) -> None:
         """Take up segments that others added. Raises :class:`DataError` for a damaged list of segments."""
-        file = self.path / "segments.json"
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.segments = ()
-            return
-        except ValueError:
-            raise DataError(f"{file}: not JSON; restore it") from None
-        if content.get("format") != FORMAT or content.get("sha256") != content_hash(content):
-            raise DataError(f"{file}: was changed, or is of another format; restore it")
+        content = read_signed(self.path / "segments.json", FORMAT, DataError) or {"segments": []}
         self.segments = tuple(Segment(**entry) for entry in content["segments"])
 
     def log(self, segment: Segment) -> EventLog:
@@ -88,10 +77,7 @@ class SharedSet:
             found.duplicates, found.skewed, found.conflicts,
         )  # fmt: skip
         entries = [asdict(entry) for entry in (*self.segments, segment)]
-        content: dict[str, Any] = {"format": FORMAT, "segments": entries}
-        write_atomically(
-            self.path / "segments.json", json.dumps({**content, "sha256": content_hash(content)}, indent=1)
-        )
+        write_signed(self.path / "segments.json", FORMAT, {"segments": entries})
         self.segments = (*self.segments, segment)
         return segment
 

@@ -12,7 +12,7 @@ from octavo import models
 from octavo.config import AnyModelConfig, RunConfig, build_config
 from octavo.data import Batch, Schema
 from octavo.ops.dispatch import Plan
-from octavo.store import Records, Version
+from octavo.store import Records
 from octavo.training import numerics
 from octavo.training.checkpoint import Checkpoint, write_checkpoint
 from octavo.training.state import copy_dense, dense_state, table_states
@@ -59,12 +59,12 @@ def write_snapshot(
     return path, Checkpoint(path).sha256
 
 
-def load_snapshot(path: Path, version: Version) -> RankerTeacher:
+def load_snapshot(path: Path, sha256: str) -> RankerTeacher:
     """The teacher of a published version, under its plan. Raises :class:`octavo.training.CheckpointError` for a damaged
     one and :class:`TeacherError` for one that is not what was published."""
     checkpoint = Checkpoint(path)
-    if checkpoint.sha256 != version.sha256:
-        raise TeacherError(f"{path}: is not what was published as version {version.number}; restore that snapshot")
+    if checkpoint.sha256 != sha256:
+        raise TeacherError(f"{path}: is not the snapshot that was published; restore it")
     meta = checkpoint.meta
     config: RunConfig = build_config({"model": meta["model"]})
     model = models.build(Schema.from_json(meta["schema"], where=str(path)), config.model)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from octavo._files import content_hash, write_atomically
+from octavo._files import locked, read_signed, write_signed
 
 FORMAT = 1
 
@@ -59,17 +54,7 @@ class Lineage:
 
     def reload(self) -> None:
         """Read the file again; none: no versions yet."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            self.versions = ()
-            return
-        except ValueError:
-            raise LineageError(f"{self.path}: not JSON; restore it or publish the teachers anew elsewhere") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise LineageError(f"{self.path}: is no lineage of format {FORMAT}; was another octavo at work here?")
-        if content.get("sha256") != content_hash(content):
-            raise LineageError(f"{self.path}: was changed by hand: its sha256 is another; restore it")
+        content = read_signed(self.path, FORMAT, LineageError) or {"versions": []}
         self.versions = tuple(Version(**{**entry, "tasks": tuple(entry["tasks"])}) for entry in content["versions"])
 
     def __len__(self) -> int:
@@ -90,7 +75,8 @@ class Lineage:
         Of several publishers one after the other takes its turn. Raises :class:`LineageError` for a version that
         would speak before its last event, or that is older than the newest, and for another schema, tasks or width.
         """
-        with self._locked():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_name(f".{self.path.name}.lock")):
             self.reload()
             for known in self.versions:
                 if (known.sha256, known.trained_until, known.available_from) == (sha256, trained_until, available_from):
@@ -100,8 +86,7 @@ class Lineage:
             )
             self._check(made)
             versions = (*self.versions, made)
-            content: dict[str, Any] = {"format": FORMAT, "versions": [asdict(version) for version in versions]}
-            write_atomically(self.path, json.dumps({**content, "sha256": content_hash(content)}, indent=1))
+            write_signed(self.path, FORMAT, {"versions": [asdict(version) for version in versions]})
             self.versions = versions
         return made
 
@@ -136,13 +121,3 @@ class Lineage:
                 raise LineageError(
                     f"{name}: version {newest.number} has {was!r}, this one {now!r}; start another lineage"
                 )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from octavo._files import content_hash, space_expected, sync_directory, write_atomically
+from octavo._files import read_signed, space_expected, sync_directory, write_signed
 from octavo.store.codec import Codec, codec
 from octavo.store.record import Records
 
@@ -34,16 +32,9 @@ class RecordLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            content = json.loads((self.path / "records.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise StoreError(f"{self.path}: is no record log; RecordLog.create makes one") from None
-        except ValueError:
-            raise StoreError(f"{self.path / 'records.json'}: not JSON; restore it") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StoreError(f"{self.path / 'records.json'}: is no record log of format {FORMAT}")
-        if content.get("sha256") != content_hash(content):
-            raise StoreError(f"{self.path / 'records.json'}: was changed: its sha256 is another; restore it")
+        content = read_signed(self.path / "records.json", FORMAT, StoreError)
+        if content is None:
+            raise StoreError(f"{self.path}: is no record log; RecordLog.create makes one")
         self.tasks: tuple[str, ...] = tuple(content["tasks"])
         self.dim: int | None = content["dim"]
         self.codec: Codec = codec(content["codec"])
@@ -58,8 +49,8 @@ class RecordLog:
         codec(codec_name)
         if not (path / "records.json").exists():
             path.mkdir(parents=True, exist_ok=True)
-            content: dict[str, Any] = {"format": FORMAT, "tasks": list(tasks), "dim": dim, "codec": codec_name}
-            write_atomically(path / "records.json", json.dumps({**content, "sha256": content_hash(content)}, indent=1))
+            content = {"tasks": list(tasks), "dim": dim, "codec": codec_name}
+            write_signed(path / "records.json", FORMAT, content)
         found = cls(path)
         kind, wanted = (found.tasks, found.dim, found.codec.name), (tuple(tasks), dim, codec_name)
         if kind != wanted:
