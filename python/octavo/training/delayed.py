@@ -162,11 +162,8 @@ class BucketHazard:
 
 
 @dataclass(frozen=True)
-class FNW:
-    """Fake negative weighted [Ktena et al., RecSys 2019]: an event is a negative at once, and a positive when its
-    outcome comes within ``window`` s; weights turn the biased stream into the truth, with p the model's own (no
-    gradient): positives 1 + p, negatives (1 - p)(1 + p).
-    """
+class _FakeNegatives:
+    """A stream in which an event is a negative at once, and a positive when its outcome comes within ``window`` s."""
 
     window: float
 
@@ -175,7 +172,17 @@ class FNW:
         return ("convert",)
 
     def examples(self, time: Ints, delay: Floats, until: int, closed: Floats | None = None) -> Examples:
-        return _fake_negatives(time, delay, until, self.window)
+        late = delay <= self.window
+        first = _part(time, 0.0, {"convert": np.zeros(len(time))}, np.ones(len(time), bool))
+        return _joined([first, _part(time, delay, {"convert": np.ones(len(time))}, late)], until, self.outputs)
+
+
+@dataclass(frozen=True)
+class FNW(_FakeNegatives):
+    """Fake negative weighted [Ktena et al., RecSys 2019]: an event is a negative at once, and a positive when its
+    outcome comes within ``window`` s; weights turn the biased stream into the truth, with p the model's own (no
+    gradient): positives 1 + p, negatives (1 - p)(1 + p).
+    """
 
     def loss(self, outputs: Outputs, batch: ExampleBatch) -> torch.Tensor:
         z, y = outputs["convert"], batch.targets["convert"]
@@ -188,18 +195,9 @@ class FNW:
 
 
 @dataclass(frozen=True)
-class FNC:
+class FNC(_FakeNegatives):
     """Fake negative calibration [Ktena et al., RecSys 2019]: the same stream, learned as it is; the truth is
     p = q / (1 - q) of its share q of positives, cut at 1."""
-
-    window: float
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return ("convert",)
-
-    def examples(self, time: Ints, delay: Floats, until: int, closed: Floats | None = None) -> Examples:
-        return _fake_negatives(time, delay, until, self.window)
 
     def loss(self, outputs: Outputs, batch: ExampleBatch) -> torch.Tensor:
         z, y = outputs["convert"], batch.targets["convert"]
@@ -288,12 +286,6 @@ def _watched(
     elapsed = age if closed is None else np.where(closed <= until, np.inf, age)
     row = np.arange(len(time), dtype=np.int64)
     return Examples(row, time, targets, known.astype(np.float32), elapsed.astype(np.float32))
-
-
-def _fake_negatives(time: Ints, delay: Floats, until: int, window: float) -> Examples:
-    late = delay <= window
-    first = _part(time, 0.0, {"convert": np.zeros(len(time))}, np.ones(len(time), bool))
-    return _joined([first, _part(time, delay, {"convert": np.ones(len(time))}, late)], until, ("convert",))
 
 
 @dataclass(frozen=True)
