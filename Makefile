@@ -101,7 +101,7 @@ cpp-example: $(VENV)/.dependencies
 	build/cpp-example/packed_layer
 
 # The compiled module in place, for PYTHONPATH=python.
-dev:
+dev: $(VENV)/.dependencies
 	@mkdir -p build
 	cmake -S . -B build/dev -G Ninja -DOCTAVO_MODULE=ON -DOCTAVO_CUDA=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/octavo > build/dev.log 2>&1 || (cat build/dev.log && false)
