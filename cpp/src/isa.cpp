@@ -3,8 +3,22 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace octavo {
 namespace {
+
+#if defined(__x86_64__)
+// Linux lets a process use tile data once it has asked for it.
+bool tiles_are_granted() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 CpuFeatures detect() {
   CpuFeatures f;
@@ -16,6 +30,7 @@ CpuFeatures detect() {
   f.avx512_bf16 = f.avx512 && __builtin_cpu_supports("avx512bf16");
   f.avx512_vnni = f.avx512 && __builtin_cpu_supports("avx512vnni");
   f.avx512_vbmi = f.avx512 && __builtin_cpu_supports("avx512vbmi");
+  f.amx = f.avx512_bf16 && f.avx512_vnni && f.avx512_vbmi && tiles_are_granted();
 #endif
   return f;
 }

@@ -16,6 +16,7 @@ struct CpuFeatures {
   bool avx512_bf16 = false;  // vdpbf16ps
   bool avx512_vnni = false;  // vpdpbusd
   bool avx512_vbmi = false;  // vpermi2b
+  bool amx = false;          // tiles of BF16 and INT8, beside all of the above
 };
 
 // Every feature by name.
@@ -29,6 +30,7 @@ inline constexpr NamedFeature kNamedFeatures[] = {
     {"avx512_bf16", &CpuFeatures::avx512_bf16},
     {"avx512_vnni", &CpuFeatures::avx512_vnni},
     {"avx512_vbmi", &CpuFeatures::avx512_vbmi},
+    {"amx", &CpuFeatures::amx},
 };
 
 const CpuFeatures& cpu_features();  // the machine's, cut down to the forced level

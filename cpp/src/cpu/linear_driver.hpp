@@ -48,7 +48,7 @@ struct RoundedRows {
 // A class of kernels offers
 //   kColumns                  columns of a panel
 //   kGroup, kElementBytes     K elements and bytes per element of a dot instruction's group in the activations
-//   kBlockRows                rows per block
+//   kBlockRows, kRowGrain     rows per block; threads get multiples of the grain where there are many
 //   kCutColumnsBelow          with fewer rows than this, threads share the columns, if there is a panel each
 //   round(args, first, count, buffer, scale) -> RoundedRows
 //   multiply(tile, rows, panel, begin, k)    one panel of one pass over K; fills in what of the tile is its own
@@ -65,7 +65,7 @@ class Linear {
       block(0, m, panels_ < count ? static_cast<int>(panels_) : count);
       return;
     }
-    const std::int64_t grain = m >= 64 * count ? 6 : 1;
+    const std::int64_t grain = m >= 64 * count ? Class::kRowGrain : 1;
     parallel_region(count, [&](int thread, int used) {
       const Range rows = partition(m, thread, used, grain);
       for (std::int64_t first = rows.begin; first < rows.end; first += Class::kBlockRows)

@@ -123,7 +123,7 @@ template <class T>
 }
 
 struct Int8Class {
-  static constexpr std::int64_t kColumns = 16, kGroup = 2, kElementBytes = 2, kBlockRows = 48,
+  static constexpr std::int64_t kColumns = 16, kGroup = 2, kElementBytes = 2, kBlockRows = 48, kRowGrain = 6,
                                 kCutColumnsBelow = 2 * kTileRows;
 
   explicit Int8Class(const PackedWeight& w) : panel_bytes(bytes_of(w.k())), panels(layout_of(w)) {}

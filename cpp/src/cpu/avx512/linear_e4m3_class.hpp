@@ -2,6 +2,8 @@
 // cache. A panel's group is 128 bytes, permuted so that unpacking the decoded low and high bytes gives BF16 pairs.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/avx512/linear_bf16_class.hpp"
 #include "cpu/avx512/panel_packing.hpp"
 #include "octavo/float8.hpp"
@@ -64,9 +66,11 @@ struct E4m3Weights {
   }
 };
 
+template <class Product>
 struct E4m3Class {
-  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = 96,
-                                kCutColumnsBelow = 16;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = Product::kBlockRows,
+                                kRowGrain = Product::kRowGrain,
+                                kCutColumnsBelow = std::max<std::int64_t>(16, Product::kThreadRows);
 
   explicit E4m3Class(const PackedWeight& w) {
     static const char tag = 0;
@@ -102,13 +106,13 @@ struct E4m3Class {
 
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kE4m3GroupBytes;
-    if (rows <= 2) return multiply_codes<Fetch::none>(t, rows);
-    if (rows <= 8) return multiply_codes<Fetch::stream>(t, rows);
+    if (rows <= std::min<std::int64_t>(2, Product::kDecodeRows)) return multiply_codes<Fetch::none>(t, rows);
+    if (rows <= Product::kDecodeRows) return multiply_codes<Fetch::stream>(t, rows);
     fetch_next(t, panel_bytes(k), t.groups * kE4m3GroupBytes);
     char* decoded = static_cast<char*>(scratch(3, to_bytes(t.groups * kGroupBytes)));
     weights.decode_panel(t.weights, t.groups, decoded);
     t.weights = decoded;
-    multiply_rows<Bf16Dot>(t, rows);
+    Product::multiply(t, rows);
   }
 
   // Four tables leave registers for 4 x 64 or 8 x 32 sums.

@@ -65,9 +65,10 @@ void pack_transposed(const PackedWeight& w, void* out) {
   });
 }
 
-template <bool codes>
+template <class Product, bool codes>
 struct TransposedClass {
-  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = 96, kCutColumnsBelow = 4;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 2, kElementBytes = 2, kBlockRows = Product::kBlockRows,
+                                kRowGrain = Product::kRowGrain, kCutColumnsBelow = Product::kThreadRows;
 
   explicit TransposedClass(const PackedWeight& w) {
     static const char tag = 0;
@@ -78,7 +79,7 @@ struct TransposedClass {
   void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t n) const {
     t.weights = panels + panel * transposed_panel_bytes(n) + begin / 2 * kGroupBytes;
     fetch_next(t, transposed_panel_bytes(n), t.groups * kGroupBytes);
-    multiply_rows<Bf16Dot>(t, rows);
+    Product::multiply(t, rows);
   }
 
   const char* panels;

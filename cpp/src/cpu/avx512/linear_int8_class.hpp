@@ -82,8 +82,10 @@ void quantize_rows(std::int64_t first, std::int64_t count, std::int64_t columns,
 }
 
 // Panels of 64 columns in groups of four codes, and behind them where each column's sum starts.
+template <class Product>
 struct Int8Panels {
-  static constexpr std::int64_t kColumns = kPanel, kGroup = 4, kElementBytes = 1, kBlockRows = 24, kCutColumnsBelow = 5;
+  static constexpr std::int64_t kColumns = kPanel, kGroup = 4, kElementBytes = 1, kBlockRows = Product::kBlockRows,
+                                kRowGrain = Product::kRowGrain, kCutColumnsBelow = Product::kThreadRows;
 
   // `depth` codes a column.
   static std::int64_t panel_bytes(std::int64_t depth) { return (depth + 3) / 4 * kGroupBytes; }
@@ -105,7 +107,7 @@ struct Int8Panels {
     t.weights = panels + panel * panel_bytes(depth) + begin / 4 * kGroupBytes;
     fetch_next(t, panel_bytes(depth), t.groups * kGroupBytes);
     t.start = starts + panel * kPanel;
-    multiply_rows<Int8Dot>(t, rows);
+    Product::multiply(t, rows);
   }
 
   const char* panels;

@@ -37,6 +37,7 @@ constexpr std::int64_t kStreamAhead = 4096;  // bytes
 
 // BF16 pairs. Denormals count as zero (DAZ); decoded E4M3 codes are normal BF16 numbers, so they are exact.
 struct Bf16Dot {
+  static constexpr std::int64_t kBlockRows = 96;
   using Sum = __m512;
   static Sum start(const Tile&, int) { return _mm512_setzero_ps(); }
   static Sum load(const float* c) { return _mm512_loadu_ps(c); }
@@ -49,6 +50,7 @@ struct Bf16Dot {
 
 // Four unsigned activations times four signed weights.
 struct Int8Dot {
+  static constexpr std::int64_t kBlockRows = 24;
   using Sum = __m512i;
   static Sum start(const Tile& t, int column) { return _mm512_loadu_si512(t.start + column); }
   static Sum load(const float* c) { return _mm512_loadu_si512(c); }
@@ -198,14 +200,24 @@ void multiply_rows(const Tile& t, std::int64_t rows) {
   tiles.rest(rows);
 }
 
+// How a class multiplies rows by a panel. A product offers
+//   kBlockRows, kRowGrain  rows of a block, and what they are cut into where there are many
+//   kThreadRows            with fewer rows, threads share the columns
+//   kRowBytes              what is read of an activation's row is a multiple of this
+//   kDecodeRows            E4M3 panels are decoded into cache for more rows than this
+//   multiply(tile, rows)
 template <class Dot>
-void multiply_rows(const Tile& t, std::int64_t rows) {
-  if (rows <= 8) {
-    multiply_rows<Dot, Fetch::none>(t, rows);
-  } else {
-    multiply_rows<Dot, Fetch::panel>(t, rows);
+struct RegisterProduct {
+  static constexpr std::int64_t kBlockRows = Dot::kBlockRows, kRowGrain = 6, kThreadRows = 5, kRowBytes = 4,
+                                kDecodeRows = 8;
+  static void multiply(const Tile& t, std::int64_t rows) {
+    if (rows <= 8) {
+      multiply_rows<Dot, Fetch::none>(t, rows);
+    } else {
+      multiply_rows<Dot, Fetch::panel>(t, rows);
+    }
   }
-}
+};
 
 }  // namespace
 }  // namespace octavo::avx512_kernels

@@ -20,6 +20,12 @@ void linear_e4m3_row(const LinearArgs& args);
 void linear_e4m3_weight_only(const LinearArgs& args);
 void linear_int8_dynamic(const LinearArgs& args);
 }  // namespace avx512_kernels
+namespace amx_kernels {
+void linear_bf16(const LinearArgs& args);
+void linear_e4m3_row(const LinearArgs& args);
+void linear_e4m3_weight_only(const LinearArgs& args);
+void linear_int8_dynamic(const LinearArgs& args);
+}  // namespace amx_kernels
 #endif
 
 namespace {
@@ -83,6 +89,12 @@ void register_linear_kernels(Registry& registry) {
       checked<Numerics::e4m3_weight_only, avx512_kernels::linear_e4m3_weight_only>, has_bf16_and_vbmi);
   add("avx512", Numerics::int8_dynamic, 195.0, checked<Numerics::int8_dynamic, avx512_kernels::linear_int8_dynamic>,
       has_vnni);
+  const auto has_amx = [] { return cpu_features().amx; };
+  add("amx", Numerics::bf16, 400.0, checked<Numerics::bf16, amx_kernels::linear_bf16>, has_amx);
+  add("amx", Numerics::e4m3_row, 350.0, checked<Numerics::e4m3_row, amx_kernels::linear_e4m3_row>, has_amx);
+  add("amx", Numerics::e4m3_weight_only, 350.0,
+      checked<Numerics::e4m3_weight_only, amx_kernels::linear_e4m3_weight_only>, has_amx);
+  add("amx", Numerics::int8_dynamic, 600.0, checked<Numerics::int8_dynamic, amx_kernels::linear_int8_dynamic>, has_amx);
 #endif
 }
 
