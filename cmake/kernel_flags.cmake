@@ -8,6 +8,7 @@ foreach(kernel linear_bf16 linear_e4m3_row linear_e4m3_weight_only linear_grad_i
   set_source_files_properties(cpp/src/cpu/avx512/${kernel}.cpp
                               PROPERTIES COMPILE_OPTIONS "-mavx512bf16;-mavx512vbmi;${dot_product_flags}")
 endforeach()
+set_source_files_properties(${amx_sources} PROPERTIES COMPILE_OPTIONS "${dot_product_flags}")
 set_source_files_properties(cpp/src/cpu/avx2/linear_int8_dynamic.cpp PROPERTIES COMPILE_OPTIONS "${dot_product_flags}")
 set_source_files_properties(cpp/src/cpu/avx512/linear_int8_dynamic.cpp
                             cpp/src/cpu/avx512/linear_grad_input_int8_dynamic.cpp

@@ -16,7 +16,8 @@ from octavo.ops import checks, qualification
 PATH = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
 LIBRARIES = ("octavo", "torch")
 FEATURES = {"avx2": "AVX2 + FMA + F16C", "avx512": "AVX-512 F/BW/VL/DQ", "avx512_bf16": "AVX512-BF16",
-            "avx512_vnni": "AVX512-VNNI", "avx512_vbmi": "AVX512-VBMI"}  # fmt: skip
+            "avx512_vnni": "AVX512-VNNI", "avx512_vbmi": "AVX512-VBMI",
+            "amx": "AMX-BF16 + AMX-INT8"}  # fmt: skip
 _LARGE = 1 << 40  # a size that no limit of a kernel reaches
 
 

@@ -2,6 +2,8 @@
 
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -120,6 +122,33 @@ OCTAVO_PEAK_LOOP(fma_256, "avx2,fma", 32, OCTAVO_FMA)
 OCTAVO_PEAK_LOOP(fma_512, "avx512f", 64, OCTAVO_FMA)
 OCTAVO_PEAK_LOOP(bf16_512, "avx512f,avx512bf16", 64, OCTAVO_BF16)
 OCTAVO_PEAK_LOOP(int8_512, "avx512f,avx512vnni", 64, OCTAVO_INT8)
+
+// Four tiles of sums, as many as two tiles of each operand leave.
+struct alignas(64) Tiles {
+  std::uint8_t palette = 1, rest[15] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+#define OCTAVO_TILE_LOOP(NAME, INSTRUCTION)                                                                        \
+  [[gnu::target("amx-tile,amx-bf16,amx-int8")]] void NAME(std::int64_t steps) {                                    \
+    const Tiles tiles;                                                                                             \
+    asm volatile("ldtilecfg %0" : : "m"(tiles));                                                                   \
+    asm volatile(                                                                                                  \
+        "tilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2\n\ttilezero %%tmm3\n\t"                             \
+        "tilezero %%tmm4\n\ttilezero %%tmm5\n\ttilezero %%tmm6\n\ttilezero %%tmm7" ::);                            \
+    for (std::int64_t i = 0; i < steps; ++i)                                                                       \
+      asm volatile(INSTRUCTION " %%tmm6, %%tmm4, %%tmm0\n\t" INSTRUCTION " %%tmm7, %%tmm4, %%tmm1\n\t" INSTRUCTION \
+                               " %%tmm6, %%tmm5, %%tmm2\n\t" INSTRUCTION " %%tmm7, %%tmm5, %%tmm3" ::);            \
+    asm volatile("tilerelease" ::);                                                                                \
+  }
+OCTAVO_TILE_LOOP(bf16_tiles, "tdpbf16ps")
+OCTAVO_TILE_LOOP(int8_tiles, "tdpbusd")
+
+bool have_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
 
 // Exact INT8 products without VNNI: pairs of 16-bit codes, multiplied and added. Twelve chains leave registers for the
 // operands and a product.
@@ -244,10 +273,12 @@ double octavo_roof_fp32(int threads, double ms) {
 }
 
 double octavo_roof_bf16(int threads, double ms) {
+  if (have_tiles()) return peak(threads, ms, bf16_tiles, 4 * 16 * 16 * 32 * 2);
   return __builtin_cpu_supports("avx512bf16") ? peak(threads, ms, bf16_512, 16 * 32 * 2) : 0;
 }
 
 double octavo_roof_int8(int threads, double ms) {
+  if (have_tiles()) return peak(threads, ms, int8_tiles, 4 * 16 * 16 * 64 * 2);
   if (__builtin_cpu_supports("avx512vnni")) return peak(threads, ms, int8_512, 16 * 64 * 2);
   return __builtin_cpu_supports("avx2") ? peak(threads, ms, int8_256, 12 * 16 * 2) : 0;
 }

@@ -24,7 +24,7 @@ double octavo_roof_lines(int threads, std::int64_t table_bytes, double ms);
 
 // GFLOP/s (2 per multiply-add) from registers; 0 where this CPU has no such instruction.
 double octavo_roof_fp32(int threads, double ms);  // FMA
-double octavo_roof_bf16(int threads, double ms);  // vdpbf16ps
-double octavo_roof_int8(int threads, double ms);  // vpdpbusd, else vpmaddwd
+double octavo_roof_bf16(int threads, double ms);  // tdpbf16ps, else vdpbf16ps
+double octavo_roof_int8(int threads, double ms);  // tdpbusd, else vpdpbusd, else vpmaddwd
 
 }  // extern "C"

@@ -25,7 +25,7 @@ def _newest(source: Path) -> Path | None:
     return max(ours, key=lambda p: p.stat().st_mtime, default=None)
 
 
-SOURCES = sorted((ROOT / "cpp/src/cpu").glob("avx*/*.cpp"))
+SOURCES = sorted((ROOT / "cpp/src/cpu").glob("a[mv]x*/*.cpp"))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: f"{p.parent.name}-{p.stem}")

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 _LIBRARIES = {"octavo_generic_baseline": "baseline", "octavo_generic_avx2": "avx2", "octavo_generic_avx512": "avx512",
               "octavo_generic_avx512_bf16": "avx512_bf16",
-              "octavo_avx2": "avx2_kernels", "octavo_avx512": "avx512_kernels"}  # fmt: skip
+              "octavo_avx2": "avx2_kernels", "octavo_avx512": "avx512_kernels",
+              "octavo_amx": "amx_kernels"}  # fmt: skip
 
 
 def _objects(library: str) -> list[Path]:

@@ -48,18 +48,19 @@ def _multiples_of_16(m: int, n: int, k: int) -> bool:
 def register_torch_kernels() -> None:
     """Add torch's rows. FP32 and BF16 are trusted; the others are qualified as octavo's own are. Without VNNI
     ``_int_mm`` is a plain loop."""
+    bf16_rate = 200 if _core.cpu_features()["amx"] else 90
     register("torch.cpu.linear.fp32", "fp32", _fp32, library="torch", trusted=True,
              overhead_us=3.5, gmacs_per_s=45, gbytes_per_s=8)  # fmt: skip
     register("torch.cpu.linear.bf16", "bf16", _bf16, library="torch", trusted=True, product="bfloat16",
-             overhead_us=9, gmacs_per_s=90, gbytes_per_s=8)  # fmt: skip
+             overhead_us=9, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
     register("torch.cpu.linear.int8_dynamic", "int8_dynamic", _int8_dynamic, library="torch", overhead_us=20,
              gmacs_per_s=120 if _core.cpu_features()["avx512_vnni"] else 0.7, gbytes_per_s=6)  # fmt: skip
     register("torch.cpu.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch",
              overhead_us=60, gmacs_per_s=15, gbytes_per_s=3)  # fmt: skip
     register("torch.cpu.linear_grad_input.bf16", "bf16", _grad_input, op="linear_grad_input", library="torch",
-             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=95, gbytes_per_s=8)  # fmt: skip
+             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
     register("torch.cpu.linear_grad_weight.bf16", "bf16", _grad_weight, op="linear_grad_weight", library="torch",
-             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=95, gbytes_per_s=8)  # fmt: skip
+             trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
     if torch.cuda.is_available():
         register("torch.cuda.linear.fp32", "fp32", _fp32, library="torch", device="cuda", trusted=True,
                  overhead_us=8, gmacs_per_s=20_000, gbytes_per_s=2000)  # fmt: skip

@@ -21,8 +21,7 @@ inline void round_to_bf16(const float* x, std::int64_t k, char* out) {
 
 // BF16 rows serve as they are where `row_bytes`, what a product reads at a time, divides them.
 template <std::int64_t row_bytes>
-RoundedRows bf16_rows(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer,
-                             float* scale) {
+RoundedRows bf16_rows(const LinearArgs& args, std::int64_t first, std::int64_t count, void* buffer, float* scale) {
   const MatrixView& x = args.x;
   for (std::int64_t r = 0; r < count; ++r) scale[r] = 1.0f;
   if (x.dtype == DType::bf16 && x.cols * 2 % row_bytes == 0) return {row_of(x, first), x.row_stride * 2};

@@ -22,6 +22,8 @@ namespace amx_kernels {
 void linear_grad_input_bf16(const GradInputArgs& args);
 void linear_grad_input_e4m3_row(const GradInputArgs& args);
 void linear_grad_input_int8_dynamic(const GradInputArgs& args);
+void linear_grad_weight_bf16(const GradWeightArgs& args);
+void linear_grad_weight_e4m3_row(const GradWeightArgs& args);
 }  // namespace amx_kernels
 #endif
 
@@ -105,9 +107,11 @@ void register_linear_backward_kernels(Registry& registry) {
   add_weight("avx512", bf16, kAvx512, weight<avx512_kernels::linear_grad_weight_bf16>, has_bf16);
   add_weight("avx512", e4m3_row, kAvx512, weight<avx512_kernels::linear_grad_weight_e4m3_row>, has_bf16);
   const auto has_amx = [] { return cpu_features().amx; };
-  constexpr CostPrior kAmx{.overhead_us = 0.5, .gmacs_per_s = 400.0, .gbytes_per_s = 20.0};
+  constexpr CostPrior kAmx{.overhead_us = 0.4, .gmacs_per_s = 280.0, .gbytes_per_s = 20.0};
   add_input("amx", bf16, kAmx, input<bf16, amx_kernels::linear_grad_input_bf16>, has_amx);
   add_input("amx", e4m3_row, kAmx, input<e4m3_row, amx_kernels::linear_grad_input_e4m3_row>, has_amx);
+  add_weight("amx", bf16, kAmx, weight<amx_kernels::linear_grad_weight_bf16>, has_amx);
+  add_weight("amx", e4m3_row, kAmx, weight<amx_kernels::linear_grad_weight_e4m3_row>, has_amx);
   add_input("amx", int8_dynamic, kAmx, input<int8_dynamic, amx_kernels::linear_grad_input_int8_dynamic>, has_amx);
 #endif
 }
