@@ -93,7 +93,7 @@ class Linear {
       do {  // once for K = 0: the product is zero
         const std::int64_t end = k_ - begin < kBlockDepth ? k_ : begin + kBlockDepth;
         for (std::int64_t p = panels.begin; p < panels.end; ++p)
-          kernel_.multiply(tile(rows, c, scale, p, begin, end, p + 1 < panels.end), count, p, begin, k_);
+          multiply(rows, c, scale, p, begin, end, p + 1 < panels.end, count);
         begin = end;
       } while (begin < k_);
     });
@@ -116,8 +116,8 @@ class Linear {
     });
   }
 
-  Tile tile(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel, std::int64_t begin,
-            std::int64_t end, bool more_panels) const {
+  [[gnu::noinline]] void multiply(const RoundedRows& rows, float* c, const float* scale, std::int64_t panel,
+                                  std::int64_t begin, std::int64_t end, bool more_panels, std::int64_t count) const {
     Tile t{};
     const std::int64_t column = panel * kPanel;
     t.a = rows.data + begin * Class::kElementBytes;
@@ -132,7 +132,7 @@ class Linear {
     t.bias = args_.epilogue.bias == nullptr ? nullptr : args_.epilogue.bias + column;
     t.columns = n_ - column < kPanel ? n_ - column : kPanel;
     t.more_panels = more_panels;
-    return t;
+    kernel_.multiply(t, count, panel, begin, k_);
   }
 
   const LinearArgs& args_;

@@ -159,7 +159,9 @@ struct TileProduct {
  private:
   // All rows, so that the columns' weights stay in L1.
   template <int V>
-  static void multiply_columns(Tile t, std::int64_t rows, std::int64_t column, const char* tail) {
+  [[gnu::noinline]] static void multiply_columns(const Tile& whole, std::int64_t rows, std::int64_t column,
+                                                 const char* tail) {
+    Tile t = whole;
     const auto next = [&](std::int64_t count) {
       if (count > kTileRows) {
         multiply_tiles<Dot, true, V>(t, column, tail);

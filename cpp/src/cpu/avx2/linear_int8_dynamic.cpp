@@ -180,7 +180,7 @@ struct Int8Class {
     return pair.scale;
   }
 
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t) const {
+  void multiply(Tile& t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t) const {
     t.weights = panels + panel * panel_bytes + begin / 2 * kPairBytes;
     for (; rows >= kTileRows; rows -= kTileRows) {
       multiply_tile<kTileRows>(t);

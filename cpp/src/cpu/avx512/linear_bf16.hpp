@@ -33,7 +33,7 @@ struct Bf16Class {
     return bf16_rows<Product::kRowBytes>(args, first, count, buffer, scale);
   }
 
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
+  void multiply(Tile& t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kGroupBytes;
     fetch_next(t, panel_bytes(k), t.groups * kGroupBytes);
     Product::multiply(t, rows);

@@ -104,7 +104,7 @@ struct E4m3Class {
     });
   }
 
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
+  void multiply(Tile& t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t k) const {
     t.weights = panels + panel * panel_bytes(k) + begin / 2 * kE4m3GroupBytes;
     if (rows <= std::min<std::int64_t>(2, Product::kDecodeRows)) return multiply_codes<Fetch::none>(t, rows);
     if (rows <= Product::kDecodeRows) return multiply_codes<Fetch::stream>(t, rows);

@@ -76,7 +76,7 @@ struct TransposedClass {
     panels = static_cast<const char*>(w.layout(&tag, to_bytes(all), pack_transposed<codes>));
   }
 
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t n) const {
+  void multiply(Tile& t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t n) const {
     t.weights = panels + panel * transposed_panel_bytes(n) + begin / 2 * kGroupBytes;
     fetch_next(t, transposed_panel_bytes(n), t.groups * kGroupBytes);
     Product::multiply(t, rows);

@@ -103,7 +103,7 @@ struct Int8Panels {
   Int8Panels(const void* layout, std::int64_t columns, std::int64_t depth)
       : panels(static_cast<const char*>(layout)), starts(starts_in(const_cast<void*>(layout), columns, depth)) {}
 
-  void multiply(Tile t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t depth) const {
+  void multiply(Tile& t, std::int64_t rows, std::int64_t panel, std::int64_t begin, std::int64_t depth) const {
     t.weights = panels + panel * panel_bytes(depth) + begin / 4 * kGroupBytes;
     fetch_next(t, panel_bytes(depth), t.groups * kGroupBytes);
     t.start = starts + panel * kPanel;
