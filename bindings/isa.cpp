@@ -10,7 +10,7 @@ void bind_isa(py::module_& m) {
   m.def("isa", [] { return std::string(to_string(active_isa())); });
   m.def("force_isa", [](const std::string& name) {
     if (!force_isa(name))
-      throw py::value_error("isa: this CPU has no '" + name + "'; use baseline, avx2 or avx512 as far as it goes");
+      throw py::value_error("isa: this CPU has no '" + name + "'; use baseline, avx2, avx512 or amx as far as it goes");
   });
   m.def("cpu_features", [] {
     py::dict d;

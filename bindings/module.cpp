@@ -28,7 +28,7 @@ PYBIND11_MODULE(_core, m) {
     octavo::Isa isa;
     if (!octavo::isa_from_string(forced, isa))
       throw pybind11::import_error("OCTAVO_ISA: found '" + std::string(forced) +
-                                   "'; expected baseline, avx2 or avx512, or leave it unset");
+                                   "'; expected baseline, avx2, avx512 or amx, or leave it unset");
   }
   pybind11::native_enum<octavo::DType>(m, "DType", "enum.IntEnum")
       .value("f32", octavo::DType::f32)

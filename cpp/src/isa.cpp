@@ -43,12 +43,21 @@ const CpuFeatures& machine() {
 constexpr CpuFeatures kNone{};
 constexpr CpuFeatures kAvx2{.avx2 = true};
 
+const CpuFeatures& without_tiles() {
+  static const CpuFeatures features = [] {
+    CpuFeatures f = machine();
+    f.amx = false;
+    return f;
+  }();
+  return features;
+}
+
 thread_local const CpuFeatures* pretended = nullptr;
 
 std::atomic<Isa>& level() {
   static std::atomic<Isa> current = [] {
     const CpuFeatures& f = machine();
-    const Isa best = f.avx512 ? Isa::avx512 : f.avx2 ? Isa::avx2 : Isa::baseline;
+    const Isa best = f.amx ? Isa::amx : f.avx512 ? Isa::avx512 : f.avx2 ? Isa::avx2 : Isa::baseline;
     const char* forced = std::getenv("OCTAVO_ISA");
     Isa wanted = best;
     if (forced != nullptr && isa_from_string(forced, wanted) && wanted < best) return wanted;
@@ -60,7 +69,7 @@ std::atomic<Isa>& level() {
 }  // namespace
 
 bool isa_from_string(const std::string& name, Isa& isa) {
-  for (const Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512})
+  for (const Isa candidate : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx})
     if (name == to_string(candidate)) {
       isa = candidate;
       return true;
@@ -76,6 +85,7 @@ const CpuFeatures& cpu_features() {
   switch (active_isa()) {
     case Isa::baseline: return kNone;
     case Isa::avx2: return kAvx2;
+    case Isa::avx512: return without_tiles();
     default: return machine();
   }
 }
@@ -86,13 +96,15 @@ const char* to_string(Isa isa) {
   switch (isa) {
     case Isa::baseline: return "baseline";
     case Isa::avx2: return "avx2";
-    default: return "avx512";
+    case Isa::avx512: return "avx512";
+    default: return "amx";
   }
 }
 
 bool force_isa(const std::string& name) {
   Isa wanted;
   if (!isa_from_string(name, wanted)) return false;
+  if (wanted == Isa::amx && !machine().amx) return false;
   if (wanted == Isa::avx512 && !machine().avx512) return false;
   if (wanted == Isa::avx2 && !machine().avx2) return false;
   level().store(wanted, std::memory_order_relaxed);

@@ -12,7 +12,7 @@ namespace octavo::testing {
 template <class Body>
 void at_every_level(Body&& body) {
   const std::string before = to_string(active_isa());
-  for (const char* level : {"baseline", "avx2", "avx512"}) {
+  for (const char* level : {"baseline", "avx2", "avx512", "amx"}) {
     if (!force_isa(level)) continue;
     SCOPED_TRACE(std::string("level ") + level);
     body();

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "python"))  # wha
 
 from octavo import _core  # noqa: E402
 
-_LEVELS = ("baseline", "avx2", "avx512")
+_LEVELS = ("baseline", "avx2", "avx512", "amx")
 
 
 @pytest.fixture(params=_LEVELS)

@@ -55,4 +55,4 @@ def test_a_row_runs_and_states_its_share_of_the_roof(rows: list[str]) -> None:
     assert row["real_time"] > 0
     assert row["bytes_per_second"] > 0
     assert row["roof_share"] > 0
-    assert result["context"]["isa"] in ("baseline", "avx2", "avx512")
+    assert result["context"]["isa"] in ("baseline", "avx2", "avx512", "amx")

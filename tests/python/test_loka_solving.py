@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from loka_reports import SITES, finding, report
 
+from octavo import loka
 from octavo.loka import DIRECTIONS, Estimate, Finding, solve
 from octavo.ops import kernels
 from octavo.ops._types import NUMERICS
@@ -131,6 +133,23 @@ def test_rows_with_nan_are_unsafe() -> None:
     entry = solve(made, Requirement(max_rel_l1=1))["middle"]
     assert entry.numerics == "fp32"
     assert "bf16: rows with NaN were seen (nan)" in entry.reason
+
+
+def test_rows_of_x_with_nan_make_the_gradient_of_the_weight_unsafe() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(32, 16)
+    with loka.Probe(torch.nn.Sequential(layer), every=1) as probe:
+        for _ in range(2):
+            x = torch.randn(64, 32)
+            x[5] = math.nan
+            z = probe.model(x)
+            z.backward(torch.where(z.isnan(), 0.0, torch.randn_like(z)))  # finite gradients
+            probe.step()
+    plan = solve(probe.evaluate(draws=2, rows=32), Requirement(), min_speedup=1e-3, training=True)
+    reasons = {entry.direction: entry.reason for entry in plan}
+    assert "rows with NaN were seen (nan)" in reasons["forward"]
+    assert "rows with NaN were seen (nan)" in reasons["grad_weight"]
+    assert "nan" not in reasons["grad_input"]
 
 
 def test_a_site_that_saw_nothing_finite_says_so() -> None:

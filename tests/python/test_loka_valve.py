@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -231,8 +232,31 @@ def test_bad_arguments() -> None:
         SafetyValve(Net(), Fake())
     with pytest.raises(TypeError, match="statistics: expected a Probe or a Report, found int"):
         SafetyValve(model, 3)
+    other = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    with loka.Probe(other) as probe, pytest.raises(ValueError, match="statistics: are of the model .* of its own Probe"):
+        SafetyValve(model, probe)
+    with pytest.raises(ValueError, match="statistics: are of the model abc"):
+        SafetyValve(model, replace(report(), model="abc"))
     with pytest.raises(ValueError, match=r"model: has no torch.nn.Linear"):
         RecentRows(torch.nn.ReLU())
+
+
+def test_explain_shows_the_speeds_that_the_plan_went_by() -> None:
+    forward = replace(finding("middle", "forward", "int8_dynamic", 15.0, rel_l1=0.01), pack_us=5.0)
+    made = report(forward, finding("middle", "grad_input", "bf16", 10.0, rel_l1=0.01))
+    plan = loka.solve(made, Requirement(max_rel_l1=0.05), training=True)
+    row = next(row for row in explain_rows(plan, made) if row[:2] == ("middle", "forward"))
+    assert row[4] == "1.50x"  # 30 us over 15 and 5 of packing
+    assert row[5].startswith("1.50x")
+    served = loka.solve(made, Requirement(max_rel_l1=0.05))
+    assert next(row for row in explain_rows(served, made) if row[0] == "middle")[4] == "2.00x"
+
+
+def test_explain_refuses_the_report_of_another_model() -> None:
+    made = report(finding("middle", "forward", "bf16", 12.0, rel_l1=0.02))
+    plan = loka.solve(made, Requirement(max_rel_l1=0.05))
+    with pytest.raises(ValueError, match=r"report: is of another model \(abc\)"):
+        explain_rows(plan, replace(made, model="abc"))
 
 
 def test_explain_shows_errors_speed_and_reasons(capsys, monkeypatch) -> None:

@@ -67,7 +67,7 @@ def test_every_group_runs_once_and_in_one_call(isa, monkeypatch) -> None:
     before = sum(ops.dispatch.counters().values())
     ops.grouped_linear(xs, ws)
     assert sum(ops.dispatch.counters().values()) == before + 5
-    if isa == "avx512":  # elsewhere dispatch may choose another library's kernel
+    if isa in ("avx512", "amx"):  # elsewhere dispatch may choose another library's kernel
         assert not any(y is NotImplemented for y in served[0])
 
 

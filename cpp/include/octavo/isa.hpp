@@ -6,8 +6,9 @@
 
 namespace octavo {
 
-// Levels the generic kernels are compiled for. OCTAVO_ISA=baseline|avx2|avx512 forces one (never above the CPU's own).
-enum class Isa : std::uint8_t { baseline, avx2, avx512 };
+// Levels, each with all below; the generic kernels are compiled for the first three.
+// OCTAVO_ISA=baseline|avx2|avx512|amx forces one (never above the CPU's own).
+enum class Isa : std::uint8_t { baseline, avx2, avx512, amx };
 
 // What hand-written kernels ask for beyond a level.
 struct CpuFeatures {

@@ -15,7 +15,7 @@
   signature;                              \
   }
 #define OCTAVO_CALL_GENERIC(function, args)             \
-  (active_isa() == Isa::avx512 ? avx512::function(args) \
+  (active_isa() >= Isa::avx512 ? avx512::function(args) \
    : active_isa() == Isa::avx2 ? avx2::function(args)   \
                                : baseline::function(args))
 #else

@@ -26,9 +26,12 @@ def concerns(
     seen: Statistics,
     normal_crest: float,
     speedup: float | None,
+    other: Statistics | None = None,
 ) -> tuple[str, ...]:
     """``errors`` on learned inputs, ``normal`` on N(0, 1) inputs; ``seen``: of what the candidate quantizes, rows of
-    which would have ``normal_crest`` were they normal; ``speedup``: None where it was not timed."""
+    which would have ``normal_crest`` were they normal; ``speedup``: None where it was not timed; ``other``: of x, where
+    the candidate multiplies gradients with it."""
+    operands = [seen] if other is None else [seen, other]
     has_tails = seen.tails and _has_tails(seen, normal_crest)
     worse = {name for name in ("rel_l1", "post_norm") if errors.get(name, 0) > max(LEAST, TAIL * normal.get(name, 0))}
     hides = errors.get("signal_rel", 0) > max(LEAST, OFFSET * errors["rel_l1"])
@@ -36,8 +39,8 @@ def concerns(
         "offset": hides or (worse == {"post_norm"} and not has_tails),  # the norm takes off what the product is mostly
         "tail": bool(worse) and has_tails,
         "underflow": _underflow(candidate, seen) > UNDERFLOW,
-        "saturation": seen.count("infinite_rows") > 0 or _saturation(candidate, seen) > SATURATION,
-        "nan": seen.count("nan_rows") > 0,
+        "saturation": any(s.count("infinite_rows") > 0 for s in operands) or _saturation(candidate, seen) > SATURATION,
+        "nan": any(s.count("nan_rows") > 0 for s in operands),
         "speed": speedup is not None and speedup < SPEEDUP,
     }
     return tuple(name for name, holds in found.items() if holds)

@@ -85,6 +85,7 @@ class Evaluation:
         is_trained = direction == "forward" and site.gradient.rows > 0 and self.measure_costs
         of_weight = weight_costs(site, costs) if is_trained else {}
         quantized = site.input if direction == "forward" else site.gradient
+        other = site.input if direction == "grad_weight" else None
         crest = _normal_crest(quantized.k)
         found = []
         for candidate, values, usual in zip(candidates, learned, normal, strict=True):
@@ -93,7 +94,7 @@ class Evaluation:
             speedup = reference / us if us and reference else None
             means = {name: estimate.value for name, estimate in named.items()}
             on_normal = dict(zip(MEANT[direction], usual.mean(0).tolist(), strict=True))
-            doubts = concerns(candidate, means, on_normal, quantized, crest, speedup)
+            doubts = concerns(candidate, means, on_normal, quantized, crest, speedup, other)
             found.append(
                 Finding(
                     site.path, direction, candidate.numerics, named, us, None if us is None else reference,

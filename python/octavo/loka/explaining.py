@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from octavo.loka.findings import Estimate, Report
+from octavo.loka.findings import Estimate, Finding, Report
 from octavo.loka.installing import installed
+from octavo.loka.layers import is_of
+from octavo.loka.solving import classes_of, weighed
 from octavo.ops.dispatch import Plan, PlanEntry
 
 COLUMNS = ("site", "direction", "class", "errors", "speedup", "reason")
@@ -19,9 +21,9 @@ _SHOWN = ("rel_l1", "signal_rel", "post_norm", "sqnr_db")
 def explain(model_or_plan: torch.nn.Module | Plan, report: Report | None = None) -> None:
     """Print, for each site and direction, the class, its predicted errors, its speedup and why.
 
-    ``report``: gives errors their 95% intervals, and speedups. A model shows what it runs in now, the valve's closings
-    included. In plain text where the package rich is not installed (it is in octavo's ``train`` extra). Raises
-    ValueError for a model that follows no plan.
+    ``report``: gives errors their 95% intervals, and speedups as ``solve`` weighed them. A model shows what it runs in
+    now, the valve's closings included. In plain text where the package rich is not installed (it is in octavo's
+    ``train`` extra). Raises ValueError for a model that follows no plan and for the report of another model.
     """
     rows = explain_rows(model_or_plan, report)
     try:
@@ -37,7 +39,20 @@ def explain_rows(model_or_plan: torch.nn.Module | Plan, report: Report | None = 
     """The table's cells, in the order of ``COLUMNS``."""
     if report is not None and not isinstance(report, Report):
         raise TypeError(f"report: expected an octavo.loka.Report, found {type(report).__name__}")
-    return [_row(entry, report) for entry in _entries(model_or_plan)]
+    entries = list(_entries(model_or_plan))
+    if report is None:
+        return [_row(entry, ()) for entry in entries]
+    if isinstance(model_or_plan, Plan):
+        is_its = model_or_plan.origin.get("model") in (None, report.model)
+    else:
+        is_its = is_of(model_or_plan, report.model)
+    if not is_its:
+        raise ValueError(f"report: is of another model ({report.model}) than what is to be explained; give its own")
+    known, grad_input = {info.path for info in report.sites}, classes_of(entries, "grad_input")
+    return [
+        _row(entry, weighed(report, entry.site, entry.direction, grad_input) if entry.site in known else ())
+        for entry in entries
+    ]
 
 
 def as_text(rows: Sequence[tuple[str, ...]]) -> str:
@@ -76,15 +91,12 @@ def _entries(model_or_plan: torch.nn.Module | Plan) -> Iterable[PlanEntry]:
     return [entry for site in found.values() for entry in site.entries.values()]
 
 
-def _row(entry: PlanEntry, report: Report | None) -> tuple[str, ...]:
+def _row(entry: PlanEntry, findings: Sequence[Finding]) -> tuple[str, ...]:
     errors: dict[str, Estimate | float] = dict(entry.measured.get(entry.numerics, {}))
     speedup = math.nan
-    if report is not None:
-        known = {info.path for info in report.sites}
-        findings = report.at(entry.site, entry.direction) if entry.site in known else ()
-        for finding in findings:
-            if finding.numerics == entry.numerics:
-                errors, speedup = dict(finding.errors), finding.speedup
+    for finding in findings:
+        if finding.numerics == entry.numerics:
+            errors, speedup = dict(finding.errors), finding.speedup
     text = ", ".join(f"{name} {_figure(errors[name])}" for name in _SHOWN if name in errors)
     shown = "" if math.isnan(speedup) else f"{speedup:.2f}x"
     return entry.site, entry.direction, entry.numerics, text, shown, entry.reason

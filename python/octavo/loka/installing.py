@@ -11,7 +11,7 @@ import torch
 
 from octavo import nn
 from octavo.loka.identity import machine
-from octavo.loka.layers import Layer, epilogue_of, fingerprint, is_layer, linear_layers, why_left_alone
+from octavo.loka.layers import Layer, epilogue_of, fingerprint, is_layer, is_of, linear_layers, why_left_alone
 from octavo.nn.conversion import adopt
 from octavo.ops.dispatch import Plan, PlanEntry
 from octavo.ops.dispatch.plan import canonical, weight_key
@@ -149,12 +149,13 @@ def _planned(
 
 
 def _expect_same_model(model: torch.nn.Module, plan: Plan) -> None:
-    made_for, own = plan.origin.get("model"), fingerprint(model)
-    if made_for in (None, own, fingerprint(model, epilogues=False)):  # the last: plans of before
+    made_for = plan.origin.get("model")
+    if is_of(model, made_for):
         return
     others = sorted(linear_layers(model).keys() - {entry.site for entry in plan})
     raise ValueError(
-        f"plan: was made for the model {made_for}, this one is {own}: its linear layers are others or otherwise tied"
+        f"plan: was made for the model {made_for}, this one is {fingerprint(model)}: its linear layers are others or "
+        f"otherwise tied"
         + (f" (the plan says nothing of {', '.join(others[:5])})" if others else "")
         + "; probe this model"
     )

@@ -51,3 +51,8 @@ def fingerprint(model: torch.nn.Module, epilogues: bool = True) -> str:
         shape = [] if torch.nn.parameter.is_lazy(weight) else list(weight.shape)
         described.append([path, *shape, *([epilogue_of(module)] if epilogues else [])])
     return content_hash({"sites": described})
+
+
+def is_of(model: torch.nn.Module, mark: str | None) -> bool:
+    """Whether a fingerprint is the model's, with or without epilogues; None, of what bears none, is anyone's."""
+    return mark in (None, fingerprint(model), fingerprint(model, epilogues=False))

@@ -15,7 +15,7 @@ from octavo.loka.candidates import Candidate
 from octavo.loka.eager import run_eagerly
 from octavo.loka.evaluation import Evaluation, Inputs
 from octavo.loka.findings import Report
-from octavo.loka.layers import fingerprint
+from octavo.loka.layers import fingerprint, is_of
 from octavo.loka.ranks import states_of_ranks
 from octavo.ops._types import choice
 from octavo.ops.dispatch import Requirement
@@ -221,7 +221,7 @@ class Probe:
         if "fingerprint" not in state:
             raise ValueError("state: is not the state_dict of a Probe (it has no fingerprint)")
         found = bytes(state["fingerprint"].tolist()).hex()
-        if found not in (self.fingerprint, fingerprint(self.model, epilogues=False)):  # states of before have none
+        if not is_of(self.model, found):  # states of before have none
             theirs = {name.removesuffix("/call") for name in state if name.endswith("/call")}
             different = sorted(theirs ^ set(self.sites)) or ["the same paths with other shapes or epilogues"]
             raise ValueError(

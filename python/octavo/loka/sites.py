@@ -104,14 +104,34 @@ def watch(sites: dict[str, ProbedSite], most_rows: int) -> ExitStack:
     stack = ExitStack()
     for site in sites.values():
         for module in site.modules:
-            handle = module.register_forward_hook(_watcher(site, most_rows), with_kwargs=True)
+            handle = module.register_forward_hook(_Watcher(site, most_rows), with_kwargs=True)
             stack.callback(handle.remove)
     return stack
 
 
-def _watcher(site: ProbedSite, most: int) -> Callable[..., None]:
+def no_hook(*_: Any, **__: Any) -> None:
+    """What copies of a watched model have in the hooks' place: the Probe watches the model it was given alone."""
+
+
+def _no_hook() -> Callable[..., None]:
+    return no_hook
+
+
+class _Watcher:
+    """The forward hook of one site."""
+
+    def __init__(self, site: ProbedSite, most_rows: int) -> None:
+        self._site, self._most_rows = site, most_rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return no_hook
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _no_hook, ()
+
     @torch.no_grad()
-    def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        site, most = self._site, self._most_rows
         x = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
         x = x.dequantize() if isinstance(x, QuantizedTensor) else x
         m = x.shape[:-1].numel()
@@ -126,8 +146,6 @@ def _watcher(site: ProbedSite, most: int) -> Callable[..., None]:
             return
         has_epilogue = site.norm is not None or site.activation is not None
         output.register_hook(_gradient_watcher(site, rows if has_epilogue else None, picks))
-
-    return hook
 
 
 def _gradient_watcher(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from octavo.loka.findings import DIRECTIONS, Finding, Report, SiteInfo, error_of
@@ -72,15 +72,26 @@ def solve(
     for site in report.sites:
         found: dict[str, PlanEntry] = {}
         for direction in reversed(directions):  # the forward's cost depends on grad_input's class
-            findings = report.at(site.path, direction)
-            if training and direction == "forward":
-                reads_back = found["grad_input"].numerics == HIGH_PRECISION
-                findings = tuple(_in_training(finding, reads_back) for finding in findings)
+            findings = weighed(report, site.path, direction, classes_of(found.values(), "grad_input"))
             found[direction] = _entry(report, site, direction, findings, demands[direction], min_speedup, is_here)
         entries += [found[direction] for direction in directions]
     origin = {"model": report.model, "machine": report.machine, "steps": str(report.steps),
               "min_speedup": f"{min_speedup:g}"}  # fmt: skip
     return Plan(tuple(entries), origin)
+
+
+def weighed(report: Report, site: str, direction: str, grad_input: Mapping[str, str]) -> tuple[Finding, ...]:
+    """A site's findings with the times that plans go by: where the site's class of grad_input is planned too, a
+    forward's has what it costs a training step besides."""
+    findings = report.at(site, direction)
+    if direction != "forward" or site not in grad_input:
+        return findings
+    return tuple(_in_training(finding, grad_input[site] == HIGH_PRECISION) for finding in findings)
+
+
+def classes_of(entries: Iterable[PlanEntry], direction: str) -> dict[str, str]:
+    """Class by site of one direction's entries."""
+    return {entry.site: entry.numerics for entry in entries if entry.direction == direction}
 
 
 def verdicts(findings: tuple[Finding, ...], requirement: Requirement, min_speedup: float) -> list[Verdict]:
@@ -103,8 +114,6 @@ def _in_training(finding: Finding, reads_back: bool) -> Finding:
 
 
 def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Verdict:
-    if finding.numerics not in SERVED[finding.direction]:
-        return Verdict(finding, "unknown", f"octavo has no kernel of {finding.direction} in this class")
     if "nan" in finding.concerns:
         return Verdict(finding, "unsafe", "rows with NaN were seen (nan)")
     promises = []
@@ -122,6 +131,8 @@ def _judge(finding: Finding, requirement: Requirement, min_speedup: float) -> Ve
             because = f" ({', '.join(why)})" if why else ""
             return Verdict(finding, "unsafe", f"{text}, not {'>=' if is_floor else '<='} {bound:g}{because}")
         promises.append(f"{text} {'>=' if is_floor else '<='} {bound:g}")
+    if finding.numerics not in SERVED[finding.direction]:
+        return Verdict(finding, "unknown", f"octavo has no kernel of {finding.direction} in this class")
     if math.isnan(finding.speedup):
         return Verdict(finding, "unknown", "was not timed")
     if not finding.speedup >= min_speedup:

@@ -12,6 +12,7 @@ import torch
 
 from octavo.loka.findings import Report
 from octavo.loka.installing import installed, to_high_precision
+from octavo.loka.layers import fingerprint, is_of
 from octavo.loka.watching import RecentRows, Watcher
 
 log = logging.getLogger("octavo.loka")
@@ -75,6 +76,11 @@ class SafetyValve:
         sites = self._open()
         if not sites and not installed(model):
             raise ValueError("model: follows no plan; install one with loka.install(..., training=True)")
+        mark = statistics.model if isinstance(statistics, Report) else getattr(statistics, "fingerprint", None)
+        if not is_of(model, mark):
+            raise ValueError(
+                f"statistics: are of the model {mark}, this one is {fingerprint(model)}; give those of its own Probe"
+            )
         if isinstance(statistics, Report):
             self._before = _of_report(statistics, sites)
         elif isinstance(statistics, Watcher):
@@ -177,7 +183,7 @@ def _of_report(report: Report, sites: list[str]) -> dict[str, dict[str, float]]:
     missing = [site for site in sites if site not in kept]
     if missing:
         raise ValueError(
-            f"statistics: the report has no statistics of {', '.join(missing)} in settings['statistics']; it is of "
-            f"another model, or give the Probe instead"
+            f"statistics: the report has no statistics of {', '.join(missing)} in settings['statistics']; give the "
+            f"Probe instead"
         )
     return {site: {n: float(v) for n, v in kept[site].get("input", kept[site]).items()} for site in sites}

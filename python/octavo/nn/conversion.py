@@ -54,6 +54,10 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
         if planned is None or not is_linear(module):
             continue
         layer = adopt(module)
+        if planned.numerics != "fp32":  # kernels take biases and norms in FP32, whatever the weight's type
+            for parameter in layer.parameters():
+                if parameter.dim() == 1:
+                    parameter.data = parameter.data.float()
         layer.numerics = planned.numerics
         layer.preferred_kernels = {int(m): name for m, name in planned.kernels.items()}
     for parameter in converted.parameters():

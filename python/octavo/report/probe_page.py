@@ -11,6 +11,7 @@ from pathlib import Path
 from octavo._files import write_atomically
 from octavo.loka import Estimate, Finding, Verdict, verdicts
 from octavo.loka.findings import error_of
+from octavo.loka.solving import classes_of, weighed
 from octavo.ops.dispatch import PlanEntry, Requirement
 from octavo.report import plots, probe_plots
 from octavo.report.page import template_of
@@ -40,9 +41,10 @@ class Cell:
 def render_probe(results: ProbeResults) -> str:
     """The page as HTML text without external resources."""
     directions = list(dict.fromkeys(entry.direction for entry in results.plan))
+    grad_input = classes_of(results.plan, "grad_input")
     judged = {
         (entry.site, entry.direction): verdicts(
-            results.report.at(entry.site, entry.direction), results.requirement, results.min_speedup
+            weighed(results.report, entry.site, entry.direction, grad_input), results.requirement, results.min_speedup
         )
         for entry in results.plan
     }
