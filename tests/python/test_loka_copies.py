@@ -14,9 +14,7 @@ ANY = Requirement(max_post_norm=0.1)
 
 def _model(bias: bool = True) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(32, 64, bias=bias), torch.nn.ReLU(), torch.nn.Linear(64, 32, bias=bias)
-    )
+    return torch.nn.Sequential(torch.nn.Linear(32, 64, bias=bias), torch.nn.ReLU(), torch.nn.Linear(64, 32, bias=bias))
 
 
 def _watched(model: torch.nn.Module) -> loka.Probe:

@@ -233,7 +233,10 @@ def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="statistics: expected a Probe or a Report, found int"):
         SafetyValve(model, 3)
     other = torch.nn.Sequential(torch.nn.Linear(3, 4))
-    with loka.Probe(other) as probe, pytest.raises(ValueError, match="statistics: are of the model .* of its own Probe"):
+    with (
+        loka.Probe(other) as probe,
+        pytest.raises(ValueError, match="statistics: are of the model .* of its own Probe"),
+    ):
         SafetyValve(model, probe)
     with pytest.raises(ValueError, match="statistics: are of the model abc"):
         SafetyValve(model, replace(report(), model="abc"))
