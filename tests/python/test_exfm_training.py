@@ -8,6 +8,7 @@ from training_support import assert_same_bits, demo_log, everything, finished, s
 
 from octavo import models
 from octavo.config import save_config
+from octavo.data import EventLog
 from octavo.exfm import Adapter, Distillation, Distiller, Student
 from octavo.store import Records
 from octavo.training import CheckpointError, Group, Trainer, TrainingError, list_checkpoints
@@ -62,6 +63,19 @@ def test_heads_and_adapters_are_trained_and_change_the_student(log, tmp_path):
     state, plain = student.model.state_dict(), alone.model.state_dict()
     assert state.keys() == plain.keys()
     assert not torch.equal(state["top.0.weight"], plain["top.0.weight"])
+
+
+def test_the_student_knows_how_many_negatives_its_log_kept(log, tmp_path):
+    fewer = EventLog.write(tmp_path / "fewer", log.schema, [log.columns(log.column_names)], negatives=0.5)
+    heard = []
+
+    class Watched(Distiller):
+        def learn(self, batch, tasks, negatives):
+            heard.append(negatives)
+            return super().learn(batch, tasks, negatives)
+
+    finished(trainer(fewer, tmp_path / "run", lambda model: Watched(Student(model, TEACHERS), {"fm": soft})))
+    assert set(heard) == {0.5}
 
 
 def test_a_weight_of_zero_is_no_distillation(log, tmp_path):

@@ -40,9 +40,12 @@ class Distiller:
         """The auxiliary heads'."""
         return self.student.learned_parameters()
 
-    def learn(self, batch: Batch, tasks: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def learn(
+        self, batch: Batch, tasks: Sequence[str], negatives: float
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The serving logits [B] by task, and the teachers' loss over ``tasks``."""
-        return self.student.learn(batch, {name: self._soft[name](batch) for name in self.student.teachers}, tasks)
+        soft = {name: self._soft[name](batch) for name in self.student.teachers}
+        return self.student.learn(batch, soft, tasks, negatives)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Heads, adapters with their optimizers, and the counts of events without soft labels."""

@@ -86,13 +86,15 @@ class Student(torch.nn.Module):
         return [(f"heads.{name}", parameter) for name, parameter in self.heads.named_parameters()]
 
     def learn(
-        self, batch: Batch, soft: Mapping[str, Records], tasks: Sequence[str] | None = None
+        self, batch: Batch, soft: Mapping[str, Records], tasks: Sequence[str] | None = None, negatives: float = 1.0
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The serving logits [B] by task, and the teachers' loss (a scalar).
 
         ``soft``: for each teacher the records of the batch's events, in their order; unknown ones teach nothing and are
         counted. Adapters learn from the batch's labels on the way. ``tasks``: those that are learned now (None: all);
-        where the batch comes again for others, their labels are not looked at and their targets not learned. Raises
+        where the batch comes again for others, their labels are not looked at and their targets not learned.
+        ``negatives``: the share of events without the outcome that the batch's log kept
+        (:attr:`octavo.data.EventLog.negatives`); logits and soft labels are of all events, labels are not. Raises
         ValueError for a teacher without records and for records of other events.
         """
         base: Backbone = self.base  # type: ignore[assignment]
@@ -111,7 +113,7 @@ class Student(torch.nn.Module):
             targets = [said]
             if chosen.adapter is not None:
                 adapter: StudentAdapter = self.adapters[name]  # type: ignore[assignment]
-                corrected = adapter.step(batch, said)
+                corrected = adapter.step(batch, said, negatives)
                 targets = [corrected] if chosen.adapter.mode == "replaces" else [said, corrected]
             heads: list[str | None] = [*_heads_of(name, chosen)] or [None] * len(targets)
             for head, target in zip(heads, targets, strict=True):
