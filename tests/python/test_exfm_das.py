@@ -256,6 +256,41 @@ def test_a_teacher_that_was_not_published_is_named(tmp_path, world, students):
     assert das.progress("fm").of == 1
 
 
+def test_the_same_snapshot_again_is_the_version_that_is_there(tmp_path, world):
+    das = DAS.create(tmp_path / "das", world.schema)
+    snapshots = das.path / "teachers" / "fm" / "snapshots"
+    first = das.publish("fm", model(), CONFIG, 1000, HOUR, run="a")
+    assert das.publish("fm", model(), CONFIG, 1000, HOUR, run="again") == first
+    later = das.publish("fm", model(), CONFIG, 2000, HOUR)  # unchanged, but it may speak of other events
+    assert (later.number, later.sha256) == (2, first.sha256)
+    other = das.publish("fm", model(1), CONFIG, 2000, HOUR)
+    assert other.number == 3
+    assert other.sha256 != first.sha256
+    assert das.publish("fm", model(), CONFIG, 2000, HOUR) == later
+    assert das.lineage("fm").versions == (first, later, other)
+    assert sorted(path.name for path in snapshots.iterdir()) == [f"step-{n:08d}" for n in (1, 2, 3)]
+
+
+def test_other_settings_than_the_services_are_refused(tmp_path, world):
+    das = DAS.create(tmp_path / "das", world.schema, rows=ROWS, skew_ms=5, codec="int8")
+    same = DAS.create(tmp_path / "das", world.schema)  # none given: what it has
+    assert (same.id, same.rows, same.skew_ms, same.codec) == (das.id, ROWS, 5, "int8")
+    assert DAS.create(tmp_path / "das", world.schema, rows=ROWS, codec="int8").id == das.id
+    for change, words in (
+        ({"rows": 7}, f"has rows={ROWS}, not 7; leave rows out"),
+        ({"skew_ms": 0}, "has skew_ms=5, not 0"),
+        ({"codec": "fp32"}, "has codec=int8, not fp32"),
+    ):
+        with pytest.raises(DataError, match=words):
+            DAS.create(tmp_path / "das", world.schema, **change)
+    with pytest.raises(ValueError, match="codec: found 'zip'"):
+        DAS.create(tmp_path / "new", world.schema, codec="zip")
+    assert not (tmp_path / "new").exists()
+    fresh = DAS.create(tmp_path / "new", world.schema)
+    assert (fresh.rows, fresh.skew_ms, fresh.codec) == (16_384, HOUR, "fp32")
+    assert fresh.id != das.id
+
+
 def test_a_snapshot_that_was_exchanged_is_refused(tmp_path, world, students):
     das = service(tmp_path / "das", world, students, versions=(-1.0, -0.5))
     one, two = sorted((das.path / "teachers" / "fm" / "snapshots").iterdir())

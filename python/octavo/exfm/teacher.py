@@ -48,7 +48,8 @@ def write_snapshot(
     root: Path, number: int, model: models.Ranker, config: AnyModelConfig, schema: Schema, embeddings: bool,
     plan: Plan | None,
 ) -> tuple[Path, str]:  # fmt: skip
-    """A snapshot of ``model`` below ``root``, whole or absent: its path, and a hash of its content."""
+    """A snapshot of ``model`` below ``root``, whole or absent: its path, and a hash of its content, which is the same
+    for the same model under whatever number."""
     meta = {
         "model": config.model_dump(mode="json"),
         "schema": schema.to_json(),
@@ -56,14 +57,14 @@ def write_snapshot(
         "plan": None if plan is None else plan.to_json(),
     }
     path = write_checkpoint(root, number, meta, {"dense": dense_state(model)}, table_states(model), keep=1 << 30)
-    return path, Checkpoint(path).sha256
+    return path, Checkpoint(path).content_sha256
 
 
 def load_snapshot(path: Path, sha256: str) -> RankerTeacher:
     """The teacher of a published version, under its plan. Raises :class:`octavo.training.CheckpointError` for a damaged
     one and :class:`TeacherError` for one that is not what was published."""
     checkpoint = Checkpoint(path)
-    if checkpoint.sha256 != sha256:
+    if checkpoint.content_sha256 != sha256:
         raise TeacherError(f"{path}: is not the snapshot that was published; restore it")
     meta = checkpoint.meta
     config: RunConfig = build_config({"model": meta["model"]})
