@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from octavo.data import Batch
+from octavo.report import TeacherRow
 
 
 class Objective(Protocol):
@@ -29,6 +30,9 @@ class Objective(Protocol):
         """The model's logits [B] by task, and the further loss, a scalar. ``tasks``: those that are learned now; other
         labels of the batch are not known yet, and the batch comes again for them. ``negatives``: the share of events
         without the outcome that the log kept."""
+
+    def report(self) -> list[TeacherRow]:
+        """What the run's report says of those it learned from."""
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that it has learned, by name."""
