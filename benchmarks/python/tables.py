@@ -265,7 +265,7 @@ def loka_quality() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
-EXFM = ("exfm_stream", "das_throughput")
+EXFM = tuple(name for name in NAMES if name.startswith(("exfm_", "das_")))
 WINDOWS = tuple(name for name in NAMES if name.startswith("windows_"))
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 

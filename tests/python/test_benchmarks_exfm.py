@@ -1,7 +1,10 @@
-"""The benchmark of ExFM's stream runs end to end in its smoke size."""
+"""The benchmarks of ExFM run end to end in their smoke sizes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from test_benchmarks_quality import lines_of
 
 
@@ -17,3 +20,22 @@ def test_exfm_stream() -> None:
     apart = bars["exfm_stream_ah"]["figure"] - bars["exfm_stream_one_head"]["figure"]
     assert abs(apart - bars["exfm_stream_ah_over_one_head"]["figure"]) < 1e-6
     assert {"exfm_stream_ah_lag5", "exfm_stream_teacher", "exfm_stream_sa_over_ah"} <= bars.keys()
+
+
+def test_exfm_sweeps() -> None:
+    rows, bars = lines_of("exfm_sweeps")
+    points = {(row["shape"]["sweep"], row["shape"]["x"]) for row in rows}
+    assert {sweep for sweep, _ in points} == {"lag", "events_per_user", "drift", "bias"}
+    found = {(row["shape"]["sweep"], row["shape"]["x"], row["entry"]): row for row in rows}
+    assert found["lag", 0.0, "teacher"]["answered"] == 1.0  # the teacher was there first
+    assert found["drift", 1.0, "ah"]["figure"] == found["bias", 0.8, "ah"]["figure"]  # one world
+    assert found["bias", 1.6, "ah"]["figure"] != found["bias", 0.8, "ah"]["figure"]
+    for row in rows:
+        assert row["low"] <= row["figure"] <= row["high"]
+        if slug(row) in bars:
+            assert bars[slug(row)]["figure"] == pytest.approx(row["figure"], rel=1e-3)
+    assert {"exfm_sweeps_lag_0_ah", "exfm_sweeps_drift_1_one_head"} <= bars.keys()
+
+
+def slug(row: dict[str, Any]) -> str:
+    return f"exfm_sweeps_{row['shape']['sweep']}_{row['shape']['x']:.3g}_{row['entry']}"
