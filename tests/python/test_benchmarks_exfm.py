@@ -39,3 +39,19 @@ def test_exfm_sweeps() -> None:
 
 def slug(row: dict[str, Any]) -> str:
     return f"exfm_sweeps_{row['shape']['sweep']}_{row['shape']['x']:.3g}_{row['entry']}"
+
+
+def test_exfm_cost() -> None:
+    rows, bars = lines_of("exfm_cost")
+    same = [row for row in rows if row["op"] == "exfm_cost same"]
+    assert [row["figure"] * row["shape"]["students"] for row in same] == [1.0] * 4
+    assert {row["asked"] for row in same} == {3000}
+    halves = {row["shape"]["students"]: row for row in rows if row["op"] == "exfm_cost halves"}
+    for count, row in halves.items():  # the union of halves over their sum
+        assert row["figure"] == pytest.approx((1 - 0.5**count) / (count / 2), abs=0.02)
+    served = [row for row in rows if row["op"] == "exfm_cost serving"]
+    assert {row["shape"]["model"] for row in served} == {"dcnv2", "dlrm", "deepfm", "wukong"}
+    assert all(row["same_bits"] and row["figure"] == 1.0 for row in served)
+    gates = {name: bar for name, bar in bars.items() if bar["bar"] is not None}
+    assert len(gates) == 4
+    assert all(bar["holds"] for bar in gates.values())
