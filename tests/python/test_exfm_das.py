@@ -76,6 +76,8 @@ class Counting:
     asked: list[int] = []
 
     def __call__(self, batch):
+        assert batch.labels == {}  # nobody tells it what came of them
+        assert len(batch) <= 1024
         Counting.asked += batch.id.tolist()
         return self.inner(batch)
 
@@ -86,6 +88,16 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path, world, students):
     assert sum(1 for _ in das.annotate("fm", Counting, parts=4)) == 4
     assert sum(das.annotate("fm", Counting)) == 3000 - 4 * ROWS
     assert sorted(Counting.asked) == sorted(world.read().id.tolist())
+
+
+def test_a_large_part_is_asked_in_small_batches(tmp_path, world, students):
+    das = DAS.create(tmp_path / "das", world.schema)
+    das.ingest(students)
+    publish_at(das, world, (-1.0, 0.4))
+    Counting.asked = []
+    assert list(das.annotate("fm", Counting)) == [3000]
+    assert sorted(Counting.asked) == sorted(world.read().id.tolist())
+    assert_annotated(world, das, expected(world, das))
 
 
 def test_students_read_their_own_events_in_any_order(tmp_path, world, students):
