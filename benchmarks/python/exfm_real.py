@@ -20,7 +20,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,9 +218,10 @@ def taught(study: Study, das: DAS, log: EventLog, method: str, rates: Mapping[st
     return passed(study, log, SMALL, rates, seed, objective)
 
 
-def tuned(study: Study, folder: Path, run: harness.Run | None = None) -> dict[str, dict[str, float]]:
+def tuned(study: Study, folder: Path, run: harness.Run) -> dict[str, dict[str, float]]:
     """Rates of the teacher, then of each method, by NE before the scored events."""
     points = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    points = points[:2] if run.is_smoke else points
     head = study.log.head(round(BEGINS * len(study.log)))
     of_teacher = [passed(study, head, LARGE, rates, TUNE_SEED).part(TUNED, 1.0, len(head)).ne() for rates in points]
     chosen = {"teacher": points[int(np.argmin(of_teacher))]}
@@ -234,15 +235,15 @@ def tuned(study: Study, folder: Path, run: harness.Run | None = None) -> dict[st
                 begun = log.head(round(SCORED * len(log)))
                 each.append(taught(study, das, begun, method, rates, TUNE_SEED).part(TUNED / SCORED, 1.0, len(begun)))
             scores.append(float(np.mean([one.ne() for one in each])))
-            if run is not None:
-                run.row("exfm_real tune", {"set": study.name, **rates}, method, Interval(*3 * [scores[-1]]), {})
+            found = Interval(scores[-1], scores[-1], scores[-1])
+            run.row("exfm_real tune", {"set": study.name, **rates}, method, found, {})
         chosen[method] = points[int(np.argmin(scores))]
     return chosen
 
 
 def study_of(run: harness.Run, study: Study, settings: Mapping[str, Any], folder: Path) -> None:
     """Every seed's teacher and students, then the figures."""
-    rates = settings.get(study.name) or tuned(study, folder)
+    rates = settings.get(study.name) or tuned(study, folder, run)
     seeds, logs = range(SEEDS[run.effort.name]), {name: study.student(name, folder) for name in study.students}
     found: dict[str, dict[str, list[Passed]]] = {name: {method: [] for method in METHODS} for name in logs}
     answered: dict[str, list[float]] = {name: [] for name in logs}
@@ -294,27 +295,29 @@ def studies(run: harness.Run, given: Mapping[str, Sequence[str]], folder: Path) 
     return found
 
 
-def body(run: harness.Run, given: Mapping[str, Sequence[str]]) -> None:
-    """Every set."""
+def opened(run: harness.Run, given: Mapping[str, Sequence[str]]) -> Iterator[tuple[Study, Path]]:
+    """Every set, with a folder for its students' logs and services."""
     torch.set_num_threads(1)
-    settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
         for study in studies(run, given, Path(temporary)):
             folder = Path(temporary) / f"{study.name}-runs"
             folder.mkdir()
-            study_of(run, study, settings, folder)
+            yield study, folder
+
+
+def body(run: harness.Run, given: Mapping[str, Sequence[str]]) -> None:
+    """The figures of every set."""
+    settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    for study, folder in opened(run, given):
+        study_of(run, study, settings, folder)
 
 
 def tune(run: harness.Run, given: Mapping[str, Sequence[str]]) -> None:
-    """Write ``exfm_real_settings.json`` anew for these sets."""
-    torch.set_num_threads(1)
+    """Write these sets' part of ``exfm_real_settings.json`` anew."""
     settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as temporary:
-        for study in studies(run, given, Path(temporary)):
-            folder = Path(temporary) / f"{study.name}-runs"
-            folder.mkdir()
-            settings[study.name] = tuned(study, folder, run)
-            SETTINGS.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    for study, folder in opened(run, given):
+        settings[study.name] = tuned(study, folder, run)
+        SETTINGS.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_benchmarks_quality import lines_of
 
@@ -55,3 +57,40 @@ def test_exfm_cost() -> None:
     gates = {name: bar for name, bar in bars.items() if bar["bar"] is not None}
     assert len(gates) == 4
     assert all(bar["holds"] for bar in gates.values())
+
+
+def test_exfm_real() -> None:
+    rows, bars = lines_of("exfm_real")
+    there = [row for row in rows if "skipped" not in row]
+    if len(there) < len(rows):
+        assert "no data here" in rows[0]["skipped"] or "not a directory" in rows[0]["skipped"]
+    _check_real(there, bars)
+
+
+def test_exfm_real_takes_a_users_files(tmp_path: Path) -> None:
+    rng, raw = np.random.default_rng(0), []
+    for user, item, day in zip(rng.integers(0, 60, 2500), rng.integers(0, 40, 2500), range(2500), strict=True):
+        raw.append(f"A{user},B{item},{1 + rng.integers(5)}.0,{1_300_000_000 + 86_400 * (day // 10)}")
+    rng.shuffle(raw)  # the raw file is in no order
+    file = tmp_path / "ratings_Books.csv"
+    file.write_text("\n".join(raw) + "\n", encoding="utf-8")
+    lines, bars = lines_of("exfm_real", "--data", f"amazon_reviews={file}")
+    rows = [row for row in lines if row["op"] == "exfm_real"]
+    assert len(lines) - len(rows) == 8  # it has no settings: they are found first
+    assert {row["shape"]["set"] for row in rows} == {"amazon_reviews"}
+    assert {row["shape"]["task"] for row in rows} == {"liked"}
+    _check_real(rows, bars)
+
+
+def _check_real(rows: list[dict[str, Any]], bars: dict[str, dict[str, Any]]) -> None:
+    found = {(row["shape"]["set"], row["shape"]["student"], row["entry"]): row for row in rows}
+    for (name, student, entry), row in found.items():
+        none = found[name, student, "none"]
+        assert 0 < row["answered"] <= 1
+        if entry != "none":
+            gain = bars[f"exfm_real_{name}_{student}_{entry}_ne"]
+            assert gain["figure"] == pytest.approx(100 * (none["figure"] - row["figure"]) / none["figure"], abs=0.05)
+            area = bars[f"exfm_real_{name}_{student}_{entry}_auc"]["figure"]
+            assert area == pytest.approx(row["auc"] - none["auc"], abs=2e-4)
+    assert len(bars) == 10 * len({key[:2] for key in found})
+    assert all(bar["bar"] is None for bar in bars.values())
