@@ -56,7 +56,7 @@ COMPARED = {"one_head": ("one_head", "none"), "ah": ("ah", "none"), "ah_sa": ("a
             "ah_over_one_head": ("ah", "one_head"), "sa_over_ah": ("ah_sa", "ah")}  # fmt: skip
 SMALL = {"kind": "dcnv2", "embedding_dim": 8, "cross_layers": 1, "deep": [32], "norm": None, "activation": "relu"}
 LARGE = {**SMALL, "embedding_dim": 32, "cross_layers": 2, "deep": [256, 128]}
-GRID = {"table_lr": (0.02, 0.1, 0.4), "lr": (1e-3, 3e-3, 1e-2)}
+GRID = {"table_lr": (0.005, 0.02, 0.1), "lr": (1e-3, 3e-3, 1e-2)}
 TUNE_SEED = 100
 
 
