@@ -56,7 +56,7 @@ COMPARED = {"one_head": ("one_head", "none"), "ah": ("ah", "none"), "ah_sa": ("a
             "ah_over_one_head": ("ah", "one_head"), "sa_over_ah": ("ah_sa", "ah")}  # fmt: skip
 SMALL = {"kind": "dcnv2", "embedding_dim": 8, "cross_layers": 1, "deep": [32], "norm": None, "activation": "relu"}
 LARGE = {**SMALL, "embedding_dim": 32, "cross_layers": 2, "deep": [256, 128]}
-GRID = {"table_lr": (0.005, 0.02, 0.1), "lr": (1e-3, 3e-3, 1e-2)}
+GRID = {"table_lr": (0.005, 0.02, 0.1), "lr": (3e-3,)}  # on ml-100k 1e-3 and 1e-2 were worse for every method
 TUNE_SEED = 100
 
 
@@ -94,7 +94,7 @@ def bundled(name: str, limit: int) -> Study:
         return Study(name, log, "like", (Label("like"),), {}, {"users": 0}, of_users=3)
     if name == "deskdrop":
         labels = log.schema.labels
-        students = {"windows": 0, "mac": 1, "linux": 2}
+        students = {"windows": 0, "mac": 1}
         return Study(name, log, "like", labels, dict.fromkeys(log.schema.tasks, 24.0), students)
     labels = tuple(Label(f"cancel_{days}d", f"cancel_{days}d_delay") for days in (7, 30))
     waits = {"cancel_7d": 7 * 24.0, "cancel_30d": 30 * 24.0}
