@@ -9,7 +9,8 @@ pass, each label when it is known, and are scored before they learn: the last 60
 method's own (``exfm_real_settings.json``; ``--tune`` finds them again): the best NE over the 30% of a student's events
 before those that are scored; a set that has none there is tuned first. The data are the same for every seed; initial
 weights, of the teacher too, are not. Intervals are 95%, over seeds and users (hotel: days). AUC: difference; NE: gain
-in % of the NE without distillation; up is better.
+in % of the NE without distillation; up is better. Finished seeds of the sets that are here are kept below
+``build/loka_quality``: a run that was cut goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from harness import Interval
+from loka_quality_runs import side_by_side
 
 from octavo import models
 from octavo.config import build_config
@@ -241,23 +243,36 @@ def tuned(study: Study, folder: Path, run: harness.Run) -> dict[str, dict[str, f
     return chosen
 
 
-def study_of(run: harness.Run, study: Study, settings: Mapping[str, Any], folder: Path) -> None:
-    """Every seed's teacher and students, then the figures."""
-    rates = settings.get(study.name) or tuned(study, folder, run)
-    seeds, logs = range(SEEDS[run.effort.name]), {name: study.student(name, folder) for name in study.students}
-    found: dict[str, dict[str, list[Passed]]] = {name: {method: [] for method in METHODS} for name in logs}
-    answered: dict[str, list[float]] = {name: [] for name in logs}
-    for seed in seeds:
+def passes(name: str, files: Sequence[str], limit: int, seed: int, rates: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """One seed of one set: by student the labels, what is resampled and the share with an answer; each method's
+    logits."""
+    found: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        study = supplied(name, files, limit, folder) if files else bundled(name, limit)
         das = service(study, rates["teacher"], seed, folder)
-        for name, log in logs.items():
-            batch = log.read(round(SCORED * len(log)), len(log))
-            said = das.soft_labels("fm")(batch)
-            answered[name].append(float((said.version > 0).float().mean()))
+        for student in study.students:
+            log = study.student(student, folder)
+            said = das.soft_labels("fm")(log.read(round(SCORED * len(log)), len(log)))
+            found[f"{student}/answered"] = np.array(float((said.version > 0).float().mean()))
             for method in METHODS:
-                one = taught(study, das, log, method, rates[method], seed)
-                found[name][method].append(one.part(SCORED, 1.0, len(log)))
-    for name, by_method in found.items():
-        report(run, study, name, by_method, float(np.mean(answered[name])))
+                one = taught(study, das, log, method, rates[method], seed).part(SCORED, 1.0, len(log))
+                found |= {f"{student}/{key}": getattr(one, key) for key in ("labels", "clusters")}
+                found[f"{student}/{method}"] = one.logits
+    return found
+
+
+def figures_of(run: harness.Run, study: Study, seeds: list[dict[str, np.ndarray]]) -> None:
+    """Every student of a set."""
+    for name in study.students:
+        labels, clusters, answered = (
+            [one[f"{name}/{key}"] for one in seeds] for key in ("labels", "clusters", "answered")
+        )
+        found = {
+            method: [Passed(one[f"{name}/{method}"], y, c) for one, y, c in zip(seeds, labels, clusters, strict=True)]
+            for method in METHODS
+        }
+        report(run, study, name, found, float(np.mean(answered)))
 
 
 def report(run: harness.Run, study: Study, student: str, found: dict[str, list[Passed]], answered: float) -> None:
@@ -306,10 +321,26 @@ def opened(run: harness.Run, given: Mapping[str, Sequence[str]]) -> Iterator[tup
 
 
 def body(run: harness.Run, given: Mapping[str, Sequence[str]]) -> None:
-    """The figures of every set."""
-    settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    for study, folder in opened(run, given):
-        study_of(run, study, settings, folder)
+    """Rates first, where a set has none; then every seed's teacher and students, and the figures of every set."""
+    settings, effort = json.loads(SETTINGS.read_text(encoding="utf-8")), run.effort.name
+    made = [(study, settings.get(study.name) or tuned(study, folder, run)) for study, folder in opened(run, given)]
+    todo = [
+        (
+            passes,
+            {
+                "name": study.name,
+                "files": given.get(study.name, ()),
+                "limit": LIMIT[effort],
+                "seed": seed,
+                "rates": rates,
+            },
+        )
+        for study, rates in made
+        for seed in range(SEEDS[effort])
+    ]
+    found = iter(side_by_side(todo, keep=not run.is_smoke and not given))
+    for study, _ in made:
+        figures_of(run, study, [next(found) for _ in range(SEEDS[effort])])
 
 
 def tune(run: harness.Run, given: Mapping[str, Sequence[str]]) -> None:
