@@ -46,7 +46,7 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 SEEDS = {"smoke": 2, "quick": 3, "full": 5}
 LIMIT = {"smoke": 3_000, "quick": 200_000, "full": 1_000_000}
 RESAMPLES = {"smoke": 100, "quick": 200, "full": 1000}
-UPDATES, SNAPSHOTS, ROWS = 600, 60, 1 << 18
+UPDATES, SNAPSHOTS, ROWS = 600, 60, 1 << 17
 BEGINS, TUNED, SCORED = 0.4, 0.1, 0.4  # of the log; of a student's events
 METHODS: dict[str, Distillation | None] = {
     "none": None,
@@ -110,15 +110,16 @@ def supplied(name: str, files: Sequence[str], limit: int, folder: Path) -> Study
         log = EventLog(files[0])
     else:
         ever = 1 << 50  # ms: the files are sorted here
-        log, _ = convert(_smaller(schema), files, folder / name, source, max_lateness_ms=ever)
+        log, _ = convert(_smaller(schema, limit), files, folder / name, source, max_lateness_ms=ever)
     labels = log.schema.labels
     return Study(name, log.head(min(limit, len(log))), labels[0].task, labels, {}, {"users": 0}, of_users=3)
 
 
-def _smaller(schema: Schema) -> Schema:
-    """With tables that some dozens of snapshots may hold."""
+def _smaller(schema: Schema, limit: int) -> Schema:
+    """With tables that some dozens of snapshots may hold, of no more rows than there are events."""
+    most = min(ROWS, 1 << (limit - 1).bit_length())
     sparse, sequences = (
-        tuple(replace(f, rows=min(f.rows, ROWS)) if f.encoding.startswith("hash") else f for f in features)
+        tuple(replace(f, rows=min(f.rows, most)) if f.encoding.startswith("hash") else f for f in features)
         for features in (schema.sparse, schema.sequences)
     )
     return replace(schema, sparse=sparse, sequences=sequences)
