@@ -61,6 +61,12 @@ LARGE = {**MODEL, "embedding_dim": 32, "cross_layers": 2, "deep": [128, 64]}
 LARGE_RATES = {"table_lr": 0.05, "lr": 3e-3}
 
 
+def chosen_rates() -> dict[str, dict[str, float]]:
+    """By method."""
+    found: dict[str, dict[str, float]] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    return found
+
+
 def model_config(shape: dict[str, Any], rates: dict[str, float], seed: int) -> AnyModelConfig:
     """A model of one of the two sizes."""
     tables = {"kind": "row_wise_adagrad", "lr": rates["table_lr"]}
@@ -86,25 +92,31 @@ class World:
         return found
 
 
-def reduced(log: EventLog, path: Path, own: bool) -> EventLog:
-    """Ids and clicks alone; ``own``: of the student's domain."""
-    of = {feature.name: feature for feature in log.schema.sparse}
-    schema = Schema(
+def ids_and_clicks(schema: Schema) -> Schema:
+    """What is left of a world's schema for both models."""
+    of = {feature.name: feature for feature in schema.sparse}
+    return Schema(
         sparse=(of["user"], of["item"], of["domain"]), labels=(Label(TASK),), user="user", item="item", domain="domain"
     )
+
+
+def reduced(log: EventLog, path: Path, own: bool) -> EventLog:
+    """Ids and clicks alone; ``own``: of the student's domain."""
+    schema = ids_and_clicks(log.schema)
     table = log.columns(schema.columns())
     if own:
         table = table.filter(pa.compute.equal(table["domain"], OWN))
     return EventLog.write(path, schema, [table])
 
 
-def teach(log: EventLog, services: dict[int, DAS], seed: int) -> None:
-    """One pass of the teacher over all domains; every tenth step's model goes to each service with its lag in steps."""
+def teach(log: EventLog, services: Callable[[int], dict[int, DAS]], seed: int) -> None:
+    """One pass of the teacher over all domains; every tenth step's model goes to each service for that number of steps,
+    with its lag in steps."""
     config = model_config(LARGE, LARGE_RATES, seed)
     model = models.build(log.schema, config)
     for step, (batch, _) in enumerate(trained(model, list(log.batches(STEP)), LARGE_RATES["lr"])):
         if (step + 1) % PUBLISH_EVERY == 0:
-            for lag, das in services.items():
+            for lag, das in services(step + 1).items():
                 das.publish("fm", model, config, int(batch.time[-1]), lag * STEP_MS)
             model.train()
 
@@ -131,14 +143,11 @@ def world(seed: int, steps: int, lags: Sequence[int], folder: Path, unrelated: b
     services = {lag: DAS.create(folder / f"das-{lag}", everything.schema) for lag in lags}
     for das in services.values():
         das.ingest({"own": own})
-    teach(everything, services, seed)
+    teach(everything, lambda step: services, seed)
     batches = list(own.batches(OWN_STEP))
     made = World(everything.schema, batches, {})
     for lag, das in services.items():
-        for _ in das.annotate("fm"):
-            pass
-        answers = das.soft_labels("fm")
-        made.soft[f"fm@{lag}"] = [answers(batch) for batch in batches]
+        made.soft[f"fm@{lag}"] = asked(das, batches)
     said = made.soft[f"fm@{LAG}"]
     rng = torch.Generator().manual_seed(seed)
     shuffled = [torch.randperm(len(records), generator=rng) for records in said]
@@ -153,6 +162,14 @@ def world(seed: int, steps: int, lags: Sequence[int], folder: Path, unrelated: b
         with torch.no_grad():
             made.soft["unrelated"] = [with_logits(r, stranger(b)[TASK]) for r, b in zip(said, batches, strict=True)]
     return made
+
+
+def asked(das: DAS, batches: Sequence[Batch]) -> list[Records]:
+    """What the teacher says of each batch."""
+    for _ in das.annotate("fm"):
+        pass
+    answers = das.soft_labels("fm")
+    return [answers(batch) for batch in batches]
 
 
 def with_logits(records: Records, logits: torch.Tensor) -> Records:
@@ -179,7 +196,7 @@ def logits_of(made: World, method: str, soft: str, rates: dict[str, float], seed
 def body(run: harness.Run) -> None:
     """Every method on every seed's world; then the controls, and other lags."""
     torch.set_num_threads(1)
-    chosen: dict[str, dict[str, float]] = json.loads(SETTINGS.read_text(encoding="utf-8"))
+    chosen = chosen_rates()
     steps, seeds = STEPS[run.effort.name], range(SEEDS[run.effort.name])
     lags = (LAG, *LAGS[run.effort.name])
     plans = [

@@ -41,7 +41,43 @@ def bayes_gap() -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"bayes_gap": bayes_gap}
+SWEEPS = {
+    "lag": "days from the teacher's last event",
+    "events_per_user": "student's events per user",
+    "drift": "drift, times the preset's",
+    "bias": "bias of the teacher's other domain, logits",
+}
+METHODS = {
+    "one_head": ("one head", WARM),
+    "ah": ("auxiliary head", ACCENT),
+    "ah_beta3": ("the same, beta 3", "#2a9d78"),
+    "teacher": ("the teacher as it speaks", MUTED),
+}
+
+
+def exfm_sweeps() -> Figure:
+    """Gain of each method against one condition at a time."""
+    rows = [line for line in lines("exfm_sweeps") if line.get("op") == "exfm_sweeps"]
+    figure = Figure(figsize=(8.2, 6.0), layout="constrained")
+    for axis, (sweep, label) in zip(figure.subplots(2, 2).flat, SWEEPS.items(), strict=True):
+        axis.axhline(0.0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for method, (name, colour) in METHODS.items():
+            mine = [row for row in rows if row["shape"]["sweep"] == sweep and row["entry"] == method]
+            mine.sort(key=lambda row: row["shape"]["x"])
+            x, y = [row["shape"]["x"] for row in mine], [row["figure"] for row in mine]
+            ends = [[abs(row["figure"] - row[end]) for row in mine] for end in ("low", "high")]
+            axis.errorbar(x, y, yerr=ends, fmt="o-", color=colour, markersize=4, linewidth=1.6, elinewidth=1.0,
+                          label=name)  # fmt: skip
+        if sweep == "events_per_user":
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set(xlabel=label, ylabel="gain in NE, %")
+    figure.axes[0].legend()
+    figure.suptitle("Distillation over no distillation, 95% intervals")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {"bayes_gap": bayes_gap, "exfm_sweeps": exfm_sweeps}
 
 
 def draw(name: str) -> Path:

@@ -28,7 +28,7 @@ NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", 
          "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
          "bayes_gap", "quality_parity", "data_throughput", "train_throughput",
          "loka_prediction", "loka_faults", "loka_quality", "loka_comm", "loka_mods", "loka_inference", "loka_training",
-         "loka_dispatch", "loka_overhead", "exfm_stream", "das_throughput",
+         "loka_dispatch", "loka_overhead", "exfm_stream", "exfm_sweeps", "exfm_real", "exfm_cost", "das_throughput",
          "windows_synthetic", "windows_censoring", "windows_speed", "windows_real")  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 6  # torch without AVX-512: 1.7 s a step in BF16 where FP32 takes 0.07 s

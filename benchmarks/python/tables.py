@@ -265,7 +265,7 @@ def loka_quality() -> str:
 
 # Whose gates are of the event-time core; the other benchmarks' are of the engine.
 CORE = ("dynamic_table", "simulate", "memory", "bayes_gap", "quality_parity", "data_throughput", "train_throughput")
-EXFM = ("exfm_stream", "das_throughput")
+EXFM = tuple(name for name in NAMES if name.startswith(("exfm_", "das_")))
 WINDOWS = tuple(name for name in NAMES if name.startswith("windows_"))
 HOLDS = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -300,7 +300,10 @@ def text() -> str:
               "`comm_ne`: % of FP32's NE, the whole interval (training: 90% over seeds) within the gate of 0. "
               "`overhead`: time under a Probe over time without, at most. Others: ratios to the peer, or shares."),
         gates("Gates of ExFM", EXFM, "`stream`: gains in % of the NE without distillation, the interval's lower end "
-              "above 0; of controls the whole interval within the gate of 0. `das`: ratios of examples a second."),
+              "above 0; of controls the whole interval within the gate of 0. `cost`: FLOPs of the teacher a student "
+              "pays, times the number of students, over one student's alone; FLOPs served over those of a model "
+              "without a teacher; counts; all at most. `das`: ratios of examples a second. Findings: "
+              "[docs/exfm.md](docs/exfm.md)."),
         gates("Gates of windows", WINDOWS, "`synthetic`: differences of mean calibration errors in %, at most 0. "
               "`ratio`: how far sum(p) / sum(p of gold) is from 1, at most. `ne`: NE less gold's, relative, upper end. "
               "`within_10`: share of groups. Details: [docs/windows.md](docs/windows.md)."),

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 class NoSpaceError(OSError):
     """The disk is full, or a quota or a limit on files is reached: one line that names the file and what to do."""
@@ -76,6 +79,14 @@ def _remove_abandoned(directory: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def write_array(path: Path, values: npt.NDArray[Any]) -> None:
+    """Write ``values`` as a .npy file and flush it to the disk. Raises :class:`NoSpaceError`."""
+    with space_expected(path), path.open("wb") as file:
+        np.save(file, values)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:

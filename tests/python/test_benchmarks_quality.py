@@ -11,9 +11,9 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "python"
 
 
-def lines_of(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+def lines_of(name: str, *arguments: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Rows and bars of the smoke run."""
-    command = [sys.executable, FOLDER / f"{name}.py", "--smoke", "--json"]
+    command = [sys.executable, FOLDER / f"{name}.py", "--smoke", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     head, *rows, summary = [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,6 +15,7 @@ from octavo.config import ConfigError, build_config, save_config
 from octavo.data import DataError, EventLog, Label
 from octavo.exfm import DAS, TeacherError, run
 from octavo.store import LineageError
+from octavo.training import CheckpointError, list_checkpoints
 
 RUNNER = CliRunner(env={"COLUMNS": "200"})
 
@@ -61,6 +62,56 @@ def test_a_teacher_publishes_while_it_trains_and_nothing_twice(logs, tmp_path):
     assert all(v.available_from == v.trained_until + 6 * 3_600_000 for v in versions)
     run(chosen, tmp_path / "again")  # the same events: no version follows from the newest
     assert len(das.lineage("teacher")) == len(versions)
+
+
+def test_a_kill_between_checkpoint_and_publication_loses_no_version(logs, tmp_path, monkeypatch):
+    run(teacher_config(logs, tmp_path / "whole"), tmp_path / "clean")
+    publish, asked = DAS.publish, []
+
+    def killed(self, *args, **named):
+        asked.append(args)
+        if len(asked) == 2:  # of step 10, whose checkpoint is there
+            raise KeyboardInterrupt
+        return publish(self, *args, **named)
+
+    monkeypatch.setattr(DAS, "publish", killed)
+    chosen = teacher_config(logs, tmp_path / "das")
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, tmp_path / "run")
+    monkeypatch.undo()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000010"]
+    assert len(DAS(tmp_path / "das").lineage("teacher")) == 1
+    run(chosen, tmp_path / "run")
+
+    def published(path):
+        return [(v.sha256, v.trained_until) for v in DAS(path).lineage("teacher").versions]
+
+    assert published(tmp_path / "das") == published(tmp_path / "whole")
+
+
+def test_a_students_report_says_what_it_heard(logs, tmp_path):
+    run(teacher_config(logs, tmp_path / "das"), tmp_path / "teacher")
+    das = DAS(tmp_path / "das")
+    results = run(student_config(logs["feed"], das.path, "feed"), tmp_path / "feed")
+    records = das.soft_labels("teacher")(logs["feed"].read())
+    known = records.version > 0
+    (row,) = results.teachers
+    assert (row.teacher, row.service, row.method) == ("teacher", das.id, "auxiliary_head")
+    assert (row.events, row.silent) == (2000, int((~known).sum()))
+    assert row.versions == {n: c for n, c in enumerate(records.version.bincount().tolist()) if n and c}
+    lags = records.lag[known].double() / 3_600_000
+    assert row.lag_hours == pytest.approx((lags.min().item(), lags.mean().item(), lags.max().item()))
+    assert 0 < row.losses["teacher"] < 2  # twice a cross-entropy
+    page = (tmp_path / "feed" / "report.html").read_text()
+    for text in ("<h2>Teachers</h2>", das.id, f"{row.silent:,}", f"{len(row.versions)}: 1 to {max(row.versions)}"):
+        assert text in page
+    assert "<h2>Teachers</h2>" not in (tmp_path / "teacher" / "report.html").read_text()
+    moved = tmp_path / "moved"
+    das.path.rename(moved)
+    run(student_config(logs["feed"], moved, "feed"), tmp_path / "feed")  # the same service in another place
+    run(teacher_config(logs, tmp_path / "das"), tmp_path / "again")
+    with pytest.raises(CheckpointError, match=f"service {das.id}.*now it would learn"):
+        run(student_config(logs["feed"], tmp_path / "das", "feed"), tmp_path / "feed")
 
 
 def test_students_ask_what_nobody_asked_and_learn_from_it(logs, tmp_path):

@@ -76,6 +76,8 @@ class Counting:
     asked: list[int] = []
 
     def __call__(self, batch):
+        assert batch.labels == {}  # nobody tells it what came of them
+        assert len(batch) <= 1024
         Counting.asked += batch.id.tolist()
         return self.inner(batch)
 
@@ -86,6 +88,16 @@ def test_the_teacher_is_asked_once_for_each_example(tmp_path, world, students):
     assert sum(1 for _ in das.annotate("fm", Counting, parts=4)) == 4
     assert sum(das.annotate("fm", Counting)) == 3000 - 4 * ROWS
     assert sorted(Counting.asked) == sorted(world.read().id.tolist())
+
+
+def test_a_large_part_is_asked_in_small_batches(tmp_path, world, students):
+    das = DAS.create(tmp_path / "das", world.schema)
+    das.ingest(students)
+    publish_at(das, world, (-1.0, 0.4))
+    Counting.asked = []
+    assert list(das.annotate("fm", Counting)) == [3000]
+    assert sorted(Counting.asked) == sorted(world.read().id.tolist())
+    assert_annotated(world, das, expected(world, das))
 
 
 def test_students_read_their_own_events_in_any_order(tmp_path, world, students):
@@ -254,6 +266,41 @@ def test_a_teacher_that_was_not_published_is_named(tmp_path, world, students):
     with pytest.raises(ValueError, match="a directory is named after it"):
         das.publish("../fm", model(), CONFIG, 0)
     assert das.progress("fm").of == 1
+
+
+def test_the_same_snapshot_again_is_the_version_that_is_there(tmp_path, world):
+    das = DAS.create(tmp_path / "das", world.schema)
+    snapshots = das.path / "teachers" / "fm" / "snapshots"
+    first = das.publish("fm", model(), CONFIG, 1000, HOUR, run="a")
+    assert das.publish("fm", model(), CONFIG, 1000, HOUR, run="again") == first
+    later = das.publish("fm", model(), CONFIG, 2000, HOUR)  # unchanged, but it may speak of other events
+    assert (later.number, later.sha256) == (2, first.sha256)
+    other = das.publish("fm", model(1), CONFIG, 2000, HOUR)
+    assert other.number == 3
+    assert other.sha256 != first.sha256
+    assert das.publish("fm", model(), CONFIG, 2000, HOUR) == later
+    assert das.lineage("fm").versions == (first, later, other)
+    assert sorted(path.name for path in snapshots.iterdir()) == [f"step-{n:08d}" for n in (1, 2, 3)]
+
+
+def test_other_settings_than_the_services_are_refused(tmp_path, world):
+    das = DAS.create(tmp_path / "das", world.schema, rows=ROWS, skew_ms=5, codec="int8")
+    same = DAS.create(tmp_path / "das", world.schema)  # none given: what it has
+    assert (same.id, same.rows, same.skew_ms, same.codec) == (das.id, ROWS, 5, "int8")
+    assert DAS.create(tmp_path / "das", world.schema, rows=ROWS, codec="int8").id == das.id
+    for change, words in (
+        ({"rows": 7}, f"has rows={ROWS}, not 7; leave rows out"),
+        ({"skew_ms": 0}, "has skew_ms=5, not 0"),
+        ({"codec": "fp32"}, "has codec=int8, not fp32"),
+    ):
+        with pytest.raises(DataError, match=words):
+            DAS.create(tmp_path / "das", world.schema, **change)
+    with pytest.raises(ValueError, match="codec: found 'zip'"):
+        DAS.create(tmp_path / "new", world.schema, codec="zip")
+    assert not (tmp_path / "new").exists()
+    fresh = DAS.create(tmp_path / "new", world.schema)
+    assert (fresh.rows, fresh.skew_ms, fresh.codec) == (16_384, HOUR, "fp32")
+    assert fresh.id != das.id
 
 
 def test_a_snapshot_that_was_exchanged_is_refused(tmp_path, world, students):

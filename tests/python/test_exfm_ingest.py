@@ -1,5 +1,7 @@
 """Students' logs become one set of examples: in event time, each once (methods.md 4b (1))."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,6 +22,21 @@ def world(tmp_path_factory) -> EventLog:
 @pytest.fixture(scope="module")
 def students(world, tmp_path_factory) -> dict[str, EventLog]:
     return two_students(world, tmp_path_factory.mktemp("students"))
+
+
+def test_an_index_is_on_the_disk_before_the_list_names_it(tmp_path, world, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    das = DAS.create(tmp_path / "das", world.schema)
+    monkeypatch.setattr(os, "fsync", watched)
+    das.ingest({"a": world})
+    listed = next(at for at, name in enumerate(synced) if "segments.json" in name)
+    assert {"ids.npy", "places.npy", "times.npy", "00000-index"} <= set(synced[:listed])
+    assert synced[listed + 1 :] == ["shared"]
 
 
 def test_the_shared_set_holds_every_example_once_in_event_time(tmp_path, world, students):

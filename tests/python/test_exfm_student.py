@@ -1,6 +1,7 @@
 """Auxiliary heads and Student Adapters against the paper's equations, written out (methods.md 4b)."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -220,6 +221,29 @@ def test_a_calibrator_finds_the_teachers_bias():
     line = adapter.nets[0]
     assert line.weight.item() == pytest.approx(2.0, abs=0.25)
     assert line.bias.item() == pytest.approx(-2.0, abs=0.35)
+
+
+def test_fewer_negatives_do_not_raise_what_the_adapter_learns():
+    """It learns from a log that keeps a fifth of the negatives what it would learn from the whole one."""
+    torch.manual_seed(0)
+    rate, lines = 0.2, {}
+    for negatives in (rate, 1.0):
+        adapter = StudentAdapter(["click"], Adapter(hidden=None, lr=0.05))
+        generator = torch.Generator().manual_seed(0)
+        for number in range(1200):
+            truth = torch.randn(len(BATCH), generator=generator) - 1.0
+            label = (torch.rand(len(BATCH), generator=generator) < torch.sigmoid(truth)).float()
+            stays = (label == 1) | (torch.rand(len(BATCH), generator=generator) < rate)
+            label[~stays] = float("nan")
+            batch = replace(BATCH, labels={**BATCH.labels, "click": label})
+            adapter.step(batch, {"click": truth + 1.5}, negatives)
+            if number == 800:
+                adapter.optimizer.param_groups[0]["lr"] = 0.005
+        lines[negatives] = adapter.nets[0]
+    assert lines[rate].weight.item() == pytest.approx(1.0, abs=0.15)
+    assert lines[rate].bias.item() == pytest.approx(-1.5, abs=0.2)
+    taken_for_whole = -1.5 + math.log(1 / rate)  # the sample's odds
+    assert lines[1.0].bias.item() == pytest.approx(taken_for_whole, abs=0.2)
 
 
 def test_only_the_tasks_that_are_known_now_are_learned():

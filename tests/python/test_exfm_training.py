@@ -1,6 +1,7 @@
 """A student in the streaming trainer: it resumes bit for bit and is saved without its heads."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from training_support import assert_same_bits, demo_log, everything, finished, s
 
 from octavo import models
 from octavo.config import save_config
+from octavo.data import EventLog
 from octavo.exfm import Adapter, Distillation, Distiller, Student
+from octavo.exfm.heard import Heard
 from octavo.store import Records
-from octavo.training import CheckpointError, Group, Trainer, TrainingError, list_checkpoints
+from octavo.training import CheckpointError, Group, Trainer, TrainingError, learning, list_checkpoints
 from octavo.training.evaluate import load_trained
 
 TEACHERS = {"fm": Distillation(weight=2.0, gradient_scale=1.5, adapter=Adapter("adds", lr=0.02))}
@@ -46,7 +49,7 @@ def test_a_killed_run_goes_on_bit_for_bit(log, tmp_path):
     again = finished(trainer(log, tmp_path / "cut", distiller()))
     assert_same_bits(everything(again), everything(whole))
     assert_same_bits(again.objective.state_tensors(), whole.objective.state_tensors())
-    assert again.objective.student.missing == whole.objective.student.missing
+    assert again.objective.report() == whole.objective.report()
     trained = torch.cat([batch.id for batch in log.batches(100, 0, whole.fit_end)])
     assert whole.objective.student.missing["fm"] == int((trained % 7 == 0).sum())
 
@@ -62,6 +65,36 @@ def test_heads_and_adapters_are_trained_and_change_the_student(log, tmp_path):
     state, plain = student.model.state_dict(), alone.model.state_dict()
     assert state.keys() == plain.keys()
     assert not torch.equal(state["top.0.weight"], plain["top.0.weight"])
+
+
+def test_the_student_knows_how_many_negatives_its_log_kept(log, tmp_path):
+    fewer = EventLog.write(tmp_path / "fewer", log.schema, [log.columns(log.column_names)], negatives=0.5)
+    heard = []
+
+    class Watched(Distiller):
+        def learn(self, batch, tasks, negatives):
+            heard.append(negatives)
+            return super().learn(batch, tasks, negatives)
+
+    finished(trainer(fewer, tmp_path / "run", lambda model: Watched(Student(model, TEACHERS), {"fm": soft})))
+    assert set(heard) == {0.5}
+
+
+def test_clipping_is_of_all_that_is_learned(log, tmp_path):
+    """The heads' gradients are clipped with the model's, to one norm."""
+    started = trainer(log, tmp_path / "run", distiller({"fm": Distillation(weight=1000.0)}))
+    model, optimizer = started.model, started.optimizer
+    batch = log.read(0, 100)
+    _logits, further = started.objective.learn(batch, ["click"], 1.0)
+    learning.update(model, optimizer, further, 0.0, 0.5, Group())
+    own = [parameter for _, parameter in started.objective.learned_parameters()]
+    norms = {
+        name: math.sqrt(sum(p.grad.square().sum().item() for p in parameters if p.grad is not None))
+        for name, parameters in (("model", list(model.parameters())), ("heads", own))
+    }
+    assert norms["heads"] > 0.1
+    assert norms["model"] > 0.1
+    assert math.hypot(*norms.values()) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_a_weight_of_zero_is_no_distillation(log, tmp_path):
@@ -84,6 +117,28 @@ def test_what_is_saved_is_the_student_without_its_heads(log, tmp_path):
     assert run.objective.student.serving_module() is run.model
 
 
+def test_what_was_heard_is_counted_by_version(log):
+    records = Records.unknown(torch.arange(6), ["click", "like"])
+    logits = {"click": torch.tensor([1.0, 2.0, float("nan"), 0.0, 1.0, float("nan")]), "like": torch.full((6,), 1.0)}
+    logits["like"][5] = float("nan")
+    said = dataclasses.replace(
+        records, logits=logits, version=torch.tensor([1, 1, 1, 3, 3, 0]), lag=torch.tensor([10, 20, 30, 40, 50, 0])
+    )
+    heard = Heard(["fm"])
+    assert (heard.lag_ms, heard.versions, heard.losses) == (None, {}, {"fm": None})
+    heard.add(said.rows(slice(3, 6)), ["click", "like"])
+    heard.add(said.rows(slice(0, 3)), ["click"])
+    heard.lost("fm", 0.5)
+    heard.lost("fm", 1.0)
+    again = Heard(["fm"])
+    again.load_state_tensors(heard.state_tensors())
+    for found in (heard, again):
+        assert (found.events, found.silent) == (6, 2)
+        assert found.versions == {1: 2, 3: 2}
+        assert found.lag_ms == (10, 30.0, 50)
+        assert found.losses == {"fm": 0.75}
+
+
 def test_another_objective_does_not_go_on(log, tmp_path):
     started = trainer(log, tmp_path / "run", distiller())
     for seen in started.run():
@@ -91,9 +146,18 @@ def test_another_objective_does_not_go_on(log, tmp_path):
             break
     started.save()
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
+
+    def seeded(model):
+        return Distiller(Student(model, TEACHERS, seed=4), {"fm": soft})
+
+    def of_service(model):
+        return Distiller(Student(model, TEACHERS), {"fm": soft}, "a1")
+
     for other, words in (
         (None, "now it would learn nothing"),
         (distiller({"fm": Distillation(weight=3.0)}), "weight=2.0.*weight=3.0"),
+        (seeded, "seed 0.*seed 4"),
+        (of_service, "service not named.*service a1"),
     ):
         with pytest.raises(CheckpointError, match=words):
             trainer(log, tmp_path / "run", other).resume()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from octavo.data import Batch
+from octavo.data.downsampling import logit_shift
 from octavo.exfm.distillation import Adapter, soft_loss
 
 ExtraInputs = Callable[[Batch], torch.Tensor]  # [B, E] float32
@@ -47,15 +48,17 @@ class StudentAdapter(torch.nn.Module):
             corrected[task] = net(inputs).squeeze(1).masked_fill(~known, float("nan"))
         return corrected
 
-    def step(self, batch: Batch, logits: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Corrected logits [B] by task, without gradient; then learn from the labels that are known."""
+    def step(self, batch: Batch, logits: Mapping[str, torch.Tensor], negatives: float = 1.0) -> dict[str, torch.Tensor]:
+        """Corrected logits [B] by task, without gradient; then learn from the labels that are known. ``negatives``: the
+        share of events without the outcome that the batch's log kept; what is corrected is of all events."""
+        shift = logit_shift(negatives)
         with torch.enable_grad():
             corrected = self(batch, logits)
             losses = []
             for task, z in corrected.items():
                 target = batch.labels[task].masked_fill(z.isnan(), float("nan"))
                 if not target.isnan().all():  # else its network gets no gradient, and Adam leaves it alone
-                    losses.append(soft_loss(z.nan_to_num(0.0), target, batch.weight))
+                    losses.append(soft_loss(z.nan_to_num(0.0) + shift, target, batch.weight))
             if losses:
                 torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

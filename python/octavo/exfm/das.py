@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,13 @@ from octavo.exfm.shared_set import Segment, SharedSet
 from octavo.exfm.teacher import Teacher, TeacherError, answer, load_snapshot, write_snapshot
 from octavo.ops.dispatch import Plan
 from octavo.store import Lineage, RecordLog, Records, Version
+from octavo.store import codec as codec_of
 from octavo.training import CheckpointError
+from octavo.training.checkpoint import discard
 
-FORMAT = 1
-_HOUR_MS = 3_600_000
+FORMAT = 2
+_DEFAULTS = {"rows": 1 << 14, "skew_ms": 3_600_000, "codec": "fp32"}
 _PARTS_IN_MEMORY = 16
-_EVENTS_AT_ONCE = 1024  # asked: a DCN-V2 took 1.3 times as long for 16,384 at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class DAS:
     """The service's directory ``path``: the shared data set, teachers' snapshots with their lineage, their records.
 
     Everything in it is whole or absent, so any step may be killed and run again; several processes may ingest, publish,
-    annotate and read at once. ``schema``: what teachers read. Raises :class:`DataError` for a damaged directory.
+    annotate and read at once. ``id``: its own, wherever it is moved to. ``schema``: what teachers read. Raises
+    :class:`DataError` for a damaged directory.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,6 +58,7 @@ class DAS:
         if content is None:
             raise DataError(f"{self.path}: is no data augmentation service; DAS.create makes one")
         self.schema = Schema.from_json(content["schema"], where=str(self.path / "das.json"))
+        self.id: str = content["id"]
         self.rows: int = content["rows"]
         self.skew_ms: int = content["skew_ms"]
         self.codec: str = content["codec"]
@@ -61,23 +66,38 @@ class DAS:
 
     @classmethod
     def create(
-        cls, path: str | Path, schema: Schema, rows: int = 1 << 14, skew_ms: int = _HOUR_MS, codec: str = "fp32"
-    ) -> DAS:
+        cls, path: str | Path, schema: Schema, rows: int | None = None, skew_ms: int | None = None,
+        codec: str | None = None,
+    ) -> DAS:  # fmt: skip
         """The service in ``path``, made where there is none.
 
         ``rows``: examples of a part, which is what a worker takes at a time. ``skew_ms``: how far apart copies of an
-        example in two logs may be. ``codec``: of embeddings. Raises :class:`DataError` where another schema is at work.
+        example in two logs may be. ``codec``: of embeddings. None: what the service has, of a new one 16,384, an hour,
+        ``fp32``. Raises :class:`DataError` where a service has another schema, or another of these.
         """
         path = Path(path)
-        if rows < 1 or skew_ms < 0:
-            raise ValueError(f"rows, skew_ms: expected at least 1 and 0, found {rows}, {skew_ms}")
-        if not (path / "das.json").exists():
-            (path / "shared").mkdir(parents=True, exist_ok=True)
-            content = {"schema": schema.to_json(), "rows": rows, "skew_ms": skew_ms, "codec": codec}
-            write_signed(path / "das.json", FORMAT, content)
+        wanted = {"rows": rows, "skew_ms": skew_ms, "codec": codec}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        settings: dict[str, Any] = {**_DEFAULTS, **given}
+        if settings["rows"] < 1 or settings["skew_ms"] < 0:
+            raise ValueError(
+                f"rows, skew_ms: expected at least 1 and 0, found {settings['rows']}, {settings['skew_ms']}"
+            )
+        codec_of(settings["codec"])
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path / "create.lock"):
+            if not (path / "das.json").exists():
+                (path / "shared").mkdir(exist_ok=True)
+                content = {"id": uuid.uuid4().hex, "schema": schema.to_json(), **settings}
+                write_signed(path / "das.json", FORMAT, content)
         found = cls(path)
         if found.schema.fingerprint != schema.fingerprint:
             raise DataError(f"{path}: its teachers read another schema; take another path")
+        for name, value in given.items():
+            if getattr(found, name) != value:
+                raise DataError(
+                    f"{path}: has {name}={getattr(found, name)}, not {value}; leave {name} out, or take another path"
+                )
         return found
 
     def ingest(self, logs: Mapping[str, EventLog]) -> Segment | None:
@@ -92,7 +112,8 @@ class DAS:
         """A snapshot of ``model``, which may speak of events later than ``delay_ms`` after ``trained_until`` (ms).
 
         ``embeddings``: whether it gives them. ``plan``: a LoKA plan it runs under. ``run``: whose version it is.
-        Annotation that goes on meanwhile takes the version up with its next part. Raises
+        Annotation that goes on meanwhile takes the version up with its next part. The same content with the same times
+        again, as after a kill, is the version that is there; with other times it is another. Raises
         :class:`octavo.store.LineageError` for a snapshot older than the newest.
         """
         if delay_ms < 0:
@@ -110,10 +131,13 @@ class DAS:
                 load_snapshot(path, sha256)
             except (CheckpointError, ValueError) as error:
                 raise TeacherError(f"model, config: the snapshot cannot be read back ({error}); give its own") from None
-            return lineage.publish(
+            version = lineage.publish(
                 str(path.relative_to(folder)), sha256, trained_until, trained_until + delay_ms,
                 self.schema.fingerprint, model.tasks, dim, run,
             )  # fmt: skip
+            if version.number != number:
+                discard(path)
+            return version
 
     def lineage(self, teacher: str) -> Lineage:
         """The versions of a teacher."""
@@ -137,7 +161,7 @@ class DAS:
         self.shared.reload()
         done = 0
         for segment, records in self._record_logs(teacher, lineage):
-            log = self.shared.log(segment) if segment.events else None
+            log = self.shared.log(segment).with_labels() if segment.events else None  # teachers see no outcome
             for part in range(-(-segment.events // self.rows)):
                 if done == parts:
                     return
@@ -190,8 +214,7 @@ class _Asked:
     def __call__(self, batch: Batch) -> Records:
         number, age = self._lineage.spoken_by(batch.time)
         newest = self._lineage.versions[-1]
-        changes = torch.nonzero(number[1:] != number[:-1]).flatten() + 1  # versions follow each other in event time
-        ends = sorted({*changes.tolist(), *range(_EVENTS_AT_ONCE, len(batch), _EVENTS_AT_ONCE)})
+        ends = (torch.nonzero(number[1:] != number[:-1]).flatten() + 1).tolist()  # versions follow in event time
         found = []
         for begin, end in zip([0, *ends], [*ends, len(batch)], strict=True):
             rows, version = batch.rows(begin, end), int(number[begin])

@@ -110,7 +110,7 @@ def _objective(
     teachers = {teacher: distillation_of(of) for teacher, of in chosen.teachers.items()}
 
     def objective(model: models.Ranker) -> Distiller:
-        return Distiller(Student(model, teachers, chosen.tasks), soft)
+        return Distiller(Student(model, teachers, chosen.tasks), soft, das.id)
 
     return objective
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from octavo._files import read_signed, write_signed
+from octavo._files import read_signed, sync_directory, write_array, write_signed
 from octavo.data import DataError, EventLog, Schema
 from octavo.exfm.merging import Merged, check_skew, merged
 
@@ -116,9 +116,10 @@ class SharedSet:
         order = np.argsort(ids, kind="stable")
         folder = self.path / f"{name}-index"
         folder.mkdir()
-        np.save(folder / "ids.npy", ids[order])
-        np.save(folder / "places.npy", order.astype(np.int64))
-        np.save(folder / "times.npy", times)  # by place
+        write_array(folder / "ids.npy", ids[order])
+        write_array(folder / "places.npy", order.astype(np.int64))
+        write_array(folder / "times.npy", times)  # by place
+        sync_directory(folder)  # the list of segments, which names it, syncs the directory above
 
     def _index(self, name: str) -> tuple[Ids, Ids]:
         if name not in self._indexes:

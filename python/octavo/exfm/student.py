@@ -11,6 +11,7 @@ from octavo.data import Batch
 from octavo.exfm.adapter import ExtraInputs, StudentAdapter
 from octavo.exfm.distillation import Distillation, soft_loss, soft_target
 from octavo.exfm.gradient import scale_gradient
+from octavo.exfm.heard import Heard
 from octavo.store import Records
 
 
@@ -33,8 +34,8 @@ class Student(torch.nn.Module):
     Calling it gives the serving logits. :meth:`learn` gives them and the distillation loss of a batch, to be added to
     the loss of the labels. ``tasks``: those of ``base`` that teachers know; None: all. ``extra``, ``extra_dim``: inputs
     of Student Adapters besides the teacher's prediction. ``seed``: of the heads' and adapters' initial values; torch's
-    generator is left as it was. ``missing`` counts, by teacher, the events for which there was
-    no soft label of any task.
+    generator is left as it was. ``heard``: what came of each teacher; ``missing``: the events without a soft label of
+    any task, by teacher.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Student(torch.nn.Module):
         for name in ("embed", "logits", "tasks", "embed_dim"):
             if not hasattr(base, name):
                 raise TypeError(f"base: {type(base).__name__} has no {name!r}; a student needs embed, logits, tasks")
-        self.base, self.teachers = base, dict(teachers)
+        self.base, self.teachers, self.seed = base, dict(teachers), seed
         known = list(base.tasks)  # type: ignore[arg-type]
         self.distilled = known if tasks is None else list(tasks)
         if not self.distilled or set(self.distilled) - set(known):
@@ -70,7 +71,12 @@ class Student(torch.nn.Module):
                     self.heads[head] = torch.nn.Linear(width, len(self.distilled))
                 if chosen.adapter is not None:
                     self.adapters[name] = StudentAdapter(self.distilled, chosen.adapter, extra, extra_dim)
-        self.missing = dict.fromkeys(self.teachers, 0)
+        self.heard = {name: Heard(_losses_of(name, chosen)) for name, chosen in self.teachers.items()}
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Events without a soft label, by teacher."""
+        return {name: heard.silent for name, heard in self.heard.items()}
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The serving head's logits [B] float32 by task."""
@@ -86,13 +92,15 @@ class Student(torch.nn.Module):
         return [(f"heads.{name}", parameter) for name, parameter in self.heads.named_parameters()]
 
     def learn(
-        self, batch: Batch, soft: Mapping[str, Records], tasks: Sequence[str] | None = None
+        self, batch: Batch, soft: Mapping[str, Records], tasks: Sequence[str] | None = None, negatives: float = 1.0
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The serving logits [B] by task, and the teachers' loss (a scalar).
 
         ``soft``: for each teacher the records of the batch's events, in their order; unknown ones teach nothing and are
         counted. Adapters learn from the batch's labels on the way. ``tasks``: those that are learned now (None: all);
-        where the batch comes again for others, their labels are not looked at and their targets not learned. Raises
+        where the batch comes again for others, their labels are not looked at and their targets not learned.
+        ``negatives``: the share of events without the outcome that the batch's log kept
+        (:attr:`octavo.data.EventLog.negatives`); logits and soft labels are of all events, labels are not. Raises
         ValueError for a teacher without records and for records of other events.
         """
         base: Backbone = self.base  # type: ignore[assignment]
@@ -105,17 +113,18 @@ class Student(torch.nn.Module):
         for name, chosen in self.teachers.items():
             records = self._records_of(name, batch, soft)
             said = {task: records.logits[task] for task in now}
-            silent = torch.stack([records.logits[task].isnan() for task in self.distilled]).all(0)
             if self.distilled[0] in now:  # an event is counted once
-                self.missing[name] += int(silent.sum())
+                self.heard[name].add(records, self.distilled)
             targets = [said]
             if chosen.adapter is not None:
                 adapter: StudentAdapter = self.adapters[name]  # type: ignore[assignment]
-                corrected = adapter.step(batch, said)
+                corrected = adapter.step(batch, said, negatives)
                 targets = [corrected] if chosen.adapter.mode == "replaces" else [said, corrected]
             heads: list[str | None] = [*_heads_of(name, chosen)] or [None] * len(targets)
-            for head, target in zip(heads, targets, strict=True):
-                loss = loss + self._loss(chosen, head, embedding, logits, target, batch.weight)
+            for head, of, target in zip(heads, _losses_of(name, chosen), targets, strict=True):
+                lost = self._loss(chosen, head, embedding, logits, target, batch.weight)
+                self.heard[name].lost(of, float(lost.detach()))
+                loss = loss + lost
         return logits, loss
 
     def _loss(
@@ -153,3 +162,9 @@ def _heads_of(name: str, chosen: Distillation) -> list[str]:
     if chosen.method == "one_head":
         return []
     return [name, f"{name}_adapted"] if chosen.adapter is not None and chosen.adapter.mode == "adds" else [name]
+
+
+def _losses_of(name: str, chosen: Distillation) -> list[str]:
+    """One teacher's losses by the heads that have them; ``_adapted``: against what a Student Adapter adds."""
+    adds = chosen.adapter is not None and chosen.adapter.mode == "adds"
+    return _heads_of(name, chosen) or ["serving", "serving_adapted"][: 1 + adds]

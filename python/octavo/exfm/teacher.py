@@ -17,6 +17,8 @@ from octavo.training import numerics
 from octavo.training.checkpoint import Checkpoint, write_checkpoint
 from octavo.training.state import copy_dense, dense_state, table_states
 
+_EVENTS_AT_ONCE = 1024  # a DCN-V2 took 1.3 times as long for 16,384 at once
+
 
 class TeacherError(RuntimeError):
     """A teacher that cannot be asked, or whose answer is not one: says which, and what to do."""
@@ -48,7 +50,8 @@ def write_snapshot(
     root: Path, number: int, model: models.Ranker, config: AnyModelConfig, schema: Schema, embeddings: bool,
     plan: Plan | None,
 ) -> tuple[Path, str]:  # fmt: skip
-    """A snapshot of ``model`` below ``root``, whole or absent: its path, and a hash of its content."""
+    """A snapshot of ``model`` below ``root``, whole or absent: its path, and a hash of its content, which is the same
+    for the same model under whatever number."""
     meta = {
         "model": config.model_dump(mode="json"),
         "schema": schema.to_json(),
@@ -56,14 +59,14 @@ def write_snapshot(
         "plan": None if plan is None else plan.to_json(),
     }
     path = write_checkpoint(root, number, meta, {"dense": dense_state(model)}, table_states(model), keep=1 << 30)
-    return path, Checkpoint(path).sha256
+    return path, Checkpoint(path).content_sha256
 
 
 def load_snapshot(path: Path, sha256: str) -> RankerTeacher:
     """The teacher of a published version, under its plan. Raises :class:`octavo.training.CheckpointError` for a damaged
     one and :class:`TeacherError` for one that is not what was published."""
     checkpoint = Checkpoint(path)
-    if checkpoint.sha256 != sha256:
+    if checkpoint.content_sha256 != sha256:
         raise TeacherError(f"{path}: is not the snapshot that was published; restore it")
     meta = checkpoint.meta
     config: RunConfig = build_config({"model": meta["model"]})
@@ -79,23 +82,21 @@ def load_snapshot(path: Path, sha256: str) -> RankerTeacher:
 def answer(
     teacher: Teacher, batch: Batch, tasks: Sequence[str], dim: int | None, version: int, age: torch.Tensor
 ) -> Records:
-    """What ``teacher`` says of a batch, as records written at the events' time. Events of which it says nothing finite,
-    or whose embedding is not finite, have version 0; ``age`` [B] ms. Raises :class:`TeacherError` for logits or
-    embeddings of the wrong shape.
+    """What ``teacher`` says of a batch, as records written at the events' time; it is asked about 1,024 at once. Events
+    of which it says nothing finite, or whose embedding is not finite, have version 0; ``age`` [B] ms. Raises
+    :class:`TeacherError` for logits or embeddings of the wrong shape.
     """
-    logits, embedding = teacher(batch)
-    said = {}
-    for task in tasks:
-        if task not in logits:
-            raise TeacherError(f"teacher: gave no logits of {task!r}, only of {', '.join(logits) or 'nothing'}")
-        said[task] = _expected(logits[task], (len(batch),), f"logits of {task!r}")
-        said[task][~said[task].isfinite()] = float("nan")
-    if dim is not None:
-        if embedding is None:
-            raise TeacherError(f"teacher: gave no embedding; its versions have {dim} numbers")
-        embedding = _expected(embedding, (len(batch), dim), "embedding")
+    parts = [
+        _asked(teacher, batch.rows(begin, min(begin + _EVENTS_AT_ONCE, len(batch))), tasks, dim)
+        for begin in range(0, len(batch), _EVENTS_AT_ONCE)
+    ]
+    said = {task: torch.cat([logits[task] for logits, _ in parts]) for task in tasks}
+    for z in said.values():
+        z[~z.isfinite()] = float("nan")
     silent = torch.stack([z.isnan() for z in said.values()]).all(0)
-    if embedding is not None and dim is not None:
+    embedding = None
+    if dim is not None:
+        embedding = torch.cat([rows for _, rows in parts if rows is not None])
         silent |= ~embedding.isfinite().all(1)
         embedding[silent] = float("nan")
     for z in said.values():
@@ -106,12 +107,27 @@ def answer(
         version=torch.full((len(batch),), version).masked_fill(silent, 0),
         written=batch.time,
         lag=age.masked_fill(silent, 0),
-        embedding=embedding if dim is not None else None,
+        embedding=embedding,
     )
 
 
+def _asked(
+    teacher: Teacher, batch: Batch, tasks: Sequence[str], dim: int | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """The answer to one batch in FP32: logits by task, and the embedding where there is to be one."""
+    logits, embedding = teacher(batch)
+    absent = [task for task in tasks if task not in logits]
+    if absent:
+        raise TeacherError(f"teacher: gave no logits of {absent[0]!r}, only of {', '.join(logits) or 'nothing'}")
+    said = {task: _expected(logits[task], (len(batch),), f"logits of {task!r}") for task in tasks}
+    if dim is None:
+        return said, None
+    if embedding is None:
+        raise TeacherError(f"teacher: gave no embedding; its versions have {dim} numbers")
+    return said, _expected(embedding, (len(batch), dim), "embedding")
+
+
 def _expected(found: torch.Tensor, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """A copy in FP32."""
     if tuple(found.shape) != shape:
         raise TeacherError(f"teacher: gave {what} of shape {list(found.shape)}, expected {list(shape)}")
-    return found.detach().float().clone()
+    return found.detach().float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from octavo.report.page import now, render, write_report
 from octavo.report.probe_page import demands, render_probe, write_probe_report
 from octavo.report.probe_results import InputShape, MeasuredRow, ProbeResults
-from octavo.report.results import EpochRow, NumericsRow, PlanRow, Results, SliceRow, SpeedRow
+from octavo.report.results import EpochRow, NumericsRow, PlanRow, Results, SliceRow, SpeedRow, TeacherRow
 from octavo.report.windows_page import render_windows, write_windows_report
 from octavo.report.windows_results import LawCurve, LawRow, WindowCalibration, WindowsResults
 
@@ -21,6 +21,7 @@ __all__ = [
     "Results",
     "SliceRow",
     "SpeedRow",
+    "TeacherRow",
     "WindowCalibration",
     "WindowsResults",
     "demands",

@@ -76,6 +76,22 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class TeacherRow:
+    """What a student heard of one teacher: from which ``service``, learned by which ``method``, over how many
+    ``events``, ``silent`` of which had no soft label; the others by the number of the version that spoke, its lag in
+    hours (least, mean, greatest), and by head the mean ``losses`` of the updates (None: there were none)."""
+
+    teacher: str
+    service: str
+    method: str
+    events: int
+    silent: int
+    versions: Mapping[int, int]
+    lag_hours: tuple[float, ...] | None
+    losses: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything the report shows. ``floor_ne`` is the NE of the generator's own probabilities where they are known."""
 
@@ -95,6 +111,7 @@ class Results:
     baselines: Mapping[str, Quality] = field(default_factory=dict)
     calibration: list[CalibrationBin] = field(default_factory=list)
     epochs: list[EpochRow] = field(default_factory=list)
+    teachers: list[TeacherRow] = field(default_factory=list)
     slices: list[SliceRow] = field(default_factory=list)
     numerics: list[NumericsRow] = field(default_factory=list)
     speed: list[SpeedRow] = field(default_factory=list)

@@ -70,7 +70,7 @@ class Lineage:
         self, path: str, sha256: str, trained_until: int, available_from: int, schema: str, tasks: Sequence[str],
         dim: int | None = None, run: str = "",
     ) -> Version:  # fmt: skip
-        """Add a version; the same content again is the version that is there.
+        """Add a version; the same ``sha256`` with the same times again is the version that is there.
 
         Of several publishers one after the other takes its turn. Raises :class:`LineageError` for a version that
         would speak before its last event, or that is older than the newest, and for another schema, tasks or width.

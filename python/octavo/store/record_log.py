@@ -74,7 +74,10 @@ class RecordLog:
         temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
         try:
             with space_expected(final):
-                pq.write_table(self._table(records), temporary, compression="zstd", write_page_checksum=True)
+                pq.write_table(
+                    self._table(records), temporary, compression="zstd", write_page_checksum=True,
+                    use_dictionary=["version"],  # nothing else repeats
+                )  # fmt: skip
                 with temporary.open("rb") as file:
                     os.fsync(file.fileno())
             os.link(temporary, final)

@@ -197,6 +197,13 @@ class Checkpoint:
         return str(self._manifest["sha256"])
 
     @property
+    def content_sha256(self) -> str:
+        """A hash over what it holds (hex), whatever its step: equal for two checkpoints of the same meta and tensors,
+        and the same base."""
+        held = {key: value for key, value in self._manifest.items() if key not in ("step", "sha256")}
+        return content_hash(held)
+
+    @property
     def tables(self) -> dict[str, tuple[int, ...]]:
         """Table name -> shape of its rows."""
         return {entry["name"]: tuple(entry["shape"]) for entry in self._manifest["tables"]}

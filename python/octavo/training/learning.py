@@ -65,12 +65,16 @@ def update(
     clip_norm: float | None,
     group: Group,
 ) -> None:
-    """Backward (which updates the tables) and a step of the dense parameters on the gradients of all processes."""
+    """Backward (which updates the tables) and a step of the dense parameters on the gradients of all processes.
+
+    ``clip_norm``: of the gradient of all that ``optimizer`` learns, an objective's own parameters included.
+    """
     for settings in optimizer.param_groups:
         settings["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     group.add_up(list(model.parameters()))
     if clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        learned = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
+        torch.nn.utils.clip_grad_norm_(learned, clip_norm)
     optimizer.step()

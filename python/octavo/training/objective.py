@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from octavo.data import Batch
+from octavo.report import TeacherRow
 
 
 class Objective(Protocol):
@@ -23,9 +24,15 @@ class Objective(Protocol):
     def learned_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Names and parameters to optimise with the model's."""
 
-    def learn(self, batch: Batch, tasks: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def learn(
+        self, batch: Batch, tasks: Sequence[str], negatives: float
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The model's logits [B] by task, and the further loss, a scalar. ``tasks``: those that are learned now; other
-        labels of the batch are not known yet, and the batch comes again for them."""
+        labels of the batch are not known yet, and the batch comes again for them. ``negatives``: the share of events
+        without the outcome that the log kept."""
+
+    def report(self) -> list[TeacherRow]:
+        """What the run's report says of those it learned from."""
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that it has learned, by name."""

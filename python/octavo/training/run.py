@@ -82,8 +82,8 @@ def run(
 
     ``fresh`` deletes what training left in ``run_dir`` first; ``resume`` demands that there is a checkpoint.
     ``listen(stage, done, total, note)`` hears of progress. ``objective``: what the model learns besides its labels;
-    ``watch`` sees the trainer after every batch. Under torchrun every process trains on its part of each
-    batch; the first writes and returns results, the others return None.
+    ``watch`` sees the trainer after every batch, and again where it goes on from a checkpoint. Under torchrun every
+    process trains on its part of each batch; the first writes and returns results, the others return None.
     """
     run_dir = Path(run_dir)
     group = Group.current()
@@ -103,10 +103,13 @@ def run(
         for path in (run_dir / "best", trainer.checkpoints):  # checkpoints without their best say so, the best no more
             discard(path)
     group.wait()
-    if not trainer.resume() and resume:
+    resumed = trainer.resume()
+    if resume and not resumed:
         raise CheckpointError(f"{trainer.checkpoints}: holds no checkpoint to resume from; train without --resume")
     if group.is_first:
         save_config(config, run_dir / "config.yaml")
+    if resumed and watch is not None and group.is_first:
+        watch(trainer)  # the checkpoint's batch: a kill may have come between the two
     begun = trainer.seconds
     seen = first = trainer.epoch * trainer.fit_end + trainer.position
     for seen in trainer.run():
@@ -219,6 +222,7 @@ def _common(trainer: Trainer, task: str) -> dict[str, Any]:
         "training": facts,
         "progressive": trainer.progressive.points,
         "epochs": epoch_rows(trainer.history.path),
+        "teachers": [] if trainer.objective is None else trainer.objective.report(),
     }
 
 

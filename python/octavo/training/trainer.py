@@ -309,7 +309,10 @@ class Trainer:
         self.model.train()
         part = self.group.part(batch)
         totals = learning.total_weights(batch, tasks)
-        found, further = (self.model(part), None) if self.objective is None else self.objective.learn(part, tasks)
+        if self.objective is None:
+            found, further = self.model(part), None
+        else:
+            found, further = self.objective.learn(part, tasks, self.log.negatives)
         logits = self.log.as_sampled(found)
         loss = learning.loss_of(logits, part, totals)
         whole = self._joined(logits, len(batch))
