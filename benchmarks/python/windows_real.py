@@ -4,8 +4,8 @@ and 12 hours unseen; device families). Against one model retrained for each wind
 
 At each of the rolling cut dates everything is trained on what was known then, and scored on the month that follows. All
 networks are alike (``--tune`` chose their settings on a month before the first cut). A guest who has arrived cannot
-cancel, so a booking's label is known at its arrival at the latest, for every method but ES-DFM and DEFER, whose losses
-wait for the whole window. Intervals are bootstraps by day; ``gold again`` is gold with another seed.
+cancel, so a booking's label is known at its arrival at the latest, to every method that waits for one (FNW and FNC take
+an event as a negative at once). Intervals are bootstraps by day; ``gold again`` is gold with another seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from octavo.config import build_config
 from octavo.data import SETS, DataError
 from octavo.evaluation import calibration, log_loss, ne, paired_difference
 from octavo.evaluation.paired import expanded_tail
-from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, BucketHazard
+from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, FSIW, BucketHazard
 from octavo.windows import PersonalizedInterpolator
 from octavo.windows.baselines import Delayed, Events, FixedWindows, Interpolated, Recipe, WindowModel
 
@@ -161,6 +161,7 @@ def at_cut(study: Study, events: Events, usable: np.ndarray, cut: int, found: Fo
     one: dict[str, WindowModel] = {
         "fnw": Delayed(FNW(own), recipe), "fnc": Delayed(FNC(own), recipe),
         "es-dfm": Delayed(ESDFM(study.wait, own), recipe), "defer": Delayed(DEFER(study.wait, own), recipe),
+        "fsiw": Delayed(FSIW((*(edge for edge in study.edges if edge < own), own)), recipe),
     }  # fmt: skip
     for name, model_ in (every | one).items():
         model_.fit(events, train, until)
