@@ -74,7 +74,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(WindowsError, match=r"is damaged \(windows\.json was changed"):
         PersonalizedInterpolator.load(path)
     meta.write_text(json.dumps({**json.loads(text), "version": 99}))
-    with pytest.raises(WindowsError, match="version 99; this octavo reads 1"):
+    with pytest.raises(WindowsError, match="version 99; this octavo reads 2"):
         PersonalizedInterpolator.load(path)
     meta.write_text("{")
     with pytest.raises(WindowsError, match="is damaged; save the fit again"):

@@ -217,15 +217,6 @@ def test_diagnose_flags_the_wrong_family() -> None:
     assert all(0 <= share <= 1 for share in found["own"].to_pylist())
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    laws = [stats.expon(scale=3.0)] * 60
-    data = drawn(laws, [400] * 60, 20, seed=12)
-    found = fitted(data, 20, family="empirical", shrink=0.0).diagnose("3d").to_pydict()
-    exact = true_alpha(laws[0], 3.0)
-    held = [low <= exact <= high for low, high in zip(found["low"][1:], found["high"][1:], strict=True)]
-    assert np.mean(held) > 0.88
-
-
 @pytest.mark.parametrize("family", [*FAMILIES, "auto"])
 def test_groups_of_one_of_none_and_all_alike(family: str) -> None:
     """A group with one outcome, one with none between the windows, one whose outcomes all come at one moment."""

@@ -20,7 +20,7 @@ from octavo.windows.grid import WindowsError
 if TYPE_CHECKING:
     from octavo.windows.interpolator import PersonalizedInterpolator
 
-VERSION = 1
+VERSION = 2  # 1: standard errors without what the levels above contribute
 META, TENSORS = "windows.json", "windows.safetensors"
 _BY_SEGMENT = ("segments", "weights", "own", "size", "ratio", "misfit", "drift", "spread", "kappa")
 

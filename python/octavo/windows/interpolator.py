@@ -252,9 +252,8 @@ class PersonalizedInterpolator:
     def diagnose(self, window: str | None = None) -> pa.Table:
         """A row for everything, each vertical and each group: outcomes, family and weights, the group's own share,
         alpha with its 95% interval at ``window`` (default: the middle of the first two in log time), p-values and
-        flags of misfit and drift. :mod:`octavo.windows.diagnosis` has the columns. The interval is that of the group's
-        own outcomes times its share: too narrow where much comes from the level above (groups below some hundreds of
-        outcomes)."""
+        flags of misfit and drift. :mod:`octavo.windows.diagnosis` has the columns. The interval is one of alpha as it
+        is served, shrunk; of a single family it is right only as far as the family is (``misfit``)."""
         middle = int(np.sqrt(float(self.grid.windows[0]) * self.grid.windows[1]))
         return diagnosis(self._need(), self._keys, self.grid, middle if window is None else window_ms(window, "window"))
 
