@@ -229,11 +229,12 @@ class PersonalizedInterpolator:
         if not self._keys.columns:
             return np.zeros(len(groups), np.int64)
         group, vertical = self._keys.encode(groups)
-        unseen = int((group < 0).sum())
-        if unseen:
-            self._count("groups never seen", unseen)
         first = len(fitted.segments[0]) - len(self._keys)
-        return np.where(group >= 0, group + first, vertical + 1)
+        if not len(group) or group.min() >= 0:
+            return group + first
+        unseen = group < 0
+        self._count("groups never seen", int(unseen.sum()))
+        return np.where(unseen, vertical + 1, group + first)
 
     def compile(self, windows: Sequence[str]) -> LookupTable:
         """The table that serves ``windows``. Raises :class:`WindowsError` for three or more models' windows and for
