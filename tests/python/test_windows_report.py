@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,46 @@ def test_from_a_file_to_predictions_and_a_page(tmp_path: Path) -> None:
     assert "<fast>" not in page
     assert page.count("data:image/svg+xml;base64,") == 3
     assert not re.search(r"(src|href)=\"http", page)
+
+
+def test_who_adds_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    data = drawn(LAWS, [3_000, 3_000, 40], 40, until=40)
+    table = pa.table({name: pa.array(v, pa.int64(), from_pandas=True, safe=False) for name, v in data.items()})
+    parts = [table.slice(begin, 1_520) for begin in range(0, len(table), 1_520)]
+    for number, part in enumerate(parts):
+        pq.write_table(part, tmp_path / f"{number}.parquet")
+    options = ["--observed-until", "1970-02-10"]
+    run("windows", "fit", tmp_path / "0.parquet", tmp_path / "fit", "--group", "advertiser", *options)
+    adding = [
+        subprocess.Popen(
+            [sys.executable, "-m", "octavo", "windows", "fit", str(tmp_path / f"{number}.parquet"),
+             str(tmp_path / "fit"), "--add", *options],
+            stdout=subprocess.DEVNULL,
+        )
+        for number in range(1, len(parts))
+    ]  # fmt: skip
+    assert [process.wait() for process in adding] == [0] * (len(parts) - 1)
+    whole = PersonalizedInterpolator(group=["advertiser"]).fit(table, 40 * DAY)
+    again = PersonalizedInterpolator.load(tmp_path / "fit")
+    assert again._outcomes.count.sum() == whole._outcomes.count.sum()
+    assert again._anchors.count.sum() == len(table)
+    np.testing.assert_allclose(again.alpha([0, 1, 2], "3d"), whole.alpha([0, 1, 2], "3d"), atol=1e-6)
+
+
+def test_late_outcomes_are_no_new_anchors(tmp_path: Path) -> None:
+    first = pa.table({"anchor": [0, 0, 0, DAY], "converted": pa.array([None, None, 2 * DAY, None], pa.int64())})
+    pq.write_table(first, tmp_path / "first.parquet")
+    pq.write_table(pa.table({"anchor": [0], "converted": [3 * DAY]}), tmp_path / "late.parquet")
+    run("windows", "fit", tmp_path / "first.parquet", tmp_path / "fit", "--half-life", "none", "--observed-until",
+        "1970-01-06")  # fmt: skip
+    run("windows", "fit", tmp_path / "late.parquet", tmp_path / "fit", "--add", "--late", "--observed-until",
+        "1970-01-21")  # fmt: skip
+    assert PersonalizedInterpolator.load(tmp_path / "fit").kaplan_meier("7d")[0] == pytest.approx(0.5)
+    done = CliRunner().invoke(
+        app, ["windows", "fit", str(tmp_path / "late.parquet"), str(tmp_path / "other"), "--late"]
+    )
+    assert done.exit_code == 2
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_the_page_shows_is_what_came() -> None:

@@ -123,7 +123,9 @@ class _Rows:
 
     def put(self, at: int, level: _Level) -> None:
         rows = slice(at, at + len(level.size))
-        self.curves[rows], self.weights[rows] = level.estimate.curves[0], level.estimate.weights
+        # A mixture of rising curves rises but for rounding.
+        self.curves[rows] = np.maximum.accumulate(level.estimate.curves[0], axis=1)
+        self.weights[rows] = level.estimate.weights
         self.own[rows], self.size[rows], self.ratio[rows] = level.estimate.own, level.size, level.estimate.ratio
         self.misfit[rows], self.drift[rows], self.spread[rows] = level.misfit, level.drift, level.spread
 
