@@ -23,8 +23,8 @@ from octavo.windows import LookupTable, PersonalizedInterpolator
 DAY_MS = 86_400_000
 ROWS = {"smoke": 1 << 14, "quick": 1 << 21, "full": 1 << 22}
 TABLE = {"smoke": 1 << 12, "quick": 1_000_000, "full": 1_000_000}
-GROUPS = {"smoke": 3, "quick": 300, "full": 1000}
-BIG = {"smoke": 50, "quick": 20_000, "full": 200_000}  # groups of ours alone, once
+GROUPS = {"smoke": 3, "quick": 300, "full": 500}
+BIG = {"smoke": 50, "quick": 20_000, "full": 100_000}  # groups of ours alone, once
 PER_GROUP = 200
 
 
