@@ -93,19 +93,19 @@ def test_from_a_file_to_predictions_and_a_page(tmp_path: Path) -> None:
 def test_who_adds_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
     data = drawn(LAWS, [3_000, 3_000, 40], 40, until=40)
     table = pa.table({name: pa.array(v, pa.int64(), from_pandas=True, safe=False) for name, v in data.items()})
-    parts = [table.slice(begin, 1_520) for begin in range(0, len(table), 1_520)]
+    parts = [table.slice(begin, 2_100) for begin in range(0, len(table), 2_100)]
     for number, part in enumerate(parts):
         pq.write_table(part, tmp_path / f"{number}.parquet")
     options = ["--observed-until", "1970-02-10"]
     run("windows", "fit", tmp_path / "0.parquet", tmp_path / "fit", "--group", "advertiser", *options)
+    call = [sys.executable, "-c", "from octavo.cli import main; main()", "windows", "fit"]
     adding = [
         subprocess.Popen(
-            [sys.executable, "-m", "octavo", "windows", "fit", str(tmp_path / f"{number}.parquet"),
-             str(tmp_path / "fit"), "--add", *options],
+            [*call, str(tmp_path / f"{number}.parquet"), str(tmp_path / "fit"), "--add", *options],
             stdout=subprocess.DEVNULL,
         )
         for number in range(1, len(parts))
-    ]  # fmt: skip
+    ]
     assert [process.wait() for process in adding] == [0] * (len(parts) - 1)
     whole = PersonalizedInterpolator(group=["advertiser"]).fit(table, 40 * DAY)
     again = PersonalizedInterpolator.load(tmp_path / "fit")
