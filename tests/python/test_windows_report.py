@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from windows_support import DAY, drawn
 
 from octavo.cli.main import app
 from octavo.data import DataError
+from octavo.evaluation import Interval
+from octavo.report import Rival, write_windows_report
 from octavo.windows import PersonalizedInterpolator, WindowsError
 from octavo.windows.reporting import results_of
 
@@ -159,6 +162,20 @@ def test_a_page_without_predictions_has_laws_alone(tmp_path: Path) -> None:
     pi.save(tmp_path / "fit")
     run("windows", "report", tmp_path / "fit", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("data:image/svg+xml;base64,") == 1
+
+
+def test_rivals_are_shown_with_what_is_outside_the_panel(tmp_path: Path) -> None:
+    fit = PersonalizedInterpolator(half_life=None).fit(scored(), 40 * DAY)
+    rivals = [
+        Rival("personalized", "3d", Interval(-0.21, -0.64, 0.16), Interval(1.007, 0.996, 1.019), 1.035),
+        Rival("dfm", "3d", Interval(7.5, 6.38, 8.57), Interval(0.576, 0.568, 0.585), 0.592),
+        Rival("personalized", "14d", Interval(0.1, -0.2, 0.3), Interval(1.0, 0.99, 1.01), 1.1),
+    ]
+    results = dataclasses.replace(results_of(fit, "t"), rivals=rivals)
+    page = write_windows_report(results, tmp_path / "page.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2
+    cells = re.findall(r"<tr><td>3d</td><td>dfm</td>(.*?)</tr>", page)
+    assert re.findall(r">([^<>]+)</td>", cells[0]) == ["7.50", "6.38 to 8.57", "0.576", "0.568 to 0.585", "0.592"]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def by_group(found: Sequence[WindowCalibration]) -> str:
                     axis.plot([low, high], [place, place], color=ACCENT, linewidth=1.8, solid_capstyle="round")
                 axis.plot([min(max(ratio.estimate, 0.3), 2.0)], [place], "o", color=ACCENT, markersize=4.5)
             axis.set_xlim(0.4, 1.8)
+            axis.set_xticks((0.6, 0.8, 1.0, 1.2, 1.4, 1.6))
             axis.set_title(f"within {one.window}")
             axis.set_xlabel("sum(p) / sum(y)")
             axis.grid(axis="y", visible=False)
@@ -88,8 +89,11 @@ def by_group(found: Sequence[WindowCalibration]) -> str:
         return uri(figure)
 
 
-_PANELS = (("entropy less the retrained, %", "gap", (-0.3, 0.3), (-2.0, 5.0)),
-           ("sum(p) / sum(p retrained)", "ratio", (0.97, 1.03), (0.75, 1.35)))  # fmt: skip
+# label, attribute, band, limits, ticks
+_PANELS = (
+    ("entropy less the retrained, %", "gap", (-0.3, 0.3), (-2.0, 5.0), (-1, 0, 1, 2, 3, 4)),
+    ("sum(p) / sum(p retrained)", "ratio", (0.97, 1.03), (0.75, 1.35), (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)),
+)
 
 
 def rivals(found: Sequence[Rival]) -> str:
@@ -97,9 +101,9 @@ def rivals(found: Sequence[Rival]) -> str:
     with mpl.rc_context(STYLE):
         windows = list(dict.fromkeys(one.window for one in found))
         names = list(dict.fromkeys(one.method for one in found))
-        figure = Figure(figsize=(10.2, 1.2 + 0.42 * len(names)), layout="constrained")
+        figure = Figure(figsize=(10.2, 1.8 + 0.4 * len(names)), layout="constrained")
         axes = figure.subplots(len(_PANELS), len(windows), squeeze=False, sharey=True)
-        for row, (label, figures, band, (left, right)) in zip(axes, _PANELS, strict=True):
+        for row, (label, figures, band, (left, right), ticks) in zip(axes, _PANELS, strict=True):
             for axis, window in zip(row, windows, strict=True):
                 axis.axvspan(*band, color=ACCENT, alpha=0.07, linewidth=0)
                 axis.axvline(sum(band) / 2, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -113,6 +117,7 @@ def rivals(found: Sequence[Rival]) -> str:
                     at = min(max(value.estimate, left), right)
                     axis.plot([at], [place], marker, color=colour, markersize=4.5, clip_on=False)
                 axis.set_xlim(left, right)
+                axis.set_xticks(ticks)
                 axis.set_xlabel(label)
                 axis.grid(axis="y", visible=False)
         for axis, window in zip(axes[0], windows, strict=True):
