@@ -4,8 +4,9 @@ and 12 hours unseen; device families). Against one model retrained for each wind
 
 At each of the rolling cut dates everything is trained on what was known then, and scored on the month that follows. All
 networks are alike (``--tune`` chose their settings on a month before the first cut). A guest who has arrived cannot
-cancel, so a booking's label is known at its arrival at the latest, for every method but ES-DFM and DEFER, whose losses
-wait for the whole window. Intervals are bootstraps by day; ``gold again`` is gold with another seed.
+cancel, so a booking's label is known at its arrival at the latest, to every method that waits for one (FNW and FNC take
+an event as a negative at once). Intervals are bootstraps by day; ``gold again`` is gold with another seed. Besides its
+rows it writes a page with table and plots for each set, ``build/windows/NAME.html``.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any
 
 import harness
 import numpy as np
+import windows_page
 from harness import Interval
 
+from octavo import evaluation
 from octavo.config import build_config
 from octavo.data import SETS, DataError
 from octavo.evaluation import calibration, log_loss, ne, paired_difference
 from octavo.evaluation.paired import expanded_tail
-from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, BucketHazard
+from octavo.report import Rival
+from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, FSIW, BucketHazard
 from octavo.windows import PersonalizedInterpolator
 from octavo.windows.baselines import Delayed, Events, FixedWindows, Interpolated, Recipe, WindowModel
 
@@ -115,6 +119,7 @@ class Found:
     p: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
     labels: dict[str, list[np.ndarray]] = field(default_factory=dict)
     rows: list[np.ndarray] = field(default_factory=list)
+    fit: PersonalizedInterpolator | None = None  # the last cut's
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, method: str, window: str, p: np.ndarray) -> None:
@@ -143,6 +148,7 @@ def at_cut(study: Study, events: Events, usable: np.ndarray, cut: int, found: Fo
         if smoke and name not in ("personalized", "global"):
             continue
         model = Interpolated(heads, pi).refit(events, train, until)
+        found.fit = pi if name == "personalized" else found.fit
         for window in study.unseen:
             found.add(name, window, model.from_heads(p, events, test, window))
     for window in study.unseen:
@@ -150,6 +156,11 @@ def at_cut(study: Study, events: Events, usable: np.ndarray, cut: int, found: Fo
             gold = FixedWindows([window], replace(recipe, seed=seed)).fit(events, train, until)
             found.spent(name, gold.seconds)
             found.add(name, window, gold.predict(events, test, window))
+    for window in study.anchors:  # what it costs that they share a network
+        found.labels.setdefault(window, []).append(events.labels(test, _ms(window)))
+        found.add("heads", window, p[window])
+        alone = FixedWindows([window], recipe).fit(events, train, until)
+        found.add("gold", window, alone.predict(events, test, window))
     if smoke:
         return
     every: dict[str, WindowModel] = {
@@ -161,6 +172,7 @@ def at_cut(study: Study, events: Events, usable: np.ndarray, cut: int, found: Fo
     one: dict[str, WindowModel] = {
         "fnw": Delayed(FNW(own), recipe), "fnc": Delayed(FNC(own), recipe),
         "es-dfm": Delayed(ESDFM(study.wait, own), recipe), "defer": Delayed(DEFER(study.wait, own), recipe),
+        "fsiw": Delayed(FSIW((*(edge for edge in study.edges if edge < own), own)), recipe),
     }  # fmt: skip
     for name, model_ in (every | one).items():
         model_.fit(events, train, until)
@@ -190,6 +202,7 @@ def report(run: harness.Run, study: Study, events: Events, found: Found, cuts: i
     rows = np.concatenate(found.rows)
     day = events.time[rows] // DAY_MS
     name = "hotel" if study.name == "hotel_bookings" else study.name
+    rivals: list[Rival] = []
     for window in study.unseen:
         y = np.concatenate(found.labels[window])
         gold = found.of("gold", window)
@@ -208,9 +221,10 @@ def report(run: harness.Run, study: Study, events: Events, found: Found, cuts: i
             }  # fmt: skip
             shape = {"set": study.name, "window": window, "what": "NE - gold's, % of gold's"}
             scale = 100 / ne(gold, y)
-            run.row(
-                "windows_real", shape, method, Interval(*(v * scale for v in (gap.estimate, gap.low, gap.high))), facts
-            )
+            percent = Interval(*(v * scale for v in (gap.estimate, gap.low, gap.high)))
+            run.row("windows_real", shape, method, percent, facts)
+            if method != "gold":
+                rivals.append(Rival(method, window, _shown(percent), _shown(ratio), calibration(p, y)))
         p = found.of("personalized", window)
         ratio = ratio_of(p, gold, day)
         off = Interval(ratio.figure - 1, ratio.low - 1, ratio.high - 1)
@@ -223,31 +237,48 @@ def report(run: harness.Run, study: Study, events: Events, found: Found, cuts: i
         run.bars[-1]["holds"] = relative.high <= bar
         calibrated = {method: round(calibration(found.of(method, window), y), 4) for method in ("personalized", "gold")}
         run.bars[-1]["calibration"] = calibrated
+        again = found.of("gold again", window)
         for kind, keys in (("groups", [*study.vertical, *study.group]), ("verticals", [*study.vertical])):
             if keys:
-                groups(run, f"windows_{name}_{window}_{kind}_within_10", events, rows, keys, p, gold, day)
+                slug = f"windows_{name}_{window}_{kind}_within_10"
+                groups(run, slug, names_of(events, keys)[rows], p, gold, again, day)
+    for window in study.anchors:
+        y, gold = np.concatenate(found.labels[window]), found.of("gold", window)
+        gap = paired_difference(log_loss(found.of("heads", window), y), log_loss(gold, y), day, y, resamples=RESAMPLES)
+        relative = Interval(*(v / ne(gold, y) for v in (gap.estimate, gap.low, gap.high)))
+        run.measured(f"windows_{name}_{window}_head_less_a_model_of_its_own", relative)
+    assert found.fit is not None
+    unseen = {window: found.of("personalized", window) for window in study.unseen}
+    labels = {window: np.concatenate(found.labels[window]) for window in study.unseen}
+    where = names_of(events, [*study.vertical, *study.group])[rows]
+    page = windows_page.write(study.name, found.fit, rivals, unseen, labels, day, where)
+    print(f"windows_real: {page}", file=sys.stderr)
     own, others = found.seconds["personalized"], found.seconds["gold"]
     run.measured(f"windows_{name}_training_seconds_vs_golds", Interval(own / others, own / others, own / others), None,
                  models=[1, len(study.unseen)])  # fmt: skip
 
 
+def names_of(events: Events, keys: Sequence[str]) -> np.ndarray:
+    """[events]: the values of the key columns, as one word."""
+    columns = [events.table[key].to_pylist() for key in keys]
+    return np.array(["/".join(map(str, values)) for values in zip(*columns, strict=True)])
+
+
 def groups(
-    run: harness.Run, slug: str, events: Events, rows: np.ndarray, keys: Sequence[str], p: np.ndarray, gold: np.ndarray,
-    day: np.ndarray,
-) -> None:  # fmt: skip
-    """The share of groups with enough expected conversions whose sum of p is within a tenth of gold's."""
-    names = np.array(
-        ["/".join(map(str, key)) for key in zip(*(events.table[k].to_pylist() for k in keys), strict=True)]
-    )
-    label, number = np.unique(names[rows], return_inverse=True)
+    run: harness.Run, slug: str, names: np.ndarray, p: np.ndarray, gold: np.ndarray, again: np.ndarray, day: np.ndarray
+) -> None:
+    """The share of groups ``names`` [n] with enough expected conversions whose sum of p is within a tenth of gold's;
+    and the same of ``again``, gold with another seed."""
+    label, number = np.unique(names, return_inverse=True)
     days, when = np.unique(day, return_inverse=True)
     place = number * len(days) + when
-    sums = [np.bincount(place, v, minlength=len(label) * len(days)).reshape(len(label), -1) for v in (p, gold)]
+    parts = (p, gold, again)
+    sums = [np.bincount(place, v, minlength=len(label) * len(days)).reshape(len(label), -1) for v in parts]
     big = sums[1].sum(axis=1) >= ENOUGH
     if not big.any():
         run.measured(slug, Interval(math.nan, math.nan, math.nan), None, groups=0)
         return
-    ratios = sums[0][big].sum(axis=1) / sums[1][big].sum(axis=1)
+    ratios, others = (sums[i][big].sum(axis=1) / sums[1][big].sum(axis=1) for i in (0, 2))
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(RESAMPLES):
@@ -255,10 +286,11 @@ def groups(
         again = (sums[0][big] @ times) / np.maximum(sums[1][big] @ times, 1e-9)
         drawn.append(np.mean(np.abs(again - 1) <= GROUP_CALIBRATED))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    share = float(np.mean(np.abs(ratios - 1) <= GROUP_CALIBRATED))
+    share, other = (float(np.mean(np.abs(r - 1) <= GROUP_CALIBRATED)) for r in (ratios, others))
     worst = np.argsort(-np.abs(ratios - 1))[:3]
     shown = {str(label[big][at]): round(float(ratios[at]), 3) for at in worst}
-    run.measured(slug, Interval(share, float(low), float(high)), GROUP_SHARE, groups=int(big.sum()), worst=shown)
+    facts = {"groups": int(big.sum()), "worst": shown, "gold_again": other}
+    run.measured(slug, Interval(share, float(low), float(high)), GROUP_SHARE, **facts)
 
 
 def ratio_of(p: np.ndarray, gold: np.ndarray, day: np.ndarray) -> Interval:
@@ -270,6 +302,10 @@ def ratio_of(p: np.ndarray, gold: np.ndarray, day: np.ndarray) -> Interval:
     tail = expanded_tail(len(sums))
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
     return Interval(float(p.sum() / gold.sum()), float(low), float(high))
+
+
+def _shown(interval: Interval) -> evaluation.Interval:
+    return evaluation.Interval(interval.figure, interval.low, interval.high)
 
 
 def _within(bar: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from octavo.windows import LookupTable, PersonalizedInterpolator
 DAY_MS = 86_400_000
 ROWS = {"smoke": 1 << 14, "quick": 1 << 21, "full": 1 << 22}
 TABLE = {"smoke": 1 << 12, "quick": 1_000_000, "full": 1_000_000}
-GROUPS = {"smoke": 3, "quick": 300, "full": 1000}
-BIG = {"smoke": 50, "quick": 20_000, "full": 200_000}  # groups of ours alone, once
+GROUPS = {"smoke": 3, "quick": 300, "full": 500}
+BIG = {"smoke": 50, "quick": 20_000, "full": 100_000}  # groups of ours alone, once
 PER_GROUP = 200
 
 
@@ -44,7 +44,9 @@ def predict(run: harness.Run) -> None:
     short = rng.random(rows, np.float32) / 2
     long = short + rng.random(rows, np.float32) / 2
     out, other = np.empty(rows, np.float32), np.empty(rows, np.float32)
-    pi = keyed(groups)
+    names = np.unique(rng.integers(0, 1 << 62, groups))  # anything of 64 bits
+    pi, named = keyed(np.arange(groups)), keyed(names)
+    keys = names[place % len(names)]
     found = table.predict(short, long, place, out=out)[0]
     exact = short.astype(np.float64) + column[place].astype(np.float64) * (long.astype(np.float64) - short)
     np.testing.assert_allclose(found, exact, atol=1e-6)
@@ -53,18 +55,19 @@ def predict(run: harness.Run) -> None:
               facts={"route": "table"}),
         Entry("predict, integer keys", lambda i: pi.predict(short, long, place, window="3d"), io="float32", items=rows,
               facts={"route": "keys"}),
+        Entry("predict, 64-bit keys", lambda i: named.predict(short, long, keys, window="3d"), io="float32", items=rows,
+              facts={"route": "hashed keys"}),
     ]  # fmt: skip
     peers = [Entry("numpy gather", lambda i: np.take(column, place, out=other, mode="clip"), io="float32", items=rows)]
     run.contest("windows_speed predict", {"rows": rows, "groups": groups}, ours, peers)
 
 
-def keyed(groups: int) -> PersonalizedInterpolator:
-    """A fit of as many groups with a conversion each."""
-    group = np.arange(groups)
+def keyed(group: np.ndarray) -> PersonalizedInterpolator:
+    """A fit of these groups with a conversion each."""
     data = {
         "group": group,
-        "anchor": np.zeros(groups),
-        "converted": (1.5 + 5 * np.random.default_rng(2).random(groups)) * DAY_MS,
+        "anchor": np.zeros(len(group)),
+        "converted": (1.5 + 5 * np.random.default_rng(2).random(len(group))) * DAY_MS,
     }
     return PersonalizedInterpolator(("1d", "7d"), ["group"], family="empirical", half_life=None).fit(data, 30 * DAY_MS)
 
@@ -134,6 +137,7 @@ def body(run: harness.Run) -> None:
     fit(run)
     run.finding("windows_predict_vs_gather", where(route="table"), where(), ["numpy gather"], bar=0.3)
     run.finding("windows_predict_with_keys_vs_gather", where(route="keys"), where(), ["numpy gather"])
+    run.finding("windows_predict_with_64_bit_keys_vs_gather", where(route="hashed keys"), where(), ["numpy gather"])
     for family, peer in (("empirical", "KaplanMeierFitter"), ("weibull", "WeibullFitter")):
         among = lambda shape, family=family: shape.get("like") == family  # noqa: E731
         name = f"windows_fit_{family}_vs_lifelines"

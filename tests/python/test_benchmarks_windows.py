@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from test_benchmarks_quality import lines_of
+from test_benchmarks_tables import ROOT
 
 from octavo.data import DataError, data_root
 
@@ -45,6 +46,10 @@ def test_windows_real() -> None:
     if not (root / "hotel_bookings").exists() or not (root / "deskdrop").exists():
         pytest.skip(f"{root}: hotel_bookings or deskdrop is not here")
     rows, bars = lines_of("windows_real")
+    for name in ("hotel_bookings", "deskdrop"):
+        page = (ROOT / "build" / "windows" / f"{name}.html").read_text()
+        assert page.count("data:image/svg+xml;base64,") == 4  # rivals, reliability, groups, laws
+        assert page.count("<td>personalized</td>") == 3
     assert {row["entry"] for row in rows} == {"personalized", "global", "gold", "gold again"}
     for row in rows:
         assert row["low"] <= row["figure"] <= row["high"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, BucketHazard, DelayedLoss, ExampleBatch, Examples
+from octavo.training.delayed import DEFER, DFM, ESDFM, FNC, FNW, FSIW, BucketHazard, DelayedLoss, ExampleBatch, Examples
 
 DAY_MS, DAY = 86_400_000, 86_400.0
 LOSSES: dict[str, DelayedLoss] = {
@@ -21,6 +21,7 @@ LOSSES: dict[str, DelayedLoss] = {
     "fnc": FNC(7 * DAY),
     "esdfm": ESDFM(DAY, 7 * DAY),
     "defer": DEFER(DAY, 7 * DAY),
+    "fsiw": FSIW(tuple(DAY * d for d in (0, 1, 2, 3, 5, 7))),
 }
 
 
@@ -160,6 +161,53 @@ def test_examples_are_those_of_the_stream() -> None:
     np.testing.assert_allclose(found.elapsed / DAY, [8.0, 8.0, 8.0, np.inf])
     with pytest.raises(ValueError, match="until: 86400 s before event 0"):
         DFM().examples(time + DAY_MS, delay, 0)
+
+
+def test_what_can_no_longer_come_is_known_when_it_closes() -> None:
+    """Window 7 days, wait 1; closed after 2 days: one without outcome, one whose outcome came on the last day, one that
+    stays open."""
+    time = np.zeros(3, np.int64)
+    delay, closed = np.array([np.nan, 2.0, np.nan]) * DAY, np.array([2.0, 2.0, np.nan]) * DAY_MS
+
+    def seen(loss: DelayedLoss, days: float) -> list[tuple[Any, ...]]:
+        found = loss.examples(time, delay, round(days * DAY_MS), closed)
+        columns = [np.nan_to_num(found.targets[name], nan=-1).tolist() for name in loss.outputs]
+        return sorted(zip((found.time / DAY_MS).tolist(), found.row.tolist(), *columns, strict=True))
+
+    first = [(1.0, row, 0.0, -1, -1) for row in range(3)]
+    known = [(2.0, 0, -1, 0.0, 1.0), (2.0, 1, -1, 1.0, 0.0), (2.0, 1, 1.0, -1, -1)]
+    assert seen(ESDFM(DAY, 7 * DAY), 3) == sorted([*first, *known])
+    assert seen(ESDFM(DAY, 7 * DAY), 7) == sorted([*first, *known, (7.0, 2, -1, 0.0, 1.0)])
+    twice = [(1.0, row, 0.0, -1) for row in range(3)] + [(2.0, 0, 0.0, -1), (2.0, 1, 1.0, -1)]
+    assert seen(DEFER(DAY, 7 * DAY), 3) == sorted([*twice, (2.0, 0, -1, 0.0), (2.0, 1, -1, 1.0)])
+
+
+def test_feedback_shift_weights_by_hand() -> None:
+    """Looked at on day 30, window 7 d: events of ages 3 and 10 days, the latter being 3 at the counterfactual
+    deadline."""
+    loss = FSIW((0.0, 2 * DAY, 7 * DAY))
+    age = np.array([3, 3, 10, 10, 10, 20])
+    time = ((30 - age) * DAY_MS).astype(np.int64)
+    delay = np.array([1.0, np.nan, 1.0, 5.0, np.nan, 6.0]) * DAY
+    found = loss.examples(time, delay, 30 * DAY_MS)
+    shown = {name: np.nan_to_num(values, nan=-1).tolist() for name, values in found.targets.items()}
+    assert shown == {
+        "convert": [1, 0, 1, 1, 0, 1],
+        "observed_0": [-1] * 6,
+        "observed_1": [-1, -1, 1, 0, -1, -1],
+        "none_0": [-1] * 6,
+        "none_1": [-1, -1, -1, 0, 1, -1],
+    }
+    closed = np.full(6, 22.0) * DAY_MS  # before the deadline: nothing to learn of those
+    assert np.isnan(loss.examples(time, delay, 30 * DAY_MS, closed).targets["none_1"]).all()
+    p, observed, none = (1 / (1 + math.exp(-v)) for v in (0.4, -1.0, 0.8))
+    logits = {"convert": 0.4, "observed_0": 9.0, "observed_1": -1.0, "none_0": 9.0, "none_1": 0.8}
+    outputs = {k: torch.tensor([v] * 3, dtype=torch.float64) for k, v in logits.items()}
+    nothing = torch.tensor([math.nan] * 3)
+    targets = {**dict.fromkeys(logits, nothing), "convert": torch.tensor([1.0, 0.0, 0.0])}
+    batch = ExampleBatch(targets, nothing, torch.tensor([3 * DAY, 3 * DAY, math.inf]))
+    expected = (-math.log(p) / observed - none * math.log(1 - p) - math.log(1 - p)) / 3
+    assert float(loss.loss(outputs, batch)) == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)

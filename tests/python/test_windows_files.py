@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -64,38 +65,96 @@ def test_an_existing_path_is_kept_unless_asked(tmp_path: Path) -> None:
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     path = fit().save(tmp_path / "fit")
-    meta, tensors = path / "windows.json", path / "windows.safetensors"
+    meta, (tensors,) = path / "windows.json", path.glob("windows-*.safetensors")
     whole, text = tensors.read_bytes(), meta.read_text()
     tensors.write_bytes(whole[:-1] + b"\x01")
-    with pytest.raises(WindowsError, match=r"windows\.safetensors: is damaged or of another fit"):
+    with pytest.raises(WindowsError, match=r"windows-.*\.safetensors: is damaged or of another fit"):
         PersonalizedInterpolator.load(path)
     tensors.write_bytes(whole)
     meta.write_text(text.replace('"14d"', '"15d"'))
     with pytest.raises(WindowsError, match=r"is damaged \(windows\.json was changed"):
         PersonalizedInterpolator.load(path)
     meta.write_text(json.dumps({**json.loads(text), "version": 99}))
-    with pytest.raises(WindowsError, match="version 99; this octavo reads 1"):
+    with pytest.raises(WindowsError, match="version 99; this octavo reads 2"):
         PersonalizedInterpolator.load(path)
     meta.write_text("{")
     with pytest.raises(WindowsError, match="is damaged; save the fit again"):
+        PersonalizedInterpolator.load(path)
+    meta.write_text(text)
+    tensors.unlink()
+    with pytest.raises(WindowsError, match=r"windows-.*\.safetensors is missing"):
         PersonalizedInterpolator.load(path)
     meta.unlink()
     with pytest.raises(WindowsError, match="cannot be read"):
         PersonalizedInterpolator.load(path)
 
 
-def test_a_writer_that_is_killed_leaves_the_old_fit(tmp_path: Path) -> None:
-    pi = fit()
-    pi.save(tmp_path / "fit")
-    code = (
-        "import os, sys\nfrom octavo import windows\nfrom octavo.windows import files\n"
-        f"fit = windows.PersonalizedInterpolator.load({str(tmp_path / 'fit')!r})\n"
-        "files.file_hash = lambda path: os._exit(9)\n"  # after the tensors, before the rest
-        f"fit.save({str(tmp_path / 'fit')!r}, overwrite=True)\n"
-    )
-    # load hashes too, so the patch comes after it.
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == 9
-    assert np.array_equal(PersonalizedInterpolator.load(tmp_path / "fit")._outcomes.count, pi._outcomes.count)
-    pi.save(tmp_path / "fit", overwrite=True)  # and what it left is removed
+KILLED = """
+import json, os, pathlib, sys
+from octavo.windows import PersonalizedInterpolator
+
+def killing(function, count):
+    def call(*given, **named):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            os._exit(9)
+        return function(*given, **named)
+    return call
+
+path = sys.argv[1]
+old, new = PersonalizedInterpolator.load(path), PersonalizedInterpolator.load(path)
+new.partial_fit({"advertiser": [9], "name": ["new"], "anchor": [0], "converted": [2 * 86_400_000]}, 50 * 86_400_000)
+for owner, step in ((os, "fsync"), (pathlib.Path, "replace"), (pathlib.Path, "unlink")):
+    for count in range(1, 9):
+        old.save(path, overwrite=True)
+        child = os.fork()
+        if child == 0:
+            setattr(owner, step, killing(getattr(owner, step), count))
+            new.save(path, overwrite=True)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found = PersonalizedInterpolator.load(path)._outcomes.count.sum()
+        print(json.dumps([step, code, int(found - old._outcomes.count.sum())]))
+        if code == 0:
+            break
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_fit_or_the_new(tmp_path: Path) -> None:
+    """Before the first, the second, ... flush, rename and removal, until it comes through."""
+    old = fit()
+    path = old.save(tmp_path / "fit")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=True, capture_output=True, text=True)
+    seen = [json.loads(line) for line in done.stdout.splitlines()]
+    for step in ("fsync", "replace", "unlink"):
+        codes = [(code, more) for name, code, more in seen if name == step]
+        assert codes[-1] == (0, 1)
+        assert all(code == 9 for code, _ in codes[:-1])
+        assert {more for _, more in codes[:-1]} <= {0, 1}
+    assert ["fsync", 9, 0] in seen
+    assert ["replace", 9, 0] in seen
+    assert ["unlink", 9, 1] in seen  # the old is removed when the new is there
+    old.save(path, overwrite=True)  # and what was left is removed
+    assert sorted(entry.name.split("-")[0] for entry in path.iterdir()) == ["save.lock", "windows", "windows.json"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["fit"]
+
+
+def test_who_reads_while_it_is_replaced_finds_one_of_them(tmp_path: Path) -> None:
+    one, other = fit(), fit(shrink=3.0)
+    path = one.save(tmp_path / "fit")
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for each in (other, one):
+                each.save(path, overwrite=True)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        shrunk = {PersonalizedInterpolator.load(path).settings["shrink"] for _ in range(60)}
+    finally:
+        stop.set()
+        writer.join()
+    assert shrunk <= {"auto", 3.0}

@@ -14,7 +14,15 @@ pytest.importorskip("pyarrow")
 
 import pyarrow as pa
 
-from octavo.windows import FAMILIES, ExtrapolationWarning, PersonalizedInterpolator, WindowsError
+from octavo.windows import (
+    FAMILIES,
+    CalibrationWarning,
+    ExtrapolationWarning,
+    PersonalizedInterpolator,
+    WindowsError,
+    laws,
+)
+from octavo.windows.calibration import Calibration
 from octavo.windows.laws import BY_REQUEST
 
 ALL = list(LAWS.values())
@@ -112,6 +120,29 @@ def test_each_requests_own_rate(fits: dict[str, PersonalizedInterpolator]) -> No
     np.testing.assert_allclose(found, exact[:, 1:3], rtol=1e-5)
 
 
+def test_each_requests_own_rates_through_three_windows() -> None:
+    """Exact for an exponential request, whatever its group; for a Weibull one, nearer than the last two windows are by
+    the ratio of their p; beyond the last no faster than before."""
+    data = drawn(ALL, [300] * 5, 90, until=90)
+    windows = ("1d", "7d", "30d")
+    pi = PersonalizedInterpolator(windows, ["advertiser"], family=BY_REQUEST).fit(data, 90 * DAY)
+    means = np.array([0.7, 3.0, 10.0, 60.0])
+    exact = {days: 0.2 * -np.expm1(-days / means) for days in (1, 2, 5, 7, 12, 25, 30, 45)}
+    p = [exact[days] for days in (1, 7, 30)]
+    for days in (1, 2, 5, 7, 12, 25, 30):
+        np.testing.assert_allclose(pi.predict(*p, [0, 1, 2, 3], window=f"{days}d"), exact[days], rtol=2e-5)
+    law = LAWS["weibull .5, 5"]
+    p = [np.array([law.cdf(days)]) for days in (1, 7, 30)]
+    found = pi.predict(*p, [0], window="14d")[0]
+    ratio = laws.request_alpha(p[1] / p[2], 7.0, 30.0, 14.0)[0]
+    assert abs(found - law.cdf(14)) < 0.7 * abs(p[1] + ratio * (p[2] - p[1]) - law.cdf(14))
+    with pytest.warns(ExtrapolationWarning):
+        beyond = pi.predict([0.1], [0.2], [0.3], [0], window="45d")[0]
+    assert 0.3 < beyond <= 0.3 + 0.1 * 15 / 23
+    assert pi.predict([0.2], [0.1], [0.4], [0], window="7d")[0] == pytest.approx(0.2)
+    assert pi.counts["p_short > p_long"] == 1
+
+
 @pytest.mark.parametrize("family", ["auto", BY_REQUEST])
 def test_one_by_one_and_float32_are_the_same(fits: dict[str, PersonalizedInterpolator], family: str) -> None:
     """methods.md 5e (2)."""
@@ -206,7 +237,6 @@ def test_bad_requests_are_refused(
         ({"windows": ("7d",)}, "expected two or more"),
         ({"windows": "7d"}, "expected two or more"),
         ({"family": "gamma"}, "family: found 'gamma'; expected one of linear, log_time"),
-        ({"windows": ("1d", "7d", "30d"), "family": BY_REQUEST}, "solves one rate from two windows, found 3"),
         ({"shrink": -1}, "shrink: found -1; expected 'auto' or how many outcomes"),
         ({"shrink": "much"}, "shrink: found 'much'"),
         ({"half_life": "soon"}, "half_life: found 'soon'; expected a number and a unit"),
@@ -278,8 +308,82 @@ def test_calibration_learns_from_matured_anchors_alone() -> None:
         assert found[:, number].sum() == pytest.approx((strength * law.cdf(days)).sum(), rel=0.03)
     plain = pi.predict(short, long, anchor, window=["2d", "3d", "7d"], calibrated=False)
     assert plain[:, 2].sum() == pytest.approx(long.sum())
-    assert np.array_equal(found[:, 0], plain[:, 0])  # a window without a map
+    between = plain[:, 0] / plain[:, 1]  # a window without a map, below the shortest that has one
+    np.testing.assert_allclose(found[:, 0], between * found[:, 1], rtol=1e-12)
+    assert found[:, 0].sum() == pytest.approx((strength * law.cdf(2)).sum(), rel=0.03)
     assert (np.diff(found, axis=1) >= 0).all()
     young = {"anchor": np.full(50, 39 * DAY), "converted": np.full(50, np.nan)}
     with pytest.raises(WindowsError, match="of 0 anchors older than 168 h 0 converted in time; a map needs 10"):
         pi.calibrate(short[:50], long[:50], conversions=young, windows=["7d"], observed_until=40 * DAY)
+
+
+def calibrated(count: int = 4_000) -> tuple[PersonalizedInterpolator, np.ndarray, np.ndarray]:
+    """A fit with maps for 2 and 5 days that contradict each other: outcomes come early or not at all."""
+    rng = np.random.default_rng(3)
+    anchor = rng.integers(0, 40 * DAY, count)
+    short = rng.uniform(0.02, 0.3, count)
+    long = short + (1 - short) * rng.uniform(0.05, 0.5, count)
+    came = rng.random(count) < 0.5 * long
+    data = {"anchor": anchor, "converted": np.where(came, anchor + rng.uniform(0, 7, count) * DAY, np.nan)}
+    data["converted"] = np.where(data["converted"] <= 40 * DAY, data["converted"], np.nan)
+    pi = PersonalizedInterpolator(half_life=None).fit(data, 40 * DAY)
+    pi.calibrate(short, long, conversions=data, windows=["5d", "2d"], observed_until=40 * DAY)
+    return pi, short, long
+
+
+@pytest.mark.filterwarnings("ignore::octavo.windows.ExtrapolationWarning")
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("with_maps", [True, False])
+def test_p_is_that_of_its_window_alone_and_never_falls_from_call_to_call(kind: Any, with_maps: bool) -> None:
+    pi, short, long = calibrated()
+    short, long = short.astype(kind), long.astype(kind)
+    windows = [f"{h}h" for h in (1, 6, 23, 24, 25, 36, 47, 48, 49, 72, 119, 120, 121, 150, 168, 169, 300, 600)]
+    options: dict[str, Any] = {"calibrated": with_maps}
+    together = pi.predict(short, long, window=windows, **options)
+    for number, window in enumerate(windows):
+        assert np.array_equal(pi.predict(short, long, window=window, **options), together[:, number])
+        pair = [windows[-1 - number], window]
+        assert np.array_equal(pi.predict(short, long, window=pair, **options)[:, 1], together[:, number])
+    assert together.dtype == kind
+    assert (np.diff(together, axis=1) >= 0).all()
+    assert ((together >= 0) & (together <= 1)).all()
+
+
+def test_maps_that_contradict_each_other_are_raised() -> None:
+    knots = {2: (np.array([-9.0, 9.0]), np.array([0.4, 0.4])), 5: (np.array([-9.0, 9.0]), np.array([0.2, 0.6]))}
+    raw = {1: 0.1, 2: 0.2, 3: 0.3, 5: 0.5, 7: 0.6}
+    found = Calibration(knots).curves(lambda window: np.full(1, raw[window]), [1, 2, 3, 5, 7])
+    assert [float(p[0]) for p in found] == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.52])
+    same = Calibration(knots).curves(lambda window: np.full(1, 0.5), [3, 4])  # nothing between them: by time
+    assert [float(p[0]) for p in same] == pytest.approx([0.4, 0.4])
+    knots[5] = (np.array([-9.0, 9.0]), np.array([0.7, 0.7]))
+    same = Calibration(knots).curves(lambda window: np.full(1, 0.5), [3, 4])
+    assert [float(p[0]) for p in same] == pytest.approx([0.5, 0.6])
+
+
+def test_a_table_without_the_maps_is_refused_unless_asked_for() -> None:
+    pi, short, long = calibrated()
+    with pytest.raises(WindowsError, match=r"compile: a table holds shares of groups, not this fit's calibration maps"):
+        pi.compile(["3d"])
+    table = pi.compile(["3d"], calibrated=False)
+    found, _ = table.predict(short, long, pi.rows(short))
+    assert np.array_equal(found, pi.predict(short, long, window="3d", calibrated=False))
+
+
+def test_more_conversions_drop_the_maps_and_say_so() -> None:
+    pi, _, _ = calibrated()
+    maps = pi.calibration
+    more = {"anchor": [0], "converted": [2 * DAY]}
+    with pytest.warns(CalibrationWarning, match="the calibration maps were dropped"):
+        pi.partial_fit(more, 40 * DAY)
+    assert pi.calibration is None
+    assert pi.counts["calibrations dropped"] == 1
+    pi.partial_fit(more, 40 * DAY)  # nothing to drop
+    pi.calibration = maps
+    other = PersonalizedInterpolator(half_life=None).fit(more, 40 * DAY)
+    with pytest.warns(CalibrationWarning):
+        pi.merge(other)
+    assert pi.counts["calibrations dropped"] == 2
+    pi.calibration = maps
+    pi.fit(more, 40 * DAY)  # forgets everything, so nothing is lost
+    assert pi.calibration is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ from windows_support import DAY, drawn
 
 from octavo.cli.main import app
 from octavo.data import DataError
+from octavo.evaluation import Interval
+from octavo.report import Rival, write_windows_report
 from octavo.windows import PersonalizedInterpolator, WindowsError
 from octavo.windows.reporting import results_of
 
@@ -88,6 +93,46 @@ def test_from_a_file_to_predictions_and_a_page(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"http", page)
 
 
+def test_who_adds_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    data = drawn(LAWS, [3_000, 3_000, 40], 40, until=40)
+    table = pa.table({name: pa.array(v, pa.int64(), from_pandas=True, safe=False) for name, v in data.items()})
+    parts = [table.slice(begin, 2_100) for begin in range(0, len(table), 2_100)]
+    for number, part in enumerate(parts):
+        pq.write_table(part, tmp_path / f"{number}.parquet")
+    options = ["--observed-until", "1970-02-10"]
+    run("windows", "fit", tmp_path / "0.parquet", tmp_path / "fit", "--group", "advertiser", *options)
+    call = [sys.executable, "-c", "from octavo.cli import main; main()", "windows", "fit"]
+    adding = [
+        subprocess.Popen(
+            [*call, str(tmp_path / f"{number}.parquet"), str(tmp_path / "fit"), "--add", *options],
+            stdout=subprocess.DEVNULL,
+        )
+        for number in range(1, len(parts))
+    ]
+    assert [process.wait() for process in adding] == [0] * (len(parts) - 1)
+    whole = PersonalizedInterpolator(group=["advertiser"]).fit(table, 40 * DAY)
+    again = PersonalizedInterpolator.load(tmp_path / "fit")
+    assert again._outcomes.count.sum() == whole._outcomes.count.sum()
+    assert again._anchors.count.sum() == len(table)
+    np.testing.assert_allclose(again.alpha([0, 1, 2], "3d"), whole.alpha([0, 1, 2], "3d"), atol=1e-6)
+
+
+def test_late_outcomes_are_no_new_anchors(tmp_path: Path) -> None:
+    first = pa.table({"anchor": [0, 0, 0, DAY], "converted": pa.array([None, None, 2 * DAY, None], pa.int64())})
+    pq.write_table(first, tmp_path / "first.parquet")
+    pq.write_table(pa.table({"anchor": [0], "converted": [3 * DAY]}), tmp_path / "late.parquet")
+    run("windows", "fit", tmp_path / "first.parquet", tmp_path / "fit", "--half-life", "none", "--observed-until",
+        "1970-01-06")  # fmt: skip
+    run("windows", "fit", tmp_path / "late.parquet", tmp_path / "fit", "--add", "--late", "--observed-until",
+        "1970-01-21")  # fmt: skip
+    assert PersonalizedInterpolator.load(tmp_path / "fit").kaplan_meier("7d")[0] == pytest.approx(0.5)
+    done = CliRunner().invoke(
+        app, ["windows", "fit", str(tmp_path / "late.parquet"), str(tmp_path / "other"), "--late"]
+    )
+    assert done.exit_code == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_the_page_shows_is_what_came() -> None:
     table = scored(2)
     pi = PersonalizedInterpolator(group=["advertiser"], half_life=None).fit(table, 40 * DAY)
@@ -117,6 +162,20 @@ def test_a_page_without_predictions_has_laws_alone(tmp_path: Path) -> None:
     pi.save(tmp_path / "fit")
     run("windows", "report", tmp_path / "fit", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("data:image/svg+xml;base64,") == 1
+
+
+def test_rivals_are_shown_with_what_is_outside_the_panel(tmp_path: Path) -> None:
+    fit = PersonalizedInterpolator(half_life=None).fit(scored(), 40 * DAY)
+    rivals = [
+        Rival("personalized", "3d", Interval(-0.21, -0.64, 0.16), Interval(1.007, 0.996, 1.019), 1.035),
+        Rival("dfm", "3d", Interval(7.5, 6.38, 8.57), Interval(0.576, 0.568, 0.585), 0.592),
+        Rival("personalized", "14d", Interval(0.1, -0.2, 0.3), Interval(1.0, 0.99, 1.01), 1.1),
+    ]
+    results = dataclasses.replace(results_of(fit, "t"), rivals=rivals)
+    page = write_windows_report(results, tmp_path / "page.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 2
+    cells = re.findall(r"<tr><td>3d</td><td>dfm</td>(.*?)</tr>", page)
+    assert re.findall(r">([^<>]+)</td>", cells[0]) == ["7.50", "6.38 to 8.57", "0.576", "0.568 to 0.585", "0.592"]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

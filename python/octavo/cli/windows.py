@@ -31,15 +31,24 @@ def fit(
         None
     ),
     add: Annotated[bool, typer.Option("--add", help="Add to the fit at PATH, with its settings.")] = False,
+    late: Annotated[
+        bool, typer.Option("--late", help="With --add: outcomes of anchors that were given before without one.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a fit at PATH.")] = False,
 ) -> None:
     """Fit the groups' delay laws."""
+    from octavo._files import locked
     from octavo.windows import PersonalizedInterpolator
 
+    if late and not add:
+        raise typer.BadParameter("--late needs --add: anchors that were given before")
     table = _read(conversions)
     if add:
-        pi = PersonalizedInterpolator.load(path)
-        pi.partial_fit(table, observed_until).estimate()
+        pi = PersonalizedInterpolator.load(path)  # says so where there is none
+        with locked(path / "add.lock"):  # who adds at the same time adds to what this one made
+            pi = PersonalizedInterpolator.load(path)
+            pi.partial_fit(table, observed_until, late).estimate()
+            pi.save(path, overwrite=True)
     else:
         pi = PersonalizedInterpolator(
             window or ("1d", "7d"), group or [], vertical or [], family, _number(shrink),
@@ -47,7 +56,7 @@ def fit(
             anchor=anchor, converted=converted,
         )  # fmt: skip
         pi.fit(table, observed_until)
-    pi.save(path, overwrite=overwrite or add)
+        pi.save(path, overwrite=overwrite)
     _print(pi)
 
 

@@ -7,7 +7,7 @@ from octavo.report.probe_page import demands, render_probe, write_probe_report
 from octavo.report.probe_results import InputShape, MeasuredRow, ProbeResults
 from octavo.report.results import EpochRow, NumericsRow, PlanRow, Results, SliceRow, SpeedRow, TeacherRow
 from octavo.report.windows_page import render_windows, write_windows_report
-from octavo.report.windows_results import LawCurve, LawRow, WindowCalibration, WindowsResults
+from octavo.report.windows_results import LawCurve, LawRow, Rival, WindowCalibration, WindowsResults
 
 __all__ = [
     "EpochRow",
@@ -19,6 +19,7 @@ __all__ = [
     "PlanRow",
     "ProbeResults",
     "Results",
+    "Rival",
     "SliceRow",
     "SpeedRow",
     "TeacherRow",

@@ -17,6 +17,7 @@ def render_windows(results: WindowsResults) -> str:
         "laws": windows_plots.laws(results.curves) if results.curves else None,
         "reliability": windows_plots.reliability(results.calibration) if results.calibration else None,
         "by_group": windows_plots.by_group(grouped) if grouped else None,
+        "rivals": windows_plots.rivals(results.rivals) if results.rivals else None,
     }
     misfits = sum(row.misfit for row in results.laws)
     drifts = sum(row.drift for row in results.laws)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from octavo.report.plots import ACCENT, INK, MUTED, STYLE, WARM, line, uri
-from octavo.report.windows_results import LawCurve, WindowCalibration
+from octavo.report.windows_results import LawCurve, Rival, WindowCalibration
 
 COLUMNS = 4
 _HOURS = (1 / 60, 1 / 6, 1, 3, 6, 12, 24, 48, 72, 168, 336, 720, 1440, 2160, 4320, 8760)
@@ -80,11 +80,51 @@ def by_group(found: Sequence[WindowCalibration]) -> str:
                     axis.plot([low, high], [place, place], color=ACCENT, linewidth=1.8, solid_capstyle="round")
                 axis.plot([min(max(ratio.estimate, 0.3), 2.0)], [place], "o", color=ACCENT, markersize=4.5)
             axis.set_xlim(0.4, 1.8)
+            axis.set_xticks((0.6, 0.8, 1.0, 1.2, 1.4, 1.6))
             axis.set_title(f"within {one.window}")
             axis.set_xlabel("sum(p) / sum(y)")
             axis.grid(axis="y", visible=False)
         axes[0].set_yticks(range(len(names)), [_short(name) for name in names], color=INK)
         axes[0].set_ylim(len(names) - 0.4, -0.6)
+        return uri(figure)
+
+
+# label, attribute, band, limits, ticks
+_PANELS = (
+    ("entropy less the retrained, %", "gap", (-0.3, 0.3), (-2.0, 5.0), (-1, 0, 1, 2, 3, 4)),
+    ("sum(p) / sum(p retrained)", "ratio", (0.97, 1.03), (0.75, 1.35), (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)),
+)
+
+
+def rivals(found: Sequence[Rival]) -> str:
+    """Every method against the retrained model: a column for each window, a row for entropy and one for sums."""
+    with mpl.rc_context(STYLE):
+        windows = list(dict.fromkeys(one.window for one in found))
+        names = list(dict.fromkeys(one.method for one in found))
+        figure = Figure(figsize=(10.2, 1.8 + 0.4 * len(names)), layout="constrained")
+        axes = figure.subplots(len(_PANELS), len(windows), squeeze=False, sharey=True)
+        for row, (label, figures, band, (left, right), ticks) in zip(axes, _PANELS, strict=True):
+            for axis, window in zip(row, windows, strict=True):
+                axis.axvspan(*band, color=ACCENT, alpha=0.07, linewidth=0)
+                axis.axvline(sum(band) / 2, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                for one in (one for one in found if one.window == window):
+                    place, value = names.index(one.method), getattr(one, figures)
+                    colour = WARM if one.method == "personalized" else ACCENT
+                    low, high = max(value.low, left), min(value.high, right)
+                    if low <= high:
+                        axis.plot([low, high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
+                    marker = "<" if value.estimate < left else ">" if value.estimate > right else "o"
+                    at = min(max(value.estimate, left), right)
+                    axis.plot([at], [place], marker, color=colour, markersize=4.5, clip_on=False)
+                axis.set_xlim(left, right)
+                axis.set_xticks(ticks)
+                axis.set_xlabel(label)
+                axis.grid(axis="y", visible=False)
+        for axis, window in zip(axes[0], windows, strict=True):
+            axis.set_title(f"within {window}")
+        for axis in axes[:, 0]:
+            axis.set_yticks(range(len(names)), names, color=INK)
+            axis.set_ylim(len(names) - 0.4, -0.6)
         return uri(figure)
 
 

@@ -50,6 +50,18 @@ class WindowCalibration:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A method for one window against the model retrained for it: ``gap`` of normalized entropies in % of that model's,
+    ``ratio`` of the sums of predictions, ``calibration`` sum(p) / sum(y)."""
+
+    method: str
+    window: str
+    gap: Interval
+    ratio: Interval
+    calibration: float
+
+
+@dataclass(frozen=True)
 class WindowsResults:
     """Everything that the page shows."""
 
@@ -63,3 +75,4 @@ class WindowsResults:
     hidden: int  # groups that the table of laws leaves out
     curves: list[LawCurve]
     calibration: list[WindowCalibration] = field(default_factory=list)
+    rivals: list[Rival] = field(default_factory=list)

@@ -10,6 +10,7 @@ loss                      examples                              outputs         
 :class:`FNC`              the same                              convert                         its own
 :class:`ESDFM`            after a wait; later outcomes          convert, delayed, real          its own
 :class:`DEFER`            after a wait; all again               convert, delayed                its own
+:class:`FSIW`             one, when training happens            convert, observed_k, none_k     its own
 ========================  ====================================  ==============================  ==================
 
 Times are int64 ms, delays and windows here seconds in float32 tensors, logits float32 [B].
@@ -20,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -130,8 +131,7 @@ class BucketHazard:
     edges: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.edges) < 2 or self.edges[0] != 0 or any(b <= a for a, b in itertools.pairwise(self.edges)):
-            raise ValueError(f"edges: found {self.edges}; expected 0 and then increasing seconds")
+        _expect_edges(self.edges)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -213,7 +213,8 @@ class ESDFM:
     """Elapsed-time sampling [Yang et al., AAAI 2021]: an event is learned ``wait`` s after it, with what had happened;
     an outcome that comes later, within ``window`` s, is learned once more. Weights, without gradient: positives
     1 + f_dp, negatives (1 + f_dp) f_rn, with f_dp = P(outcome after the wait), f_rn = P(no outcome at all | none
-    within the wait). Both are outputs (``delayed``, ``real``), learned from events whose window has closed.
+    within the wait). Both are outputs (``delayed``, ``real``), learned from events whose window, or whose chance of an
+    outcome, is over.
     """
 
     wait: float
@@ -225,10 +226,12 @@ class ESDFM:
 
     def examples(self, time: Ints, delay: Floats, until: int, closed: Floats | None = None) -> Examples:
         early, late = delay <= self.wait, (delay > self.wait) & (delay <= self.window)
-        first = _part(time, self.wait, {"convert": early.astype(float)}, np.ones(len(time), bool))
+        every = np.ones(len(time), bool)
+        first = _part(time, self.wait, {"convert": early.astype(float)}, every)
         again = _part(time, delay, {"convert": np.ones(len(time))}, late)
         truth = {"delayed": late.astype(float), "real": np.where(early, np.nan, (~late).astype(float))}
-        return _joined([first, again, _part(time, self.window, truth, np.ones(len(time), bool))], until, self.outputs)
+        over = _known_after(time, delay, self.window, closed)
+        return _joined([first, again, _part(time, over, truth, every)], until, self.outputs)
 
     def loss(self, outputs: Outputs, batch: ExampleBatch) -> torch.Tensor:
         delayed, real = outputs["delayed"].detach().sigmoid(), outputs["real"].detach().sigmoid()
@@ -243,7 +246,8 @@ class ESDFM:
 @dataclass(frozen=True)
 class DEFER:
     """Every event twice, after [Gu et al., 2021]: ``wait`` s after it with what had happened, and with the truth when
-    it is known: at a later outcome, else when ``window`` s are over. The events' distribution stays the true one; with
+    it is known: at a later outcome, else when ``window`` s, or the chance of one, are over. The events' distribution
+    stays the true one; with
     q(1) = p - f_dp / 2 the weights, without gradient, are p / (p - f_dp / 2) and (1 - p) / (1 - p + f_dp / 2).
     """
 
@@ -258,8 +262,9 @@ class DEFER:
         early, late = delay <= self.wait, (delay > self.wait) & (delay <= self.window)
         every = np.ones(len(time), bool)
         first = _part(time, self.wait, {"convert": early.astype(float)}, every)
-        again = _part(time, np.where(late, delay, self.window), {"convert": (early | late).astype(float)}, every)
-        closing = _part(time, self.window, {"delayed": late.astype(float)}, every)
+        over = _known_after(time, delay, self.window, closed)
+        again = _part(time, np.where(late, delay, over), {"convert": (early | late).astype(float)}, every)
+        closing = _part(time, over, {"delayed": late.astype(float)}, every)
         return _joined([first, again, closing], until, self.outputs)
 
     def loss(self, outputs: Outputs, batch: ExampleBatch) -> torch.Tensor:
@@ -274,6 +279,76 @@ class DEFER:
     def probability(self, outputs: Outputs, window: float) -> torch.Tensor:
         _expect_own(window, self.window)
         return outputs["convert"].sigmoid()
+
+
+@dataclass(frozen=True)
+class FSIW:
+    """Feedback shift importance weighting [Yasui et al., WWW 2020]: each event once, positive when its outcome had come
+    by then. Weights, without gradient: positives 1 / P(had come | converts), negatives P(does not convert | had not
+    come), both of x and of the time e that the event was watched; 1 once ``window`` s are over.
+
+    Both are outputs, ``observed_k`` and ``none_k`` for e in (edges[k], edges[k + 1]] s, the last edge being ``window``.
+    They are learned as the paper does, at a counterfactual deadline: the one a window earlier, by which events between
+    one and two windows old are young, and have turned out since.
+    """
+
+    edges: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _expect_edges(self.edges)
+
+    @property
+    def window(self) -> float:
+        return self.edges[-1]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        kinds = [f"{kind}_{k}" for kind in ("observed", "none") for k in range(len(self.edges) - 1)]
+        return ("convert", *kinds)
+
+    def examples(self, time: Ints, delay: Floats, until: int, closed: Floats | None = None) -> Examples:
+        found = _watched(time, delay, until, closed, {})
+        came = delay <= self.window  # nan: never
+        seen = came & (delay <= (until - time) / 1000)
+        young = (until - time) / 1000 - self.window  # how old it was at the counterfactual deadline
+        early = came & (delay <= young)
+        open_ = (young >= 0) & (young < self.window)
+        if closed is not None:
+            open_ &= ~(closed <= until - self.window * 1000)
+        bucket = np.searchsorted(self.edges[1:], young, side="left")
+        targets = {"convert": seen.astype(np.float32)}
+        for k in range(len(self.edges) - 1):
+            here = open_ & (bucket == k)
+            targets[f"observed_{k}"] = np.where(here & came, early, np.nan).astype(np.float32)
+            targets[f"none_{k}"] = np.where(here & ~early, ~came, np.nan).astype(np.float32)
+        return replace(found, targets=targets)
+
+    def loss(self, outputs: Outputs, batch: ExampleBatch) -> torch.Tensor:
+        kinds = self.outputs[1:]
+        buckets = len(kinds) // 2
+        weights = torch.stack([outputs[name].detach().sigmoid() for name in kinds], 1)
+        ends = weights.new_tensor(self.edges[1:])
+        open_ = batch.elapsed < self.window
+        bucket = torch.bucketize(batch.elapsed, ends).clamp_max(buckets - 1)[:, None]
+        observed, none = (part.gather(1, bucket)[:, 0] for part in weights.split(buckets, 1))
+        one = torch.ones_like(observed)
+        # A weight of an outcome that hardly ever comes so early would be all of its batch: at most 100.
+        positive = torch.where(open_, 1 / observed.clamp_min(0.01), one)
+        main = _weighted(outputs["convert"], batch.targets["convert"], positive, torch.where(open_, none, one))
+        return main + _plain(outputs, batch, kinds)
+
+    def probability(self, outputs: Outputs, window: float) -> torch.Tensor:
+        _expect_own(window, self.window)
+        return outputs["convert"].sigmoid()
+
+
+def _known_after(time: Ints, delay: Floats, window: float, closed: Floats | None) -> Floats | float:
+    """Seconds after each event at which it is known what came of it within ``window`` s: when that is over, or sooner
+    where ``closed`` [n] ms says that nothing can come any more; never before an outcome that did come."""
+    if closed is None:
+        return window
+    chance = np.fmax(np.maximum((closed - time) / 1000, 0.0), delay)
+    return np.fmin(window, chance)
 
 
 def _watched(
@@ -328,6 +403,11 @@ def _plain(outputs: Outputs, batch: ExampleBatch, names: Sequence[str]) -> torch
     ones = [torch.ones_like(outputs[name]) for name in names]
     losses = [_weighted(outputs[name], batch.targets[name], one, one) for name, one in zip(names, ones, strict=True)]
     return torch.stack(losses).sum()
+
+
+def _expect_edges(edges: Sequence[float]) -> None:
+    if len(edges) < 2 or edges[0] != 0 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError(f"edges: found {edges}; expected 0 and then increasing seconds")
 
 
 def _expect_own(window: float, own: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.windows.calibration import Calibration
+from octavo.windows.calibration import Calibration, CalibrationWarning
 from octavo.windows.grid import Grid, WindowsError
 from octavo.windows.interpolator import PersonalizedInterpolator
 from octavo.windows.laws import FAMILIES
@@ -11,6 +11,7 @@ from octavo.windows.table import ExtrapolationWarning, LookupTable
 __all__ = [
     "FAMILIES",
     "Calibration",
+    "CalibrationWarning",
     "ExtrapolationWarning",
     "Grid",
     "LookupTable",

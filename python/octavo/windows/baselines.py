@@ -116,7 +116,7 @@ class FixedWindows:
     windows: Sequence[str]
     recipe: Recipe
     monotone: bool = True
-    seconds: float = field(default=0.0, init=False)  # of the last fit
+    seconds: float = field(default=0.0, init=False)  # of CPU, the last fit's
 
     def fit(self, events: Events, rows: Ints, until: int) -> FixedWindows:
         labels = {f"window@{w}": events.labels(rows, window_ms(w, "windows"), until) for w in self.windows}
@@ -231,10 +231,11 @@ def _trained(
     examples: Examples,
     loss: Callable[[Mapping[str, torch.Tensor], ExampleBatch], torch.Tensor],
 ) -> tuple[torch.nn.Module, float]:
-    """The model after ``recipe.epochs`` shuffled passes over the examples, and the seconds that they took."""
+    """The model after ``recipe.epochs`` shuffled passes over the examples, and the CPU seconds that they took: a cost
+    that does not depend on what else the machine does."""
     if not len(examples):
         raise WindowsError("rows: no event's outcome is known; give older events or shorter windows")
-    start = time.perf_counter()
+    start = time.process_time()
     model = models.build(schema, config.model_copy(update={"seed": recipe.seed}))
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
@@ -248,7 +249,7 @@ def _trained(
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return model, time.perf_counter() - start
+    return model, time.process_time() - start
 
 
 def _predicted(

@@ -1,8 +1,10 @@
-"""An isotonic map for each window, from predictions to what matured anchors came to (methods.md 5b.5)."""
+"""An isotonic map for each of some windows, from predictions to what matured anchors came to (methods.md 5b.5), and the
+curve through them for all others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,10 @@ import numpy.typing as npt
 from octavo.windows.grid import Floats, Ints, WindowsError
 
 _FEWEST = 10  # of each outcome, in what a map is fitted on
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration maps were dropped."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,39 @@ class Calibration:
             found[int(window)] = (model.X_thresholds_, model.y_thresholds_)
         return cls(found)
 
-    def apply(self, predictions: npt.NDArray[Any], window: int) -> npt.NDArray[Any]:
-        """[n] calibrated; as they are where the window has no map."""
-        if window not in self.knots:
-            return predictions
+    def apply(self, predictions: npt.NDArray[Any], window: int) -> Floats:
+        """[n] float64: through the map of ``window``, which has one."""
         x, y = self.knots[window]
-        mapped = np.interp(_log_odds(predictions.astype(np.float64)), x, y)
-        return mapped.astype(predictions.dtype)
+        found: Floats = np.interp(_log_odds(predictions.astype(np.float64)), x, y)
+        return found
+
+    def curves(self, predicted: Callable[[int], npt.NDArray[Any]], windows: Sequence[int]) -> list[npt.NDArray[Any]]:
+        """Calibrated p [n] of each of ``windows`` (ms), of any; ``predicted``: p of a window before calibration.
+
+        At a window with a map it is the map's, raised to that of shorter ones where maps contradict each other. Between
+        two of them it lies as far as the prediction lies between theirs; below the shortest it is scaled with its map;
+        beyond the longest what was left of 1 is. So it never falls with the window, and depends on no other window that
+        is asked for.
+        """
+        own = sorted(self.knots)
+        raw = [predicted(window).astype(np.float64) for window in own]
+        alone = [self.apply(p, window) for p, window in zip(raw, own, strict=True)]
+        mapped = list(np.maximum.accumulate(alone, axis=0))
+        nothing, all_ = np.zeros_like(raw[0]), np.ones_like(raw[0])
+        ends, raw, mapped = [0, *own], [nothing, *raw, all_], [nothing, *mapped, all_]
+        found = []
+        for window in windows:
+            p = predicted(window)
+            k = bisect.bisect_left(ends, window) - 1  # after which of the ends
+            if window in self.knots:
+                found.append(mapped[k + 1].astype(p.dtype))
+                continue
+            width = raw[k + 1] - raw[k]
+            even = (window - ends[k]) / (ends[k + 1] - ends[k]) if k + 1 < len(ends) else 0.0
+            share = np.divide(p - raw[k], width, out=np.full(len(p), even), where=width > 0)
+            value = mapped[k] + share * (mapped[k + 1] - mapped[k])
+            found.append(np.clip(value, mapped[k], mapped[k + 1]).astype(p.dtype))
+        return found
 
 
 def _log_odds(p: Floats) -> Floats:

@@ -113,6 +113,12 @@ def tally(
     return Tally(events, reach, mature, size)
 
 
+def excess(outcomes: Sparse, anchors: Sparse) -> int:
+    """How many outcomes there are beyond the anchors of their group and bucket; 0 when each is one of them."""
+    came = Sparse.of(outcomes.group, outcomes.bucket, np.zeros_like(outcomes.bin), -outcomes.count)
+    return -int(np.minimum(anchors.plus(came).count, 0).sum())
+
+
 def fold_of(bucket: Ints) -> Ints:
     """0 or 1: which half of the anchors a bucket belongs to, by a hash of its number."""
     halves: Ints = (mix_bits(bucket.astype(np.uint64)) & np.uint64(1)).astype(np.int64)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.special import betaincinv
 
 from octavo.windows.fitting import Fitted
-from octavo.windows.grid import Grid
+from octavo.windows.grid import Floats, Grid
 from octavo.windows.keys import Keys
 
 FALSE_ALARMS = 0.01  # of each flag, over all rows of a fit [Benjamini and Hochberg 1995]
-Z = 1.959963984540054
 
 
 def diagnosis(fitted: Fitted, keys: Keys, grid: Grid, window: int) -> pa.Table:
@@ -21,8 +21,10 @@ def diagnosis(fitted: Fitted, keys: Keys, grid: Grid, window: int) -> pa.Table:
     group's own data), ``alpha`` with ``low`` and ``high`` at ``window``, ``misfit_p``, ``drift_p``, ``misfit``,
     ``drift``.
 
-    The interval is Greenwood's, narrowed by the own share where the level above holds the rest: the level above's
-    own uncertainty is not in it.
+    The interval holds 95% of the beta distribution whose mean is alpha and whose variance is the error to expect of it
+    (:func:`octavo.windows.estimate.variances`): few outcomes, the spread of groups around the level above, that level's
+    own uncertainty, and families that disagree are all in it. It is null beyond the longest window, of which no
+    outcome says anything.
     """
     segment, j, share = grid.place(window)
     rows = len(fitted.segments[0])
@@ -41,11 +43,9 @@ def diagnosis(fitted: Fitted, keys: Keys, grid: Grid, window: int) -> pa.Table:
     level[1:first], level[0] = "vertical", "all"
     curves = fitted.segments[segment].astype(np.float64)
     alpha = curves[:, j] + share * (curves[:, j + 1] - curves[:, j])
-    at = min(j + round(share), fitted.spread[segment].shape[1] - 1)
-    error = fitted.spread[segment][:, at].astype(np.float64) * fitted.own[segment]
+    low, high = _interval(alpha, fitted.spread[segment].astype(np.float64), j, share)
     best = fitted.weights[segment].argmax(axis=1)
     names = np.array(("empirical",) if segment == 0 else fitted.families, dtype=object)
-    top = None if window > grid.windows[-1] else 1.0
     columns |= {
         "level": pa.array(level.tolist()),
         "conversions": fitted.size[segment].astype(np.float64),
@@ -53,14 +53,28 @@ def diagnosis(fitted: Fitted, keys: Keys, grid: Grid, window: int) -> pa.Table:
         "weight": fitted.weights[segment].max(axis=1).astype(np.float64),
         "own": fitted.own[segment].astype(np.float64),
         "alpha": alpha,
-        "low": np.clip(alpha - Z * error, 0.0, top),
-        "high": np.clip(alpha + Z * error, 0.0, top),
+        "low": low,
+        "high": high,
         "misfit_p": fitted.misfit[segment].astype(np.float64),
         "drift_p": fitted.drift[segment].astype(np.float64),
         "misfit": _flags(fitted.misfit[segment]),
         "drift": _flags(fitted.drift[segment]),
     }
     return pa.table(columns)
+
+
+def _interval(alpha: Floats, spread: Floats, j: int, share: float) -> tuple[pa.Array, pa.Array]:
+    """Ends [R] around ``alpha`` [R] at ``share`` of the way from point j of ``spread`` [R, n + 1] to the next."""
+    if j + 1 >= spread.shape[1]:
+        return pa.nulls(len(alpha), pa.float64()), pa.nulls(len(alpha), pa.float64())
+    error = spread[:, j] + share * (spread[:, j + 1] - spread[:, j])
+    uncertain = error > 1e-6
+    square = np.where(uncertain, error, 0.5) ** 2
+    # Few outcomes may leave alpha at 0 or 1, where no beta distribution is: as far from there as its variance needs.
+    mean = np.clip(alpha, np.minimum(square, 0.5), 1 - np.minimum(square, 0.5))
+    load = mean * (1 - mean) / np.minimum(square, 0.99 * mean * (1 - mean)) - 1
+    ends = [np.where(uncertain, betaincinv(mean * load, (1 - mean) * load, tail), alpha) for tail in (0.025, 0.975)]
+    return pa.array(np.minimum(ends[0], alpha)), pa.array(np.maximum(ends[1], alpha))
 
 
 def _flags(p: np.ndarray) -> np.ndarray:

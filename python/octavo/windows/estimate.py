@@ -20,16 +20,19 @@ _EM, _UNIFORM = 40, 0.05  # steps; share of groups whose family may be any
 _PRIOR_BY = 1024  # groups from which a prior is learned, at most
 _CLEAR = 0.02  # gain in log likelihood per held-out outcome
 _CAP = 100.0  # held-out outcomes of one group, at most, that teach the pseudo-counts
+_TRUSTED = 10  # groups that must teach a prior to be trusted half
 _FLOOR = 1e-6  # of a coarse bin's probability: an empirical curve may have ruled it out
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One level's outcomes in a segment: ``whole`` and its two halves; ``ratio`` [3][L]: F(a) / F(b) of each."""
+    """One level's outcomes in a segment: ``whole`` and its two halves; ``ratio`` [3][L]: F(a) / F(b) of each;
+    ``ratio_variance`` [L] of the first."""
 
     whole: Tally
     halves: tuple[Tally, Tally]
     ratio: tuple[Floats, Floats, Floats]
+    ratio_variance: Floats
 
     @property
     def parts(self) -> tuple[Tally, Tally, Tally]:
@@ -39,21 +42,23 @@ class Sample:
 @dataclass(frozen=True)
 class Above:
     """The level above, as seen from each of L groups: ``curves`` [3][L, E] of all outcomes and of each half,
-    ``ratio`` [L]."""
+    ``ratio`` [L], ``variance`` [L, n + 1] of the first up to the longer window."""
 
     curves: tuple[Floats, Floats, Floats]
     ratio: Floats
+    variance: Floats
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``curves`` [3][L, E] as :class:`Above`; ``weights`` [L, F] of the families; ``own`` [L]: the group's own share;
-    ``ratio`` [L]: F(a) / F(b)."""
+    """``curves`` [3][L, E], ``ratio`` [L] and ``variance`` [L, n + 1] as :class:`Above`; ``weights`` [L, F] of the
+    families; ``own`` [L]: the group's own share."""
 
     curves: tuple[Floats, Floats, Floats]
     weights: Floats
     own: Floats
     ratio: Floats
+    variance: Floats
 
 
 def flat(segment: Segment, level: int = 1) -> Above:
@@ -61,7 +66,7 @@ def flat(segment: Segment, level: int = 1) -> Above:
     a, b = segment.ends
     curve = laws.linear(a, b, segment.points) if a == 0 else laws.log_time(a, b, segment.points)
     rows = np.repeat(curve[None, :], level, axis=0)
-    return Above((rows, rows, rows), np.full(level, a / b))
+    return Above((rows, rows, rows), np.full(level, a / b), np.zeros((level, len(segment.times))))
 
 
 Priors = dict[str, Floats]  # by family: how often each parameter of its grid occurs among the groups
@@ -83,9 +88,7 @@ def family_curves(
     points, groups = segment.points, len(part.events)
     found = np.empty((len(families), groups, len(points)))
     fitted: dict[str, Floats] = {}
-    # Decayed outcomes say as much as `size` whole ones.
-    scale = np.divide(part.size, part.events.sum(axis=1), out=np.ones(groups), where=part.size > 0)[:, None]
-    events, reach = part.events * scale, part.reach * scale
+    events, reach = _whole(part)
 
     def law(family: str) -> Floats:
         if family not in fitted:
@@ -121,6 +124,86 @@ def family_curves(
     return found
 
 
+def _whole(part: Tally) -> tuple[Floats, Floats]:
+    """Its events and reach, scaled: decayed outcomes say as much as ``size`` whole ones."""
+    total = part.events.sum(axis=1)
+    scale = np.divide(part.size, total, out=np.ones(len(total)), where=part.size > 0)[:, None]
+    return part.events * scale, part.reach * scale
+
+
+def between(sample: Sample, above: Above) -> Floats:
+    """[n + 1]: how far groups' own curves lie from the level above, mean square, without what chance adds [moments, as
+    DerSimonian and Laird 1986], and one standard error more: few groups say little of how much groups differ. A group
+    counts as its outcomes, ``_CAP`` of them at most."""
+    events, reach = _whole(sample.whole)
+    parent = above.curves[0][:, : events.shape[1] + 1]
+    load = np.minimum(sample.whole.size, _CAP) * (sample.whole.size >= 1)
+    if not load.any():
+        return np.zeros(parent.shape[1])
+    own = laws.empirical(events, reach, parent, 0.0)
+    excess = (own - parent) ** 2 - laws.sampling_variance(parent, reach)
+    load = load / load.sum()
+    mean: Floats = load @ excess
+    error = np.sqrt(load**2 @ (excess - mean) ** 2)
+    return np.maximum(mean, 0.0) + error
+
+
+def variances(
+    families: Sequence[str], curves: Floats, weights: Floats, sample: Sample, above: Above, taught: Taught,
+    segment: Segment,
+) -> Floats:  # fmt: skip
+    """[L, n + 1]: mean square error to expect of the mixture of the families' ``curves`` [F, L, E].
+
+    Each family's, plus how far families lie apart. A curve that is ``own`` a group's and the rest that of the level
+    above errs by own^2 times the variance of the group's plus (1 - own)^2 times (how far groups lie from that level,
+    plus its own variance). A group's own variance: of the empirical curve, by the outcomes at risk; of laws, by the
+    posterior, as far as many groups taught its prior, else as the empirical curve's; linear and log time have no
+    parameter to be uncertain about."""
+    a, b = segment.ends
+    inside = len(segment.times)
+    _, reach = _whole(sample.whole)
+    mean = np.einsum("lf,fle->le", weights, curves[:, :, :inside])
+    # By a curve with one outcome more that is the level above's: what never came among few is not impossible.
+    size = sample.whole.size[:, None]
+    alone = laws.sampling_variance((size * mean + above.curves[0][:, :inside]) / (size + 1), reach)
+    total = np.zeros_like(alone)
+    for number, family in enumerate(families):
+        centre = curves[number][:, :inside]
+        if family in laws.FIXED:
+            total += weights[:, number, None] * (centre - mean) ** 2
+            continue
+        found = alone
+        if family == "exponential_ratio":
+            sd = np.sqrt(sample.ratio_variance)
+            rates = [laws.rate_of_ratio(sample.ratio[0] + sign * sd, a, b) for sign in (1, -1)]
+            ends = [laws.exponential(rate, a, b, segment.times) for rate in rates]
+            found = ((ends[0] - ends[1]) / 2) ** 2
+        elif family in laws.LAWS and taught.priors is not None:
+            found = _law_variance(family, sample, centre, taught, segment, alone)
+        own = _own_share(sample.whole.size, float(taught.kappa[number]))[:, None]
+        found = own**2 * found + (1 - own) ** 2 * (taught.between + above.variance)
+        total += weights[:, number, None] * (found + (centre - mean) ** 2)
+    total[:, [0, -1]] = 0.0  # alpha is 0 and 1 there by definition
+    return total
+
+
+def _law_variance(
+    family: str, sample: Sample, centre: Floats, taught: Taught, segment: Segment, alone: Floats
+) -> Floats:
+    assert taught.priors is not None
+    events, reach = _whole(sample.whole)
+    few = ~laws.has_own_law(reach)
+    found = alone.copy()
+    if few.any():
+        posterior = laws.posterior_variance(
+            family, events[few], reach[few], *segment.ends, segment.times, centre[few], taught.priors[0][family],
+            taught.taught_by,
+        )  # fmt: skip
+        trust = taught.taught_by / (taught.taught_by + _TRUSTED)
+        found[few] = trust * posterior + (1 - trust) * alone[few]
+    return found
+
+
 def estimate(
     families: Sequence[str], sample: Sample, above: Above, taught: Taught, segment: Segment, coarse: Ints
 ) -> Estimate:
@@ -140,18 +223,21 @@ def estimate(
     curves = tuple(np.einsum("lf,fle->le", weights, part) for part in shrunk)
     share = np.stack([_own_share(sample.whole.size, load) for load in kappa.tolist()], 1)
     reached = _coarse_ratio(sample, above, families, kappa)
-    return Estimate(curves, weights, (weights * share).sum(axis=1), reached)  # type: ignore[arg-type]
+    variance = variances(families, shrunk[0], weights, sample, above, taught, segment)
+    return Estimate(curves, weights, (weights * share).sum(axis=1), reached, variance)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Taught:
     """What a level's groups teach about all of them: ``kappa`` [F], and ``scores`` [F], the log of the share of groups
-    that follow each family; ``priors`` of the laws' parameters among them, from all outcomes and from
-    each half."""
+    that follow each family; ``between`` [n + 1]: how far they lie from the level above; ``priors`` of the laws'
+    parameters among them, from all outcomes and from each half, by ``taught_by`` groups."""
 
     kappa: Floats
     scores: Floats
+    between: Floats
     priors: tuple[Priors, Priors, Priors] | None = None
+    taught_by: int = 0
 
 
 def teach(families: Sequence[str], sample: Sample, above: Above, segment: Segment, coarse: Ints) -> Taught:
@@ -178,14 +264,17 @@ def teach(families: Sequence[str], sample: Sample, above: Above, segment: Segmen
                 score = _score(mixed, held)
                 each[:, number, place] += score
                 total[number, place] += (score * capped).sum()
+    apart = between(sample, above)
+    by = min(int((sample.whole.size > 0).sum()), _PRIOR_BY)
     if heard < ENOUGH:
-        return Taught(np.full(len(families), DEFAULT_KAPPA), np.zeros(len(families)), priors)  # type: ignore[arg-type]
+        kappa = np.full(len(families), DEFAULT_KAPPA)
+        return Taught(kappa, np.zeros(len(families)), apart, priors, by)  # type: ignore[arg-type]
     # A law's prior shrinks it already, and nothing of linear or log time was fitted: only a clear gain shrinks more.
     total[[family != "empirical" for family in families], 1:] -= _CLEAR * heard
     best = np.argmax(total, axis=1)
     best[[family in laws.FIXED for family in families]] = 0
     scores = each[:, np.arange(len(families)), best].astype(np.float64)
-    return Taught(KAPPAS[best], np.log(_shares(scores)), priors)  # type: ignore[arg-type]
+    return Taught(KAPPAS[best], np.log(_shares(scores)), apart, priors, by)  # type: ignore[arg-type]
 
 
 def _shares(scores: Floats) -> Floats:

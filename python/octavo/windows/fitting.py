@@ -10,7 +10,18 @@ from scipy.stats import chi2
 
 from octavo.windows import laws
 from octavo.windows.counts import Sparse, Tally, fold_of, tally
-from octavo.windows.estimate import Above, Estimate, Sample, Taught, _coarse_counts, coarse_edges, estimate, flat, teach
+from octavo.windows.estimate import (
+    Above,
+    Estimate,
+    Sample,
+    Taught,
+    _coarse_counts,
+    between,
+    coarse_edges,
+    estimate,
+    flat,
+    teach,
+)
 from octavo.windows.grid import Floats, Grid, Ints, Segment, WindowsError
 
 _CHUNK_NUMBERS = 1 << 21  # of groups times bins, held at once
@@ -23,7 +34,8 @@ class Fitted:
 
     ``segments`` [S][R, E_s] float32: first the share of p_short by windows up to the shortest, then alpha between each
     two windows, the last with what lies beyond. By segment: ``weights`` [R, F] of the families, ``own`` [R], ``size``
-    [R] outcomes (Kish), ``ratio`` [R] = F(a) / F(b), ``misfit`` and ``drift`` [R] p-values, ``kappa`` [levels, F].
+    [R] outcomes (Kish), ``ratio`` [R] = F(a) / F(b), ``misfit`` and ``drift`` [R] p-values, ``spread`` [R, n + 1]
+    standard errors of the curves up to the segment's longer window, ``kappa`` [levels, F].
     """
 
     families: tuple[str, ...]
@@ -111,7 +123,9 @@ class _Rows:
 
     def put(self, at: int, level: _Level) -> None:
         rows = slice(at, at + len(level.size))
-        self.curves[rows], self.weights[rows] = level.estimate.curves[0], level.estimate.weights
+        # A mixture of rising curves rises but for rounding.
+        self.curves[rows] = np.maximum.accumulate(level.estimate.curves[0], axis=1)
+        self.weights[rows] = level.estimate.weights
         self.own[rows], self.size[rows], self.ratio[rows] = level.estimate.own, level.size, level.estimate.ratio
         self.misfit[rows], self.drift[rows], self.spread[rows] = level.misfit, level.drift, level.spread
 
@@ -133,7 +147,8 @@ class _Fitter:
 
     def above(self, parent: _Level, where: Ints) -> Above:
         curves = tuple(curve[where] for curve in parent.estimate.curves)
-        return Above(curves, parent.estimate.ratio[where])  # type: ignore[arg-type]
+        estimate = parent.estimate
+        return Above(curves, estimate.ratio[where], estimate.variance[where])  # type: ignore[arg-type]
 
     def teach(self, rows: Sparse, groups: int, parent: _Level, where: Ints) -> Taught:
         """What at most ``_TAUGHT_BY`` of the groups, evenly spaced, say of all of them."""
@@ -149,24 +164,18 @@ class _Fitter:
         if self.coarse is None:  # the top: alone, but for what makes an empirical curve one
             self.coarse = self._first_edges(sample.whole)
             alone = np.array([1.0 if family == "empirical" else 0.0 for family in self.families])
-            taught = Taught(alone, np.zeros(len(self.families)))
+            taught = Taught(alone, np.zeros(len(alone)), np.zeros(len(self.segment.times)))
         if taught is None:
             taught = self._taught(sample, above)
         found = estimate(self.families, sample, above, taught, self.segment, self.coarse)
         misfit, drift = self._checks(rows, groups, found)
-        inside = len(self.segment.times)
-        scale = np.divide(
-            sample.whole.size, sample.whole.events.sum(axis=1), out=np.ones(groups), where=sample.whole.size > 0
-        )
-        spread = laws.greenwood(
-            sample.whole.events * scale[:, None], sample.whole.reach * scale[:, None], found.curves[0][:, :inside]
-        )
-        return _Level(found, taught, sample.whole.size, misfit, drift, spread)
+        return _Level(found, taught, sample.whole.size, misfit, drift, np.sqrt(found.variance))
 
     def _taught(self, sample: Sample, above: Above) -> Taught:
         assert self.coarse is not None
         if self.shrink is not None:
-            return Taught(np.full(len(self.families), self.shrink), np.zeros(len(self.families)))
+            count = len(self.families)
+            return Taught(np.full(count, self.shrink), np.zeros(count), between(sample, above))
         return teach(self.families, sample, above, self.segment, self.coarse)
 
     def _sample(self, rows: Sparse, groups: int) -> Sample:
@@ -174,20 +183,26 @@ class _Fitter:
         parts = [rows, rows.kept(halves == 0), rows.kept(halves == 1)]
         tallies = [self._tally(part, groups) for part in parts]
         a, b = self.segment.ends
-        ratios = [self._ratio(part, groups) if self.wants_ratio else np.full(groups, a / b) for part in parts]
-        return Sample(tallies[0], (tallies[1], tallies[2]), (ratios[0], ratios[1], ratios[2]))
+        if not self.wants_ratio:
+            even = np.full(groups, a / b)
+            return Sample(tallies[0], (tallies[1], tallies[2]), (even, even, even), np.zeros(groups))
+        ratios = [self._ratio(part, groups) for part in parts]
+        return Sample(tallies[0], (tallies[1], tallies[2]), tuple(r[0] for r in ratios), ratios[0][1])  # type: ignore[arg-type]
 
     def _tally(self, rows: Sparse, groups: int, first: int | None = None) -> Tally:
         start = self.segment.first if first is None else first
         return tally(rows, groups, self.grid, self.until, self.half_life, start, self.segment.last)
 
-    def _ratio(self, rows: Sparse, groups: int) -> Floats:
-        """F(a) / F(b) by the product-limit estimator backwards in time; a / b (no rate at all) without outcomes."""
+    def _ratio(self, rows: Sparse, groups: int) -> tuple[Floats, Floats]:
+        """F(a) / F(b) by the product-limit estimator backwards in time; a / b (no rate at all) without outcomes. And
+        its variance."""
         whole = self._tally(rows, groups, 0)
         events, reach = whole.events[:, self.segment.first :], whole.reach[:, self.segment.first :]
         stay = 1 - np.divide(events, reach, out=np.zeros_like(events), where=reach > 0)
         a, b = self.segment.ends
-        return np.where(whole.size > 0, np.prod(np.clip(stay, 0, 1), axis=1), a / b)
+        scale = np.divide(whole.size, whole.events.sum(axis=1), out=np.ones(groups), where=whole.size > 0)[:, None]
+        ratio = np.where(whole.size > 0, np.prod(np.clip(stay, 0, 1), axis=1), a / b)
+        return ratio, laws.ratio_variance(events * scale, reach * scale, a / b)
 
     def _first_edges(self, whole: Tally) -> Ints:
         inside = len(self.segment.times)

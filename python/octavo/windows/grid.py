@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 BELOW_BINS, BEYOND_POINTS, BEYOND = 16, 12, 4  # BEYOND: windows up to so many times the longest can be extrapolated
+CHUNK = 1 << 15  # requests whose intermediate values stay in L2
 _FINEST = 64  # the first bin ends at the shortest window / this
 _MOST_STEPS = 512  # multiples of the resolution that become edges
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from octavo.windows import laws
-from octavo.windows.calibration import Calibration
-from octavo.windows.counts import Sparse, hazard_tally
+from octavo.windows.calibration import Calibration, CalibrationWarning
+from octavo.windows.counts import Sparse, excess, hazard_tally
 from octavo.windows.diagnosis import diagnosis
 from octavo.windows.events import column, delays, probabilities, times_ms
 from octavo.windows.fitting import Fitted, fit_curves
 from octavo.windows.grid import Floats, Grid, Ints, WindowsError, window_ms
 from octavo.windows.keys import Keys
-from octavo.windows.pchip import pchip
 from octavo.windows.table import LookupTable, warn_outside
+from octavo.windows.through import by_request, through_all
 
 _PRUNED = 16  # half-lives after which outcomes count for nothing (2^-16) and are forgotten
 
@@ -37,8 +37,9 @@ class PersonalizedInterpolator:
     * ``group``: key columns of a group, such as an advertiser; ``vertical``: key columns above it. A group's law is
       shrunk to its vertical's, that to the law of all
     * ``family``: one of :data:`octavo.windows.FAMILIES`; ``exponential_request`` takes each request's own rate from
-      p_s / p_l; ``auto`` weighs the families of each group by the likelihood of matured outcomes of the other half
-      of the anchors, helped by what the level above found
+      p_s / p_l (of three or more windows, from the two around T and the one before); ``auto`` weighs the families of
+      each group by the likelihood of matured outcomes of the other half of the anchors, helped by what the level above
+      found
     * ``shrink``: how many outcomes the level above counts as; ``auto`` learns it for each family, from the same
       held-out outcomes; 0 is a group alone, inf the level above alone
     * ``half_life``: age of an anchor at which it counts half; None: all count alike
@@ -70,8 +71,6 @@ class PersonalizedInterpolator:
         known = (*laws.FAMILIES, laws.BY_REQUEST, "auto")
         if family not in known:
             raise WindowsError(f"family: found {family!r}; expected one of {', '.join(known)}")
-        if family == laws.BY_REQUEST and len(self.windows) > 2:
-            raise WindowsError(f"family: {family} solves one rate from two windows, found {len(self.windows)}")
         if isinstance(shrink, str):
             if shrink != "auto":
                 raise WindowsError(f"shrink: found {shrink!r}; expected 'auto' or how many outcomes, from 0 to inf")
@@ -112,11 +111,17 @@ class PersonalizedInterpolator:
         self.observed_until, self.calibration, self.counts = None, None, {}
         return self.partial_fit(conversions, observed_until).estimate()
 
-    def partial_fit(self, conversions: Any, observed_until: Any = None) -> PersonalizedInterpolator:
+    def partial_fit(self, conversions: Any, observed_until: Any = None, late: bool = False) -> PersonalizedInterpolator:
         """Add a part of a stream. Each outcome is given once, when it is known, and an anchor without outcome once at
-        most; the order of parts does not matter. The laws are estimated when they are next needed."""
+        most; the order of parts does not matter. The laws are estimated when they are next needed.
+
+        ``late``: all rows are outcomes of anchors that some part gives without outcome: no anchors more, which is what
+        :meth:`kaplan_meier` counts. Rows without outcome are an error then. Calibration maps are dropped, with a
+        :class:`CalibrationWarning`, for they belong to the laws from before."""
         until = self._until(conversions, observed_until)
         start, delay, came = delays(conversions, self.settings["anchor"], self.settings["converted"], until)
+        if late and not came.all():
+            raise WindowsError(f"conversions: row {int(came.argmin())} has no outcome; with late all rows have one")
         if self.observed_until is not None:
             until = max(until, self.observed_until)
         names = self._keys.columns
@@ -131,7 +136,8 @@ class PersonalizedInterpolator:
         self._count("conversions after the longest window", int((came & (place >= self.grid.bins)).sum()))
         outcomes = Sparse.of(group[kept], bucket[kept], place[kept], ones[kept])
         self._outcomes = self._outcomes.plus(outcomes)
-        self._anchors = self._anchors.plus(Sparse.of(group, bucket, np.zeros_like(bucket), ones))
+        if not late:
+            self._anchors = self._anchors.plus(Sparse.of(group, bucket, np.zeros_like(bucket), ones))
         self.observed_until = until
         self._forget()
         return self
@@ -192,9 +198,10 @@ class PersonalizedInterpolator:
         One p [n] for each of the models' windows, in their order, then the groups: {key column: values}, or the values
         alone for one key column. float32 stays float32. A group never seen has its vertical's law, or that of all
         (counted); a p of a longer window below that of a shorter one is raised to it (counted; an error with
-        ``strict``). p never falls with T. Windows outside the models' own are extrapolated with an
-        :class:`ExtrapolationWarning`, up to four times the longest. ``calibrated``: apply :meth:`calibrate`'s maps to
-        the windows that have one.
+        ``strict``). p never falls with T and depends on no other window that is asked for. Windows outside the models'
+        own are extrapolated with an :class:`ExtrapolationWarning`, up to four times the longest. ``calibrated``: by
+        :meth:`calibrate`'s maps, if there are any; windows without one lie between those that have one as they did
+        before (:meth:`Calibration.curves`).
         """
         if groups is None and (self._keys.columns or len(given) > len(self.windows)):
             *given, groups = given  # type: ignore[assignment]
@@ -209,11 +216,20 @@ class PersonalizedInterpolator:
         rows = self.rows(p[0] if groups is None else groups)
         if len({len(rows), *(len(values) for values in p)}) > 1:
             raise WindowsError(f"predict: {[len(v) for v in p]} predictions and {len(rows)} groups; expected equal")
-        found = [self._predict(p, rows, span, strict) for span in spans]
+        repaired = 0
+
+        def predicted(span: int) -> npt.NDArray[Any]:
+            nonlocal repaired
+            values, repaired = self._predict(p, rows, span)  # of the same rows for every window
+            return values
+
         if calibrated and self.calibration is not None:
-            found = [self.calibration.apply(values, span) for values, span in zip(found, spans, strict=True)]
-            for early, late in _in_order(spans):
-                np.maximum(found[late], found[early], out=found[late])
+            found = self.calibration.curves(predicted, spans)
+        else:
+            found = [predicted(span) for span in spans]
+        if repaired and strict:
+            raise WindowsError(f"predict: p of a longer window is below that of a shorter one in {repaired} rows")
+        self._count("p_short > p_long", repaired)
         return np.stack(found, 1) if several else found[0]
 
     def alpha(self, groups: Any, window: str) -> Floats:
@@ -229,15 +245,22 @@ class PersonalizedInterpolator:
         if not self._keys.columns:
             return np.zeros(len(groups), np.int64)
         group, vertical = self._keys.encode(groups)
-        unseen = int((group < 0).sum())
-        if unseen:
-            self._count("groups never seen", unseen)
         first = len(fitted.segments[0]) - len(self._keys)
-        return np.where(group >= 0, group + first, vertical + 1)
+        if not len(group) or group.min() >= 0:
+            return group + first
+        unseen = group < 0
+        self._count("groups never seen", int(unseen.sum()))
+        return np.where(unseen, vertical + 1, group + first)
 
-    def compile(self, windows: Sequence[str]) -> LookupTable:
-        """The table that serves ``windows``. Raises :class:`WindowsError` for three or more models' windows and for
-        ``exponential_request``, which depend on more than the group."""
+    def compile(self, windows: Sequence[str], calibrated: bool = True) -> LookupTable:
+        """The table that serves ``windows``. Raises :class:`WindowsError` for three or more models' windows, for
+        ``exponential_request`` and for a fit with calibration maps, which depend on more than the group;
+        ``calibrated=False`` compiles what was before the maps."""
+        if calibrated and self.calibration is not None:
+            raise WindowsError(
+                "compile: a table holds shares of groups, not this fit's calibration maps; use predict, or give "
+                "calibrated=False for what predict(..., calibrated=False) says"
+            )
         if len(self.windows) > 2 or self.settings["family"] == laws.BY_REQUEST:
             raise WindowsError("compile: a table serves two windows and families of groups; use predict")
         spans = [window_ms(window, "windows") for window in windows]
@@ -252,9 +275,8 @@ class PersonalizedInterpolator:
     def diagnose(self, window: str | None = None) -> pa.Table:
         """A row for everything, each vertical and each group: outcomes, family and weights, the group's own share,
         alpha with its 95% interval at ``window`` (default: the middle of the first two in log time), p-values and
-        flags of misfit and drift. :mod:`octavo.windows.diagnosis` has the columns. The interval is that of the group's
-        own outcomes times its share: too narrow where much comes from the level above (groups below some hundreds of
-        outcomes)."""
+        flags of misfit and drift. :mod:`octavo.windows.diagnosis` has the columns. The interval is one of alpha as it
+        is served, shrunk; of a single family it is right only as far as the family is (``misfit``)."""
         middle = int(np.sqrt(float(self.grid.windows[0]) * self.grid.windows[1]))
         return diagnosis(self._need(), self._keys, self.grid, middle if window is None else window_ms(window, "window"))
 
@@ -264,6 +286,9 @@ class PersonalizedInterpolator:
         move with the anchors' time; alpha needs neither."""
         if self.observed_until is None:
             raise WindowsError("kaplan_meier: nothing was seen; fit first")
+        missing = excess(self._outcomes, self._anchors)
+        if missing:
+            raise WindowsError(f"kaplan_meier: {missing} late outcomes are of anchors that were never given; give them")
         span, edges = window_ms(window, "window"), self.grid.edges
         if span > edges[-1]:
             raise WindowsError(f"window: found {window}; expected at most the longest, {self.windows[-1]}")
@@ -306,7 +331,8 @@ class PersonalizedInterpolator:
     # files
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the directory ``path``: windows.json and windows.safetensors, whole or not at all.
+        """Write the directory ``path``: windows.json and the tensors it names, whole or not at all; with ``overwrite``
+        the old fit is there until the new one is.
 
         Raises FileExistsError where it exists, unless ``overwrite``."""
         from octavo.windows.files import save
@@ -323,57 +349,16 @@ class PersonalizedInterpolator:
 
     # parts
 
-    def _predict(self, p: list[npt.NDArray[Any]], rows: Ints, span: int, strict: bool) -> npt.NDArray[Any]:
-        if len(p) == 2 and self.settings["family"] != laws.BY_REQUEST:
-            segment, shares = self._column(span)
-            beyond = span > self.grid.windows[-1]
-            table = LookupTable(shares[:, None], (span,), (segment == 0,), (beyond,))
-            found, repaired = table.predict(p[0], p[1], rows)
-        elif len(p) == 2:
-            found, repaired = self._by_request(p, rows, span)
-        else:
-            found, repaired = self._through_all(p, rows, span)
-        if repaired:
-            if strict:
-                raise WindowsError(f"predict: p of a longer window is below that of a shorter one in {repaired} rows")
-            self._count("p_short > p_long", repaired)
-        return found
-
-    def _by_request(self, p: list[npt.NDArray[Any]], rows: Ints, span: int) -> tuple[npt.NDArray[Any], int]:
-        short, wrong = p[0].astype(np.float64), p[1] < p[0]
-        long = np.maximum(p[1], p[0]).astype(np.float64)
-        a, b = (float(window) for window in self.grid.windows)
-        ratio = np.divide(short, long, out=np.full(len(short), a / b), where=long > 0)
-        if span <= a:
-            return (short * self._column(span)[1][rows]).astype(p[0].dtype), int(wrong.sum())
-        share = laws.request_alpha(ratio, a, b, float(span))
-        found = short + share * (long - short)
-        # Beyond b outcomes come no faster than between the two.
-        top = np.minimum(short + (span - a) / (b - a) * (long - short), 1.0) if span > b else long
-        return np.clip(found, short, top).astype(p[0].dtype), int(wrong.sum())
-
-    def _through_all(self, p: list[npt.NDArray[Any]], rows: Ints, span: int) -> tuple[npt.NDArray[Any], int]:
-        """Monotone cubic over u = F_g(T) / F_g(longest window) through (0, 0) and all anchors."""
-        fitted, kind = self._need(), np.result_type(*p)
-        y = np.stack([np.zeros(len(rows)), *p], 1).astype(np.float64)
-        repaired = int((np.diff(y, axis=1) < 0).any(axis=1).sum())
-        y = np.maximum.accumulate(y, axis=1)
-        x = np.ones((len(rows), len(p) + 1))
-        x[:, 0] = 0.0
-        for number in range(len(p) - 1, 0, -1):  # u at window number - 1, from the longest down
-            x[:, number] = x[:, number + 1] * fitted.ratio[number][rows]
+    def _predict(self, p: list[npt.NDArray[Any]], rows: Ints, span: int) -> tuple[npt.NDArray[Any], int]:
+        """(p(T) [n], how many rows' p had to be raised)."""
         segment, shares = self._column(span)
-        share = shares[rows].astype(np.float64)
-        low, high = x[:, segment], x[:, segment + 1]
-        if span > self.grid.windows[-1]:
-            last = y[:, -1] + (share - 1) * (y[:, -1] - y[:, -2])
-            return np.minimum(last, 1.0).astype(kind), repaired
-        at = low + share * (high - low)
-        found = pchip(x, y, at)
-        # A group without outcomes between two windows has no u to tell them apart.
-        flat = high <= low
-        found[flat] = (y[:, segment] + share * (y[:, segment + 1] - y[:, segment]))[flat]
-        return found.astype(kind), repaired
+        if self.settings["family"] == laws.BY_REQUEST:
+            return by_request(p, shares[rows], self.grid.windows, span)
+        if len(p) > 2:
+            ratios = [ratio[rows] for ratio in self._need().ratio[1:]]
+            return through_all(p, ratios, segment, shares[rows].astype(np.float64), span > self.grid.windows[-1])
+        table = LookupTable(shares[:, None], (span,), (segment == 0,), (span > self.grid.windows[-1],))
+        return table.predict(p[0], p[1], rows)
 
     def _column(self, span: int) -> tuple[int, npt.NDArray[np.float32]]:
         """(segment, [rows] its curves at ``span`` ms); remembered."""
@@ -382,7 +367,7 @@ class PersonalizedInterpolator:
             segment, j, share = self.grid.place(span)
             curves = fitted.segments[segment]
             low, high = curves[:, j].astype(np.float64), curves[:, j + 1].astype(np.float64)
-            self._columns[span] = segment, (low + share * (high - low)).astype(np.float32)
+            self._columns[span] = segment, np.minimum(low + share * (high - low), high).astype(np.float32)
         return self._columns[span]
 
     def _need(self) -> Fitted:
@@ -394,6 +379,15 @@ class PersonalizedInterpolator:
     def _forget(self) -> None:
         """Drop what depends on the counts, and counts that no longer matter."""
         self._fitted, self._columns = None, {}
+        if self.calibration is not None:
+            self.calibration = None
+            self._count("calibrations dropped", 1)
+            warnings.warn(
+                "the calibration maps were dropped: they belong to the laws from before these conversions; calibrate "
+                "again, or keep them on purpose by setting .calibration to what it was",
+                CalibrationWarning,
+                stacklevel=3,
+            )
         if self.half_life is not None and self.observed_until is not None:
             oldest = (self.observed_until - _PRUNED * self.half_life - self.grid.windows[-1]) // self.grid.bucket
             self._outcomes = self._outcomes.kept(self._outcomes.bucket >= oldest)
@@ -422,8 +416,3 @@ class PersonalizedInterpolator:
     def _count(self, what: str, number: int) -> None:
         if number:
             self.counts[what] = self.counts.get(what, 0) + number
-
-
-def _in_order(spans: Sequence[int]) -> list[tuple[int, int]]:
-    order = sorted(range(len(spans)), key=lambda number: spans[number])
-    return list(itertools.pairwise(order))

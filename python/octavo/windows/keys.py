@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from octavo.windows.grid import Ints, WindowsError
+from octavo.windows.index import Index
 
 _MOST = 1 << 62
 
@@ -25,6 +26,10 @@ class Keys:
         self.columns, self.verticals = tuple(columns), verticals
         self.values: list[pa.Array | None] = [None] * len(self.columns)  # by column, distinct
         self.codes = np.empty((0, len(self.columns)), np.int64)  # [groups, columns] into values
+        self._made: dict[str, tuple[tuple[int, ...], Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}  # indices are made anew
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -44,17 +49,17 @@ class Keys:
         if len({len(column) for column in columns}) > 1:
             raise WindowsError(f"{where}: columns of {[len(column) for column in columns]} rows; expected them equal")
         codes = [self._code(column, number, grow, where) for number, column in enumerate(columns)]
-        group = self._index(codes, self.codes, len(self.columns))
+        group = self._group(codes)
         if grow and (group < 0).any():
             new = np.flatnonzero(group < 0)
             combined = _combine([code[new] for code in codes], self._radices(len(self.columns)))
             _, first = np.unique(combined, return_index=True)
             added = new[np.sort(first)]
             self.codes = np.concatenate([self.codes, np.stack([code[added] for code in codes], 1)])
-            group = self._index(codes, self.codes, len(self.columns))
+            group = self._group(codes)
         if not self.verticals:
-            return group, np.full(len(group), -1)
-        return group, self._index(codes[: self.verticals], self.vertical_codes(), self.verticals)
+            return group, np.broadcast_to(np.int64(-1), group.shape)
+        return group, self._vertical(codes[: self.verticals])
 
     def vertical_codes(self) -> Ints:
         """[verticals, columns] the distinct leading codes, in order of the codes; none where there are no verticals."""
@@ -64,8 +69,7 @@ class Keys:
         """[groups]: each group's vertical; -1 where there are none."""
         if not self.verticals:
             return np.full(len(self.codes), -1)
-        lead = self.codes[:, : self.verticals]
-        return self._index(list(lead.T), self.vertical_codes(), self.verticals)
+        return self._vertical(list(self.codes[:, : self.verticals].T))
 
     def column_values(self, number: int) -> pa.Array:
         """Each group's key in a column."""
@@ -117,13 +121,32 @@ class Keys:
             raise WindowsError(
                 f"{where}: {self.columns[number]!r} is {column.type}, was {values.type} before; give one type"
             )
-        found = pc.index_in(column, value_set=values)
-        if grow and found.null_count:
-            values = pa.concat_arrays([values, column.filter(found.is_null()).unique()])
-            found = pc.index_in(column, value_set=values)
         self.values[number] = values
+        codes = self._among(column, number)
+        if grow and (codes < 0).any():
+            self.values[number] = pa.concat_arrays([values, column.filter(pa.array(codes < 0)).unique()])
+            codes = self._among(column, number)
+        return codes
+
+    def _among(self, column: pa.Array, number: int) -> Ints:
+        """[n]: the place of each of ``column`` in a column's values; -1 where it is not."""
+        values = self.values[number]
+        assert values is not None
+        if not len(values):
+            return np.full(len(column), -1)
+        if pa.types.is_integer(values.type):
+            return self._kept(f"column {number}", lambda: Index(values.to_numpy())).find(column.to_numpy())
+        found = pc.index_in(column, value_set=values)  # arrow hashes text best, and the requests' own is most of it
         codes: Ints = np.asarray(found.fill_null(-1)).astype(np.int64)
         return codes
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` made of the keys; again once there are more of them."""
+        state = (len(self.codes), *(0 if values is None else len(values) for values in self.values))
+        held = self._made.get(name)
+        if held is None or held[0] != state:
+            held = self._made[name] = state, make()
+        return held[1]
 
     def _radices(self, columns: int) -> list[int]:
         sizes = [len(values) + 1 for values in self.values[:columns] if values is not None]
@@ -131,18 +154,31 @@ class Keys:
             raise WindowsError("group: more combinations of keys than 2^62; use fewer key columns")
         return sizes
 
-    def _index(self, codes: Sequence[Ints], known: Ints, columns: int) -> Ints:
-        """Where each combination of codes is among ``known`` [g, columns]; -1 where it is not."""
-        radices = self._radices(columns)
-        wanted = _combine(codes, radices)
-        have = _combine(list(known.T), radices)
-        if columns == 1 and len(have) == radices[0] - 1 and np.array_equal(have, np.arange(1, len(have) + 1)):
-            return wanted - 1  # a group is its only column's value
-        found: Ints = np.asarray(pc.index_in(pa.array(wanted), value_set=pa.array(have)).fill_null(-1)).astype(np.int64)
-        unseen = np.zeros(len(found), bool)
-        for code in codes:
-            unseen |= code < 0
-        return np.where(unseen, -1, found)
+    def _group(self, codes: Sequence[Ints]) -> Ints:
+        """[n]: the group of each combination of codes; -1 where it was not seen."""
+        if len(self.columns) == 1 and self._kept("plain", self._is_plain):
+            return codes[0]
+        return self._combination("groups", lambda: self.codes, codes)
+
+    def _vertical(self, codes: Sequence[Ints]) -> Ints:
+        return self._combination("verticals", self.vertical_codes, codes)
+
+    def _is_plain(self) -> bool:
+        """Whether a group is its only column's value."""
+        values = self.values[0]
+        count = 0 if values is None else len(values)
+        return len(self.codes) == count and np.array_equal(self.codes[:, 0], np.arange(count))
+
+    def _combination(self, name: str, known: Callable[[], Ints], codes: Sequence[Ints]) -> Ints:
+        """[n]: where each combination of codes is among ``known()`` [g, columns]; -1 where it is not."""
+        radices = self._radices(len(codes))
+
+        def index() -> Index | None:
+            have = known()
+            return Index(_combine(list(have.T), radices)) if len(have) else None
+
+        kept: Index | None = self._kept(name, index)
+        return np.full(len(codes[0]), -1) if kept is None else kept.find(_combine(codes, radices))
 
 
 def _combine(codes: Sequence[Ints], radices: Sequence[int]) -> Ints:

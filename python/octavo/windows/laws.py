@@ -9,13 +9,14 @@ The product of these binomials is the likelihood of delays truncated at each anc
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr
 
-from octavo.windows.grid import Floats, Ints
+from octavo.windows.grid import Floats
 
 FIXED = ("linear", "log_time")
 FITTED = ("exponential", "weibull", "lognormal")
@@ -147,10 +148,43 @@ def posterior_curves(
         weight = events[rows] @ log_in.T + (reach[rows] - events[rows]) @ log_out.T + log_prior
         weight = np.exp(weight - weight.max(axis=1, keepdims=True))
         found[rows] = (weight @ curves) / weight.sum(axis=1, keepdims=True)
-    many = np.flatnonzero(reach.max(axis=1, initial=0.0) >= _OWN_FROM)
-    if len(many):
+    many = has_own_law(reach)
+    if many.any():
         found[many] = law.alpha(fit_law(family, events[many], reach[many], a, b, edges), a, b, points)
     return found
+
+
+def has_own_law(reach: Floats) -> npt.NDArray[np.bool_]:
+    """[L]: which groups have so many outcomes (``reach`` [L, n]) that no prior is needed."""
+    found: npt.NDArray[np.bool_] = reach.max(axis=1, initial=0.0) >= _OWN_FROM
+    return found
+
+
+def posterior_variance(
+    family: str, events: Floats, reach: Floats, a: float, b: float, edges: Floats, centre: Floats, prior: Floats,
+    taught_by: int,
+) -> Floats:  # fmt: skip
+    """Mean square distance [L, n + 1] of alpha at ``edges`` from ``centre`` under the law's posterior.
+
+    ``prior`` [M] was learned from ``taught_by`` groups, each of these among them: a group's own part of it is taken
+    out, and the uniform counts as one group more [as the urn of Blackwell and MacQueen 1973], or a group would be
+    certain of what it taught itself."""
+    grid, log_in, log_out = _on_grid(family, a, b, edges.tobytes())
+    curves = LAWS[family].alpha(grid, a, b, edges)
+    squares, uniform = curves**2, 1.0 / len(grid)
+    found = np.empty((len(events), len(edges)))
+    step = max(1, _CHUNK // len(grid))
+    for begin in range(0, len(events), step):
+        rows = slice(begin, begin + step)
+        likelihood = events[rows] @ log_in.T + (reach[rows] - events[rows]) @ log_out.T
+        likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+        own = likelihood * prior
+        own /= own.sum(axis=1, keepdims=True)
+        weight = likelihood * (np.maximum(taught_by * prior - own, 0.0) + uniform)
+        weight /= weight.sum(axis=1, keepdims=True)
+        mean = weight @ curves
+        found[rows] = weight @ squares - 2 * mean * centre[rows] + centre[rows] ** 2
+    return np.maximum(found, 0.0)
 
 
 def learned_prior(family: str, events: Floats, reach: Floats, a: float, b: float, edges: Floats) -> Floats:
@@ -276,20 +310,30 @@ def kaplan_meier(events: Floats, risk: Floats) -> Floats:
     return found
 
 
-def greenwood(events: Floats, reach: Floats, alpha: Floats) -> Floats:
-    """Standard error of alpha [L, n + 1]: Greenwood's sum over the bins above, backwards in time."""
-    inside = reach - events
-    with np.errstate(divide="ignore", invalid="ignore"):
-        term = np.where((reach > 0) & (inside > 0), events / (reach * np.where(inside > 0, inside, 1.0)), 0.0)
-    total = np.zeros_like(alpha)
-    total[:, :-1] = np.cumsum(term[:, ::-1], axis=1)[:, ::-1]
-    found: Floats = alpha * np.sqrt(total)
+def sampling_variance(curve: Floats, reach: Floats) -> Floats:
+    """Variance [L, n + 1] of the product-limit estimate of ``curve`` [L, n + 1] from ``reach`` [L, n] outcomes up to
+    each bin's end (less than one counts as one): Greenwood's before its approximation of products by sums."""
+    end = curve[:, 1:]
+    stay = np.divide(curve[:, :-1], end, out=np.zeros_like(end), where=end > 0)
+    found = np.zeros_like(curve)
+    found[:, :-1] = _product_variance(stay[:, ::-1], reach[:, ::-1])[:, ::-1]
     return found
 
 
-def names_of(families: Sequence[str], codes: Ints) -> list[str]:
-    """Family names of indices."""
-    return [families[int(code)] for code in codes]
+def ratio_variance(events: Floats, reach: Floats, share: float) -> Floats:
+    """Variance [L] of F(a) / F(b), the product over the bins between, likewise, one outcome more at the even rate of
+    F(a) / F(b) = ``share`` among those it is computed with."""
+    even = np.linspace(share, 1.0, events.shape[1] + 1)
+    stay = 1 - (events + np.diff(even)) / (reach + even[1:])
+    found: Floats = _product_variance(stay[:, ::-1], reach[:, ::-1])[:, -1]
+    return found
+
+
+def _product_variance(stay: Floats, count: Floats) -> Floats:
+    """Variance [L, n] of the running products of independent shares with mean ``stay`` among ``count``."""
+    stay = np.clip(stay, 0.0, 1.0)
+    squares = stay**2 + stay * (1 - stay) / np.maximum(count, 1.0)
+    return np.maximum(np.cumprod(squares, axis=1) - np.cumprod(stay, axis=1) ** 2, 0.0)
 
 
 def _mesh(*axes: Floats) -> Floats:

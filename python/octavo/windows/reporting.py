@@ -125,14 +125,17 @@ def _calibrations(
         if not old.any():
             raise WindowsError(f"windows: no event is older than {window} at the end; give older ones or leave it out")
         y = (came & (delay <= span)).astype(np.float64)[old]
-        chosen, day = score[old], start[old] // DAY_MS
-        found.append(
-            WindowCalibration(
-                window, span in fit.grid.windows, int(old.sum()), _ratio(chosen, y, day, resamples),
-                calibration_bins(chosen, y), _by_group(names[old], chosen, y, day, resamples),
-            )
-        )  # fmt: skip
+        own = span in fit.grid.windows
+        found.append(calibration_of(window, own, score[old], y, start[old] // DAY_MS, names[old], resamples))
     return found
+
+
+def calibration_of(
+    window: str, own: bool, p: Floats, y: Floats, day: Any, names: Any, resamples: int = 400
+) -> WindowCalibration:
+    """How ``p`` [n] for ``window`` came true: ``y`` [n] 0 or 1; intervals over ``day`` [n]; by group ``names`` [n]."""
+    by_group = _by_group(names, p, y, day, resamples)
+    return WindowCalibration(window, own, len(y), _ratio(p, y, day, resamples), calibration_bins(p, y), by_group)
 
 
 def _by_group(names: Any, p: Floats, y: Floats, day: Any, resamples: int) -> list[tuple[str, int, Interval]]:

@@ -11,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.windows.events import numbers, probabilities
-from octavo.windows.grid import Grid, Ints, WindowsError
-
-_CHUNK = 1 << 15  # rows whose intermediate values stay in L2
+from octavo.windows.grid import CHUNK, Grid, Ints, WindowsError
 
 
 class ExtrapolationWarning(UserWarning):
@@ -49,9 +47,9 @@ class LookupTable:
         kind = np.result_type(short, long)
         result = np.empty(len(short), kind) if out is None else out
         repaired = 0
-        share, gap = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, kind)
-        for begin in range(0, len(short), _CHUNK):  # checked while it is in cache
-            end = min(begin + _CHUNK, len(short))
+        share, gap = np.empty(CHUNK, np.float32), np.empty(CHUNK, kind)
+        for begin in range(0, len(short), CHUNK):  # checked while it is in cache
+            end = min(begin + CHUNK, len(short))
             s, far, at = short[begin:end], long[begin:end], places[begin:end]
             alpha, g, target = share[: end - begin], gap[: end - begin], result[begin:end]
             if at.view(np.uint64).max() >= len(column):  # a negative one is huge
