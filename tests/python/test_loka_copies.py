@@ -59,6 +59,38 @@ def test_a_watched_model_is_saved_and_copied() -> None:
     assert probe.sites["0"].input.rows > seen
 
 
+def test_torchs_fused_encoder_layer_does_not_go_round_the_plan() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    x = torch.randn(16, 8, 32)
+    with loka.Probe(model, every=1) as probe:
+        for _ in range(2):
+            model(x).pow(2).sum().backward()
+            probe.step()
+    served = loka.install(model, _plan(probe), training=False)
+    low = [entry.numerics for entry in _plan(probe) if entry.numerics != "fp32"]
+    model.eval()
+    with torch.inference_mode():
+        difference = (served(x) - model(x)).abs().max()
+    assert low
+    assert 1e-5 < difference < 0.5
+
+
+def test_an_encoder_takes_a_padding_mask_under_a_plan() -> None:
+    from octavo.ops import dispatch
+
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model, x = torch.nn.TransformerEncoder(layer, 2).eval(), torch.randn(4, 8, 32)
+    mask = torch.arange(8) >= torch.tensor([8, 5, 3, 8])[:, None]
+    with torch.no_grad():
+        sites = [s.path for s in dispatch.sites(model.train(), x)]
+        assert sites == ["layers.0.linear1", "layers.0.linear2", "layers.1.linear1", "layers.1.linear2"]
+        served = nn.convert(model, dispatch.uniform_plan(model, x, "bf16"))
+        y, expected = served(x, src_key_padding_mask=mask), model.eval()(x, src_key_padding_mask=mask)
+    assert (y - expected)[~mask].abs().max() < 0.1
+
+
 @pytest.mark.parametrize("numerics", ["bf16", "int8_dynamic", "e4m3_row"])
 def test_a_bf16_model_with_biases_is_served(numerics) -> None:
     from octavo.ops import dispatch

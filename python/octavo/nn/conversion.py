@@ -17,9 +17,10 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """A copy of ``model`` for inference whose linear layers run in the classes that ``plan`` names.
 
     The copy owns its parameters (tables included) and is in evaluation mode; ``model`` is not touched.
-    ``torch.nn.Linear`` modules become octavo's, parametrized ones with the weight of this moment. Layers that share a
-    weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this machine
-    lacks is reported as a warning and another of the same class runs. Entries of gradients are left out.
+    ``torch.nn.Linear`` modules become octavo's, parametrized ones with the weight of this moment; a
+    ``torch.nn.TransformerEncoderLayer`` with one in low precision does without torch's fused inference path. Layers
+    that share a weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this
+    machine lacks is reported as a warning and another of the same class runs. Entries of gradients are left out.
 
     Raises ValueError when the plan names a site the model does not have, one of another shape, or, in low precision,
     one that is no linear layer or has a forward of its own.
@@ -60,12 +61,21 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
                     parameter.data = parameter.data.float()
         layer.numerics = planned.numerics
         layer.preferred_kernels = {int(m): name for m, name in planned.kernels.items()}
+    for module in converted.modules():
+        if isinstance(module, torch.nn.TransformerEncoderLayer) and _has_low_precision(module):
+            module.activation_relu_or_gelu = 0  # torch's fused layer would read the FP32 weights
+        if isinstance(module, torch.nn.TransformerEncoder) and _has_low_precision(module):
+            module.use_nested_tensor = False  # which the layers take in the fused path alone
     for parameter in converted.parameters():
         parameter.requires_grad_(False)
     for module in converted.modules():
         if isinstance(module, Linear | LinearNorm) and module.numerics != "fp32":
             module.packed()
     return converted
+
+
+def _has_low_precision(module: torch.nn.Module) -> bool:
+    return any(isinstance(m, Linear | LinearNorm) and m.numerics != "fp32" for m in module.modules())
 
 
 def adopt(module: torch.nn.Module) -> Linear | LinearNorm:
