@@ -12,10 +12,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class NoSpaceError(OSError):
@@ -83,6 +83,8 @@ def _remove_abandoned(directory: Path) -> None:
 
 def write_array(path: Path, values: npt.NDArray[Any]) -> None:
     """Write ``values`` as a .npy file and flush it to the disk. Raises :class:`NoSpaceError`."""
+    import numpy as np  # octavo.info() does without
+
     with space_expected(path), path.open("wb") as file:
         np.save(file, values)
         file.flush()

@@ -76,6 +76,7 @@ def test_torchs_fused_encoder_layer_does_not_go_round_the_plan() -> None:
     assert 1e-5 < difference < 0.5
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own path
 def test_an_encoder_takes_a_padding_mask_under_a_plan() -> None:
     from octavo.ops import dispatch
 
