@@ -8,7 +8,6 @@ import warnings
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from octavo.nn.chain import chain
 from octavo.nn.linear import Linear, LinearNorm
 from octavo.ops.dispatch import Plan
 from octavo.ops.dispatch.plan import canonical, is_linear, weight_key
@@ -22,7 +21,6 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     ``torch.nn.TransformerEncoderLayer`` with one in low precision does without torch's fused inference path. Layers
     that share a weight keep sharing it. The plan's preferred kernels serve where they may. A preferred kernel that this
     machine lacks is reported as a warning and another of the same class runs. Entries of gradients are left out.
-    Layers in a row in a ``torch.nn.Sequential`` hand each other eight-bit codes (:class:`octavo.nn.chain.Chain`).
 
     Raises ValueError when the plan names a site the model does not have, one of another shape, or, in low precision,
     one that is no linear layer or has a forward of its own.
@@ -73,7 +71,6 @@ def convert(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     for module in converted.modules():
         if isinstance(module, Linear | LinearNorm) and module.numerics != "fp32":
             module.packed()
-    chain(converted)
     return converted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -177,10 +177,6 @@ class Linear(_Numerics, torch.nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._layer(x, self.bias, None, None)
 
-    def codes(self, x: torch.Tensor | ops.QuantizedTensor, format: Literal["e4m3", "int8"]) -> ops.QuantizedTensor:
-        """What quantizing the layer's FP32 output by rows gives, in one call. In low precision only."""
-        return ops.linear(x, self.packed(), self.bias, out_format=format)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, numerics={self._numerics}"
 
@@ -259,10 +255,6 @@ class LinearNorm(_Numerics):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] float32 or bfloat16 -> [..., N] in x's dtype."""
         return self._layer(x, self.bias, self.norm_spec, self.activation)
-
-    def codes(self, x: torch.Tensor | ops.QuantizedTensor, format: Literal["e4m3", "int8"]) -> ops.QuantizedTensor:
-        """What quantizing the layer's FP32 output by rows gives, in one call. In low precision only."""
-        return ops.linear(x, self.packed(), self.bias, self.norm_spec, self.activation, out_format=format)
 
     def extra_repr(self) -> str:
         return (
