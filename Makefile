@@ -52,7 +52,7 @@ demo: install
 	octavo demo --run-dir demo-run
 
 test: install test-cpp
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 	@test -e build/tests/CTestTestfile.cmake || echo "C++ tests were not built: install GoogleTest (libgtest-dev)"
 
 test-cpp: $(VENV)/.dependencies
