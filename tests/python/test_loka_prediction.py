@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from octavo.data import AdsWorld, EventLog
 from octavo.loka.candidates import own_candidate
 from octavo.loka.row_model import cholesky
 from octavo.ops import errors, quantize
+from octavo.ops.dispatch import Requirement
 
 DRAWS, STEPS, WATCHED_FROM = 16, 128, 88
 CLASSES = ("bf16", "e4m3_weight_only", "e4m3_row", "int8_dynamic")
@@ -175,6 +177,12 @@ def test_outlier_rows_refuse_a_scale_per_tensor_and_not_one_per_row() -> None:
     assert {"tail", "underflow"} <= set(by_name["e4m3_tensor"].concerns)
     assert real > 2.5 * by_name["e4m3_row"].errors["post_norm"].value
     assert by_name["e4m3_row"].concerns == ()
+    refused, admitted = loka.verdicts(report.at("0"), Requirement(max_post_norm=real / 2), 1.05)
+    if refused.finding.numerics == "e4m3_row":
+        refused, admitted = admitted, refused
+    assert refused.state == "unsafe"  # the plan's word for it
+    assert re.search(r"post_norm .*, not <= .*tail", refused.reason)
+    assert admitted.reason == "was not timed"  # it meets the demand
 
 
 def test_offsets_and_mean_cancellation_are_concerns() -> None:

@@ -368,6 +368,10 @@ def test_drawing_stops_when_the_requirement_is_decided() -> None:
     wrong = loka.Candidate("mine", lambda operands: operands.x)
     with pytest.raises(ValueError, match=r"candidates: mine returned \[256, 12\] at 0, forward"):
         probe.evaluate([wrong])
+    broken = loka.Candidate("broken", lambda operands: operands.x / [][0])
+    with pytest.raises(IndexError) as raised:
+        probe.evaluate([broken])
+    assert raised.value.__notes__ == ["candidates: broken failed at 0, forward"]
 
 
 def test_classes_without_a_kernel_in_a_direction_are_left_out() -> None:

@@ -127,7 +127,11 @@ class Evaluation:
                 operands = source.draw(self.rows, direction)
                 exact = operands.exact(direction)
                 for own, candidate in zip(values, candidates, strict=True):
-                    y = candidate.run(operands)
+                    try:
+                        y = candidate.run(operands)
+                    except Exception as error:
+                        error.add_note(f"candidates: {candidate.numerics} failed at {site.path}, {direction}")
+                        raise
                     if y.shape != exact.shape:
                         raise ValueError(
                             f"candidates: {candidate.numerics} returned {list(y.shape)} at {site.path}, {direction}; "
