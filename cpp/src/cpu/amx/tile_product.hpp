@@ -54,8 +54,7 @@ struct TileRelease {
 
 // BF16 pairs, sums in FP32. Denormals count as zero, as vdpbf16ps has them.
 struct Bf16Tiles {
-  using Registers = avx512_kernels::RegisterProduct<avx512_kernels::Bf16Dot>;
-  static constexpr std::int64_t kFewRows = 1;
+  static constexpr std::int64_t kFewRows = 0;  // sums in another order would make a row depend on its batch
   template <int sum, int a, int w>
   [[gnu::always_inline]] static inline void add() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(w));
@@ -140,10 +139,11 @@ template <class Dot, bool lower, int V>
 template <class Dot>
 struct TileProduct {
   static constexpr std::int64_t kBlockRows = 128, kRowGrain = 32, kThreadRows = 32, kRowBytes = kTileBytes,
-                                kDecodeRows = 2;
+                                kDecodeRows = 0;
 
   static void multiply(const Tile& t, std::int64_t rows) {
-    if (rows <= Dot::kFewRows) return Dot::Registers::multiply(t, rows);  // tiles would be nearly empty
+    if constexpr (Dot::kFewRows > 0)
+      if (rows <= Dot::kFewRows) return Dot::Registers::multiply(t, rows);  // tiles would be nearly empty
     const TileRelease release;
     alignas(64) char left[kStepBytes];
     const char* tail = nullptr;
