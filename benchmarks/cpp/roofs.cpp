@@ -146,8 +146,8 @@ OCTAVO_TILE_LOOP(int8_tiles, "tdpbusd")
 
 bool have_tiles() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 // Exact INT8 products without VNNI: pairs of 16-bit codes, multiplied and added. Twelve chains leave registers for the

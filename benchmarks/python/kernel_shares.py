@@ -1,6 +1,6 @@
-"""docs/kernel-shares.md out of ``benchmarks/results/kernels.json`` and ``kernels-avx2.json`` (what ``make bench-cpp``
-wrote, the latter of kernels for AVX2 on a machine that has no more): each kernel's share of its roof. Prints it, or
-with ``--write`` writes it; a test compares.
+"""docs/kernel-shares.md out of ``kernels.json``, ``kernels-avx512.json`` and ``kernels-avx2.json`` in
+``benchmarks/results`` (what ``make bench-cpp`` wrote; the latter two on machines that have no more): each kernel's
+share of its roof. Prints it, or with ``--write`` writes it; a test compares.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from tables import RESULTS, ROOT, table
 
 PAGE = ROOT / "docs" / "kernel-shares.md"
-FILES = ("kernels.json", "kernels-avx2.json")
+FILES = ("kernels.json", "kernels-avx512.json", "kernels-avx2.json")
 INTRODUCTION = """# Kernels and their roofs
 
-Made from `kernels.json` and `kernels-avx2.json` in `benchmarks/results` by
+Made from `kernels.json`, `kernels-avx512.json` and `kernels-avx2.json` in `benchmarks/results` by
 `benchmarks/python/kernel_shares.py --write`; do not edit.
 `make bench-cpp` measures: each kernel alone, from C++, on octavo's own threads, against the roof that its work has on
 this machine: the copy bandwidth of the working set, the multiply-add rate of its class, or gathers of rows from a

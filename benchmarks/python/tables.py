@@ -208,8 +208,8 @@ def loka_speed() -> str:
     best, meeting = (ratio(dispatch[f"loka_dispatch_vs_best_single{end}"]) for end in ("", "_that_meets"))
     return (
         "**Whole rankers under LoKA's plan**, times as fast as the peer, embeddings included (serving: geometric mean "
-        "over batches); NE of clicks where `loka_quality` served the same kind of model, under a plan and with INT8 in "
-        "all layers:\n\n"
+        "over batches); NE of clicks where `loka_quality` served the same kind of model, with INT8 in all layers and, "
+        "where it ran with the same instruction set and so under a plan like this one's, under its plan:\n\n"
         + table(titles, rows)
         + f"\nServing, the plan against the best single class in all layers: {best}; against the best that meets the "
         f"requirement: {meeting}. {header(*LOKA_SPEED)}\n"
@@ -217,7 +217,8 @@ def loka_speed() -> str:
 
 
 def served_quality(kind: str) -> list[str]:
-    """NE of clicks minus FP32's, %, of a model served under its plan and in INT8; empty where it was not measured."""
+    """NE of clicks minus FP32's, %, of a model served under its plan and in INT8; empty where it was not measured. What
+    a plan holds goes by the machine's costs: one of another instruction set says nothing of the plan that was timed."""
     if not has_results("loka_quality"):
         return ["", ""]
     found = {
@@ -226,7 +227,8 @@ def served_quality(kind: str) -> list[str]:
         if line.get("op") == "loka_quality inference"
         and (line["shape"]["model"], line["shape"]["task"]) == (kind, "click")
     }
-    return [difference(found.get(entry)) for entry in ("plan", "int8_dynamic")]
+    timed, scored = (next(iter(lines(name)))["isa"] for name in ("loka_inference", "loka_quality"))
+    return [difference(found.get("plan") if timed == scored else None), difference(found.get("int8_dynamic"))]
 
 
 def difference(line: dict[str, Any] | None) -> str:
