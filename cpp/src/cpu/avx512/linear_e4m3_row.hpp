@@ -3,38 +3,17 @@
 
 #include <algorithm>
 
-#include "cpu/avx512/float8_rounding.hpp"
 #include "cpu/avx512/linear_e4m3_class.hpp"
+#include "cpu/avx512/linear_float8_rows.hpp"
 
 namespace octavo::avx512_kernels {
 namespace {
 
-template <bool finite, class Row>
-void round_row(const Row& row, std::int64_t k, float multiplier, char* out) {
-  const __m512 m = _mm512_set1_ps(multiplier);
-  const auto step = [&](std::int64_t i, __mmask16 mask) {  // at most four significant bits: BF16 is the upper half
-    const __m512i bits = _mm512_srli_epi32(round_to_grid<E4m3Grid, finite>(_mm512_mul_ps(row.load(i, mask), m)), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 2), _mm512_cvtepi32_epi16(bits));
-  };
-  std::int64_t i = 0;
-  for (; i + 16 <= k; i += 16) step(i, 0xffff);
-  for (; i < round_up(k, 32); i += 16) step(i, first_lanes(k - i));  // beyond K comes zero
-}
-
 template <class Row>
-void round_rows(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride,
-                float* scale) {
-  for (std::int64_t r = 0; r < count; ++r, out += stride) {
-    const Row row(row_of(x, first + r));
-    const Magnitude magnitude = magnitude_of(row, x.cols);
-    const ScalePair pair = scale_for(magnitude.largest_finite, DType::e4m3, false);
-    scale[r] = pair.scale;
-    if (magnitude.finite) {
-      round_row<true>(row, x.cols, pair.multiplier, out);
-    } else {
-      round_row<false>(row, x.cols, pair.multiplier, out);
-    }
-  }
+void round_matrix(const MatrixView& x, std::int64_t first, std::int64_t count, char* out, std::int64_t stride,
+                  float* scale) {
+  round_rows<E4m3Grid>(DType::e4m3, first, count, x.cols, out, stride, scale,
+                       [&](std::int64_t r) { return Row(row_of(x, r)); });
 }
 
 template <class Product>
@@ -64,9 +43,9 @@ struct RowClass : E4m3Class<Product> {
       std::copy_n(args.x_scale + first, count, scale);
       decode_rows(args.x, first, count, out, stride);
     } else if (args.x.dtype == DType::bf16) {
-      round_rows<Bf16Row>(args.x, first, count, out, stride, scale);
+      round_matrix<Bf16Row>(args.x, first, count, out, stride, scale);
     } else {
-      round_rows<F32Row>(args.x, first, count, out, stride, scale);
+      round_matrix<F32Row>(args.x, first, count, out, stride, scale);
     }
     return {out, stride};
   }
