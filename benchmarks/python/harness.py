@@ -132,8 +132,10 @@ class Contest:
 def interleaved(
     entries: Sequence[Entry], effort: Effort, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, np.ndarray]:
-    """us per call of each entry, one sample per round: A B C, B C A, ... Every sample follows one untimed call of the
-    same entry, so that no one pays for what the one before left behind (spinning or sleeping workers, cold code).
+    """us per call of each entry, one sample per round, each round in a random order: where orders only rotate an
+    entry always follows the same one, and a plan measured twice differed from itself by 2 to 8%. Every
+    sample follows one untimed call of the same entry, so that no one pays for what the one before left behind (spinning
+    or sleeping workers, cold code).
     An entry whose second call, like its first, takes more than a tenth of a second and ``HOPELESS`` times the fastest's
     is not called again: that call stands for all its rounds."""
     turns = {entry.name: itertools.count() for entry in entries}
@@ -177,9 +179,9 @@ def interleaved(
         cost_s += us * 1e-6 * (repeats[entry.name] + 1)
     rounds = int(np.clip(effort.budget_s / max(cost_s, 1e-9), effort.min_rounds, effort.max_rounds))
     times: dict[str, list[float]] = {entry.name: [] for entry in entries}
-    for turn in range(rounds):
-        start_at = turn % len(entries)
-        for entry in [*entries[start_at:], *entries[:start_at]]:
+    orders = np.random.default_rng(0)
+    for _ in range(rounds):
+        for entry in (entries[number] for number in orders.permutation(len(entries))):
             times[entry.name].append(sample(entry, repeats[entry.name]))
     return {name: np.asarray(times.get(name, [hopeless.get(name)] * rounds)) for name in looks}
 

@@ -106,19 +106,18 @@ class TorchWukongLayer(torch.nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         block = layer.fmb
-        self.project, self.lcb = linear_of(block.project), linear_of(layer.lcb)
-        self.residual = None if layer.residual is None else linear_of(layer.residual)
+        self.rows, self.maps = layer.rows, linear_of(layer.maps)
         self.inner, self.outer = (
             norm_of(len(norm.weight), norm.eps, norm.weight, norm.bias) for norm in (block.norm, layer.norm)
         )
         self.hidden, self.out = layers_of(block.hidden), linear_of(block.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        columns = x.mT.contiguous()
-        products = torch.bmm(x, self.project(columns).to(x.dtype)).flatten(1)
+        projected, compressed, residual = self.maps(x.mT.contiguous()).to(x.dtype).split(self.rows, 2)
+        products = torch.bmm(x, projected).flatten(1)
         made = self.out(self.hidden(self.inner(products))).unflatten(1, (-1, x.shape[2]))
-        kept = x if self.residual is None else self.residual(columns).mT
-        return self.outer(torch.cat([made, self.lcb(columns).mT.to(made.dtype)], 1) + kept)
+        kept = residual.mT if self.rows[2] else x
+        return self.outer(torch.cat([made, compressed.mT.to(made.dtype)], 1) + kept)
 
 
 def towers_of(kind: str, model: models.Ranker, tables: int, dim: int) -> Towers:

@@ -41,15 +41,18 @@ def effort(harness: Any, **changes: Any) -> Any:
     return harness.Effort(**{**defaults, **changes})
 
 
-def test_interleaved_times_are_per_call_and_rounds_rotate(harness: Any) -> None:
+def test_interleaved_times_are_per_call_and_each_round_has_its_own_order(harness: Any) -> None:
     clock = Clock()
     entries = [harness.Entry(name, clock.taking(name, us)) for name, us in (("a", 10.0), ("b", 40.0), ("c", 2.0))]
-    samples = harness.interleaved(entries, effort(harness), clock)
+    rounds = 20
+    samples = harness.interleaved(entries, effort(harness, min_rounds=rounds, max_rounds=rounds), clock)
     for name, us in (("a", 10.0), ("b", 40.0), ("c", 2.0)):
-        assert samples[name] == pytest.approx([us] * 4)
-    order = [name for name, _ in clock.log][-8 * 3 :]  # a warm call and a timed one each, 3 rounds of 3 entries + 1
-    firsts = order[::2][-9:]
-    assert firsts == ["b", "c", "a", "c", "a", "b", "a", "b", "c"]
+        assert samples[name] == pytest.approx([us] * rounds)
+    order = [name for name, _ in clock.log][-2 * 3 * rounds :]  # a warm call and a timed one each
+    assert order[::2] == order[1::2]
+    met = ["".join(order[2 * 3 * turn : 2 * 3 * (turn + 1) : 2]) for turn in range(rounds)]
+    assert {"".join(sorted(one)) for one in met} == {"abc"}
+    assert len(set(met)) > 3  # more than the turns of one order: neighbours change
     turns = [turn for name, turn in clock.log if name == "a"]
     assert turns == list(range(len(turns)))  # never the same input twice
 

@@ -169,19 +169,19 @@ def wukong(w: Written) -> tuple[Any, dict[str, Any]]:
     x = np.stack(tokens, 1)
     for layer in range(w.config.layers):
         name = f"layers.{layer}"
+        maps = w.p[f"{name}.maps.weight"]  # [k + lcb_tokens + rows of the residual's, n]
+        k = w.config.rank or 0
+        y, w_l, w_r = maps[:k].T, maps[k : k + w.config.lcb_tokens], maps[k + w.config.lcb_tokens :]
+        assert len(w_r) in (0, w.config.fmb_tokens + w.config.lcb_tokens)
         after = []
         for sample in x:  # [n, D]
             fm = sample @ sample.T
             if w.config.rank is not None:
-                y = w.p[f"{name}.fmb.project.weight"].T  # [n, k]
-                assert y.shape == (len(sample), w.config.rank)
-                fm = fm @ y
+                fm = fm @ y  # [n, n] [n, k]
             flat = w.token_norm(fm.reshape(1, -1), f"{name}.fmb.norm")
             block = w.linear(w.mlp(flat, f"{name}.fmb.hidden"), f"{name}.fmb.out")
             block = block.reshape(w.config.fmb_tokens, w.config.embedding_dim)
-            compressed = w.p[f"{name}.lcb.weight"] @ sample
-            kept = w.p[f"{name}.residual.weight"] @ sample if f"{name}.residual.weight" in w.p else sample
-            after.append(np.concatenate([block, compressed]) + kept)
+            after.append(np.concatenate([block, w_l @ sample]) + (w_r @ sample if len(w_r) else sample))
         x = w.token_norm(np.stack(after), f"{name}.norm")
     hidden = w.mlp(x.reshape(len(x), -1), "top")
     return hidden, w.heads(hidden)

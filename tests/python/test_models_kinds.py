@@ -141,8 +141,7 @@ SITES = {
     "deepfm": {"dense_first_order", "deep.0", "deep.1"},
     "din": {"units.0.hidden.0", "units.0.hidden.1", "units.0.out", "top.0", "top.1"},
     "wukong": {"bottom.0", "bottom.1", "top.0", "top.1"}
-    | {f"layers.{i}.{name}" for i in (0, 1) for name in ("fmb.project", "fmb.hidden.0", "fmb.out", "lcb")}
-    | {"layers.0.residual"},
+    | {f"layers.{i}.{name}" for i in (0, 1) for name in ("maps", "fmb.hidden.0", "fmb.out")},
 }
 
 

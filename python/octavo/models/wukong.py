@@ -47,22 +47,23 @@ class Wukong(Ranker):
 class WukongLayer(torch.nn.Module):
     """[B, n, D] -> [B, fmb_tokens + lcb_tokens, D].
 
-    LCB(X) = W_L X, a matrix over embeddings [lcb_tokens, n]. Where the number of embeddings changes, the residual is a
-    linear map of X as well.
+    All matrices over embeddings are one linear layer ``maps`` [sum of ``rows``, n], so that X is read once: below each
+    other Y^T of the FM [k, n], W_L of LCB(X) = W_L X [lcb_tokens, n] and, where the number of embeddings changes, the
+    residual's [fmb_tokens + lcb_tokens, n].
     """
 
     def __init__(self, tokens: int, config: WukongConfig) -> None:
         super().__init__()
         after = config.fmb_tokens + config.lcb_tokens
+        self.rows = [config.rank or 0, config.lcb_tokens, 0 if tokens == after else after]
+        self.maps = nn.Linear(tokens, sum(self.rows), bias=False)
         self.fmb = FactorizationMachineBlock(tokens, config)
-        self.lcb = nn.Linear(tokens, config.lcb_tokens, bias=False)
-        self.residual = nn.Linear(tokens, after, bias=False) if tokens != after else None
         self.norm = nn.Norm(config.embedding_dim, config.norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        columns = x.mT.contiguous()  # [B, D, n]: three linear layers over embeddings read it
-        kept = x if self.residual is None else self.residual(columns).mT
-        y: torch.Tensor = self.norm(torch.cat([self.fmb(x, columns), self.lcb(columns).mT], 1) + kept)
+        projected, compressed, residual = self.maps(x.mT.contiguous()).mT.split(self.rows, 1)
+        block = self.fmb(x, projected if self.rows[0] else None)
+        y: torch.Tensor = self.norm(torch.cat([block, compressed], 1) + (residual if self.rows[2] else x))
         return y
 
 
@@ -76,15 +77,13 @@ class FactorizationMachineBlock(torch.nn.Module):
     def __init__(self, tokens: int, config: WukongConfig) -> None:
         super().__init__()
         self.tokens, self.dim = config.fmb_tokens, config.embedding_dim
-        self.project = None if config.rank is None else nn.Linear(tokens, config.rank, bias=False)  # Y^T [k, n]
-        width = tokens * (tokens if config.rank is None else config.rank)
+        width = tokens * (config.rank or tokens)
         self.norm = nn.Norm(width, config.norm)
         self.hidden = mlp(width, config.fmb, config)
         self.out = nn.Linear(config.fmb[-1] if config.fmb else width, self.tokens * self.dim, config.bias)
 
-    def forward(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """X [B, n, D] and X^T [B, D, n]."""
-        other = None if self.project is None else self.project(columns).mT  # (X^T Y)^T [B, k, D]
-        products = ops.pairwise_dots(x, other)
+    def forward(self, x: torch.Tensor, projected: torch.Tensor | None) -> torch.Tensor:
+        """X [B, n, D] and (X^T Y)^T [B, k, D]; without the latter X X^T."""
+        products = ops.pairwise_dots(x, projected)
         y: torch.Tensor = self.out(self.hidden(self.norm(products.flatten(1))))
         return y.view(len(x), self.tokens, self.dim)
