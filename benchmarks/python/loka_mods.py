@@ -2,7 +2,7 @@
 
 The model is octavo's Wukong with every hidden layer as torch.nn.Linear, LayerNorm, SiLU, biases everywhere, as a user
 would have it; tables stay octavo's. Arms: the model (``none``), one Mod at a time, all four together; each in FP32 and
-under its own ``narrow`` plan (``loka_quality_runs.solved``), so that figures are of low precision on any machine.
+under its own ``narrow`` plan (``loka_quality_runs.judged``), so that figures are of low precision on any machine.
 
 * NE: ``loka_quality``'s paired training runs, a quarter of their rows. ``fp32``: with the Mod minus without, both in
   FP32; ``narrow``: with the Mod under its plan minus the unchanged model in FP32; ``precision``: with the Mod, its plan
@@ -76,9 +76,10 @@ def _layer_norm(weight: torch.nn.Parameter, bias: torch.nn.Parameter, eps: float
 def mod_plans(mod: str, rows: int, draws: int) -> runs.Found:
     """The plans of the model under a Mod by a warm run of its own: for training, and ``inference`` as ``plan``."""
     with runs.opened(SOURCE, runs.WARM, rows) as (log, config):
-        report = runs.warm(log, users_model(log, config, mod), config, len(log), draws)
-    served = runs.solved(report, training=False)["plan"]
-    plans = {**runs.training_plans(report), "inference": runs.text_of(served)}
+        probe = runs.warm(log, users_model(log, config, mod), config, len(log))
+    reports = runs.judged(probe, draws, ("plan", "narrow"))
+    served = runs.solved(reports, training=False)["plan"]
+    plans = {**runs.training_plans(reports), "inference": runs.text_of(served)}
     return {name: np.array(text) for name, text in plans.items()}
 
 

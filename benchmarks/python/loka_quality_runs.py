@@ -43,7 +43,10 @@ SEEDS = {"smoke": 2, "quick": 2, "full": 5}
 DRAWS = {"smoke": 8, "quick": 32, "full": 100}  # of Probe's, at most
 WARM = 1000  # seed of the world and the weights that plans are made on; those of the runs count from 0
 EVERY = 10  # steps between the Probe's looks, in the second half of the warm run
-REQUIREMENT, MIN_SPEEDUP = Requirement(max_post_norm=0.05), 1.05
+# What each plan demands: ``plan`` by what classes cost on this machine, the others by WIDTH.
+DEMANDS = {"plan": Requirement(max_post_norm=0.05), "narrow": Requirement(max_post_norm=0.05),
+           "strict": Requirement(max_post_norm=0.01)}  # fmt: skip
+MIN_SPEEDUP = 1.05
 WIDTH = {"int8_dynamic": 1.0, "e4m3_row": 1.0, "e4m3_weight_only": 1.5, "bf16": 2.0, "fp32": 4.0}  # bytes an operand
 MODELS: dict[str, dict[str, Any]] = {
     "wukong": {"kind": "wukong", "embedding_dim": 16, "layers": 2, "fmb": [128], "top": [256, 128]},
@@ -167,8 +170,8 @@ def text_of(plan: Plan) -> str:
 
 
 # --- what jobs do -----------------------------------------------------------------------------------------------------
-def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int, draws: int) -> loka.Report:
-    """Train ``model`` in FP32 on the first ``stop`` events, the second half of them under a Probe; its report."""
+def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int) -> loka.Probe:
+    """Train ``model`` in FP32 on the first ``stop`` events; the Probe, closed, that watched the second half of them."""
     arm, size = Arm(model, config), config.training.batch_size
     half = stop // size // 2 * size
     for batch in log.batches(size, 0, half):
@@ -178,31 +181,44 @@ def warm(log: EventLog, model: torch.nn.Module, config: RunConfig, stop: int, dr
         for batch in log.batches(size, half, stop):
             arm.take(batch)
             probe.step()
-    return probe.evaluate(draws=draws, requirement=REQUIREMENT)
+    return probe
 
 
-def solved(report: loka.Report, training: bool) -> dict[str, Plan]:
-    """``plan``: LoKA's, by what classes cost on this machine. ``narrow``: the narrowest class that meets the
-    requirement at each site and direction (E4M3 before INT8), whatever it costs here: its quality is not that of a plan
-    left in FP32 for speed."""
-    by_width = tuple(
-        replace(finding, us=WIDTH[finding.numerics], reference_us=WIDTH["fp32"], pack_us=0.0, unpack_us=0.0)
-        for finding in report.findings
-    )
-    reports = {"plan": report, "narrow": replace(report, findings=by_width)}
-    return {arm: loka.solve(one, REQUIREMENT, MIN_SPEEDUP, training) for arm, one in reports.items()}
+def judged(probe: loka.Probe, draws: int, arms: Sequence[str] = tuple(DEMANDS)) -> dict[str, loka.Report]:
+    """The report that each plan is solved from. ``plan``: with costs of this machine; the others: as if a class cost
+    its bytes, so that each site gets the narrowest one that meets the demand (E4M3 before INT8), whatever it costs
+    here: the quality of eight bits is not that of a plan left in FP32 for speed."""
+    by_demand: dict[Requirement, loka.Report] = {}
+    found = {}
+    for arm in arms:
+        demand = DEMANDS[arm]
+        if demand not in by_demand:
+            by_demand[demand] = probe.evaluate(draws=draws, requirement=demand)
+        report = by_demand[demand]
+        found[arm] = report if arm == "plan" else replace(report, findings=tuple(map(by_width, report.findings)))
+    return found
 
 
-def training_plans(report: loka.Report) -> dict[str, str]:
-    """Both plans for training, as JSON."""
-    return {arm: text_of(plan) for arm, plan in solved(report, training=True).items()}
+def by_width(finding: loka.Finding) -> loka.Finding:
+    """Costs as bytes an operand."""
+    return replace(finding, us=WIDTH[finding.numerics], reference_us=WIDTH["fp32"], pack_us=0.0, unpack_us=0.0)
+
+
+def solved(reports: Mapping[str, loka.Report], training: bool) -> dict[str, Plan]:
+    """Each report's plan."""
+    return {arm: loka.solve(report, DEMANDS[arm], MIN_SPEEDUP, training) for arm, report in reports.items()}
+
+
+def training_plans(reports: Mapping[str, loka.Report]) -> dict[str, str]:
+    """Each report's plan for training, as JSON."""
+    return {arm: text_of(plan) for arm, plan in solved(reports, training=True).items()}
 
 
 def warm_plans(source: str, rows: int, draws: int) -> Found:
     """The training plans of a source, by its warm run."""
     with opened(source, WARM, rows) as (log, config):
-        report = warm(log, models.build(log.schema, config.model), config, len(log), draws)
-    return {arm: np.array(text) for arm, text in training_plans(report).items()}
+        probe = warm(log, models.build(log.schema, config.model), config, len(log))
+    return {arm: np.array(text) for arm, text in training_plans(judged(probe, draws)).items()}
 
 
 def train_paired(source: str, seed: int, rows: int, arms: Sequence[str], plans: Mapping[str, str]) -> Found:

@@ -237,7 +237,8 @@ def difference(line: dict[str, Any] | None) -> str:
 
 
 ARMS = {"aa": "FP32, initial weights one ulp off", "plan": "plan by this machine's costs",
-        "narrow": "narrowest class that meets post-norm error 0.05", "int8_dynamic": "INT8 in all layers",
+        "narrow": "narrowest class that meets post-norm error 0.05",
+        "strict": "narrowest class that meets post-norm error 0.01", "int8_dynamic": "INT8 in all layers",
         "naive": "tensor-wise FP8 in all layers (emulated)"}  # fmt: skip
 
 

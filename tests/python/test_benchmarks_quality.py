@@ -64,13 +64,14 @@ def test_loka_faults() -> None:
 def test_loka_quality() -> None:
     rows, bars = lines_of("loka_quality")
     trained = {row["entry"]: row for row in rows if row["op"] == "loka_quality training"}
-    assert set(trained) == {"aa", "plan", "narrow", "naive"}
+    assert set(trained) == {"aa", "plan", "narrow", "strict", "naive"}
     for row in rows:
         assert row.get("skipped") or row["low"] <= row["figure"] <= row["high"]
     for row in trained.values():
         assert row["figure"] == pytest.approx(sum(row["seeds"]) / 2, abs=1e-4)
     assert abs(trained["aa"]["figure"]) < 1e-3  # an ulp has no time to grow in 4096 events
     assert "e4m3_row" in trained["narrow"]["classes"]["forward"]
+    assert "int8_dynamic" in trained["strict"]["classes"]["forward"]
     assert abs(trained["naive"]["figure"]) > abs(trained["aa"]["figure"])
     for name in (
         f"loka_quality_{what}_dcnv2_{task}_narrow"
