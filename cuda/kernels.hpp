@@ -12,22 +12,16 @@ namespace octavo::cuda {
 Status quantize_e4m3_row(const QuantizeArgs& args);
 Status quantize_e4m3_row_padded(const QuantizeArgs& args, std::int64_t ld);
 
-// cuda/gemm/gemm_e4m3_row_sm90.cu: d [m, n] = diag(x_scale) x w^T diag(w_scale), x [m, k], w [n, k] codes, k-major.
-// k a multiple of 16; n a multiple of 8 (d BF16) or 4 (d FP32); d's rows n elements apart; 16-byte aligned.
-struct GemmE4m3Row {
-  const void *x, *w;
-  const float *x_scale, *w_scale;
-  void* d;
-  DType d_dtype;  // bf16 or f32
-  int m, n, k;
-  cudaStream_t stream;
-};
-Status gemm_e4m3_row_sm90(const GemmE4m3Row& problem);
+// cuda/quantize/operand_rows.cu. Rows of `out` are `ld` >= x.cols elements apart; the rest of a row is set to 0.
+Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream);
+Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream);
 
-// cuda/norm/epilogue.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] FP32, rows ld apart, overwritten.
+// cuda/norm/epilogue.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] FP32, rows ld apart, is
+// overwritten with what the norm sees.
 Status finish_linear(float* z, std::int64_t ld, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream);
 
-// cuda/gemm/linear_e4m3_row_sm90.cpp: the whole layer.
-Status linear_e4m3_row_sm90(const LinearArgs& args);
+// cuda/gemm/sum_slices.cu: out FP32 = the sum of `count` matrices `stride` elements apart, whose rows are ld apart.
+Status sum_slices(const float* parts, std::int64_t count, std::int64_t stride, std::int64_t ld, const MatrixView& out,
+                  cudaStream_t stream);
 
 }  // namespace octavo::cuda

@@ -15,16 +15,6 @@ void register_cuda_kernels(Registry& registry) {
   quantize.supported = [] { return cuda::device_info().usable && cuda::device_info().major >= 8; };
   quantize.run.quantize = cuda::quantize_e4m3_row;
   (void)registry.add(quantize);
-
-  KernelInfo linear;
-  linear.name = "cuda.sm90.linear.e4m3_row";
-  linear.op = Op::linear;
-  linear.device = Device::cuda;
-  linear.numerics = Numerics::e4m3_row;
-  linear.cost = {.overhead_us = 15.0, .gmacs_per_s = 300000.0, .gbytes_per_s = 1500.0};  // never measured
-  linear.supported = [] { return cuda::device_info().usable && cuda::device_info().major == 9; };
-  linear.run.linear = cuda::linear_e4m3_row_sm90;
-  (void)registry.add(linear);
 }
 
 }  // namespace octavo
