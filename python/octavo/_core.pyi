@@ -301,6 +301,7 @@ def linear_epilogue_backward(
     grad_bias: int,
     grad_norm_weight: int,
     grad_norm_bias: int,
+    stream: int,
 ) -> None: ...
 def linear_grad_input(
     kernel: Kernel,
@@ -362,6 +363,7 @@ def bag_forward(
     out: int,
     out_stride: int,
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def row_lookup(
     kernel: Kernel,
@@ -373,6 +375,7 @@ def row_lookup(
     bounds: int,
     outs: list[tuple[int, int, int]],
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def bag_backward(
     kernel: Kernel,
@@ -387,6 +390,7 @@ def bag_backward(
     grad_stride: int,
     grad_weights: int,
     optimizer: OptimizerConfig,
+    stream: int,
 ) -> None: ...
 
 # --- id_map.hpp ---
