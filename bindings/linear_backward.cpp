@@ -20,7 +20,7 @@ void bind_linear_backward(py::module_& m) {
       [](KernelInfo& kernel, std::uintptr_t z, std::uintptr_t grad, std::int64_t grad_stride, int dtype,
          std::int64_t rows, std::int64_t n, const Epilogue& epilogue, std::uintptr_t grad_z, int grad_z_dtype,
          std::uintptr_t grad_extra, int grad_extra_dtype, std::uintptr_t grad_bias, std::uintptr_t grad_norm_weight,
-         std::uintptr_t grad_norm_bias) {
+         std::uintptr_t grad_norm_bias, std::uintptr_t stream) {
         expect_launcher(kernel.run.epilogue_backward != nullptr, kernel, "linear_epilogue_backward");
         const EpilogueBackwardArgs args{matrix(z, rows, n, n, static_cast<DType>(dtype)),
                                         matrix(grad, rows, n, grad_stride, static_cast<DType>(dtype)),
@@ -29,13 +29,15 @@ void bind_linear_backward(py::module_& m) {
                                         matrix(grad_extra, rows, n, n, static_cast<DType>(grad_extra_dtype)),
                                         reinterpret_cast<float*>(grad_bias),
                                         reinterpret_cast<float*>(grad_norm_weight),
-                                        reinterpret_cast<float*>(grad_norm_bias)};
+                                        reinterpret_cast<float*>(grad_norm_bias),
+                                        reinterpret_cast<void*>(stream)};
         ++kernel.calls;
         run_released([&] { return kernel.run.epilogue_backward(args); });
       },
       py::arg("kernel"), py::arg("z"), py::arg("grad"), py::arg("grad_stride"), py::arg("dtype"), py::arg("m"),
       py::arg("n"), py::arg("epilogue"), py::arg("grad_z"), py::arg("grad_z_dtype"), py::arg("grad_extra"),
-      py::arg("grad_extra_dtype"), py::arg("grad_bias"), py::arg("grad_norm_weight"), py::arg("grad_norm_bias"));
+      py::arg("grad_extra_dtype"), py::arg("grad_bias"), py::arg("grad_norm_weight"), py::arg("grad_norm_bias"),
+      py::arg("stream"));
 
   m.def(
       "linear_grad_input",

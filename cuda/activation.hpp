@@ -1,4 +1,5 @@
-// Activations in FP32, for device and host: tests run them on a machine without a GPU.
+// Activations in FP32, the one definition of every CUDA kernel, with the meaning of cpu/generic/linear_vector.hpp. Host
+// code has them too: tests run them without a GPU.
 #pragma once
 
 #include <cmath>
@@ -13,13 +14,15 @@
 
 namespace octavo::cuda {
 
+OCTAVO_HOST_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
 OCTAVO_HOST_DEVICE float activate(float x, Activation kind) {
   switch (kind) {
     case Activation::relu: return x < 0.0f ? 0.0f : x;  // NaN stays
-    case Activation::silu: return x / (1.0f + expf(-x));
-    case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case Activation::hardswish: return x * fminf(fmaxf(x + 3.0f, 0.0f), 6.0f) / 6.0f;
-    case Activation::sigmoid: return 1.0f / (1.0f + expf(-x));
+    case Activation::silu: return x * sigmoid(x);
+    case Activation::gelu: return 0.5f * x * erfcf(x * -0.70710678118654752f);  // exact; erfc keeps the left tail
+    case Activation::hardswish: return x * fminf(fmaxf(fmaf(x, 1.0f / 6.0f, 0.5f), 0.0f), 1.0f);
+    case Activation::sigmoid: return sigmoid(x);
     default: return x;
   }
 }

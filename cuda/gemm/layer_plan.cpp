@@ -35,8 +35,7 @@ LayerPlan plan_layer(const LayerRequest& r) {
   double around = 0;  // rounding x and y
   if (size_of(r.x) != static_cast<std::size_t>(bytes_of(r.product)))
     around += pass_us(rows * static_cast<double>(r.k) * static_cast<double>(size_of(r.x) + bytes_of(r.product)));
-  const bool codes = r.y == DType::e4m3;
-  if (codes) around += pass_us(outputs * 5);
+  const bool codes = size_of(r.y) == 1;
 
   TileRequest request = tile_request(r);
   if (!r.saved) {  // else the product is wanted beside y
@@ -47,7 +46,8 @@ LayerPlan plan_layer(const LayerRequest& r) {
     whole.norm = whole_row_norm(r.norm, r.norm_block, r.n) != NormKind::none;
     if (whole.norm == (r.norm != NormKind::none))
       if (const auto ranked = rank_tiles(whole); !ranked.empty())
-        return {whole.norm ? Route::fused : Route::whole, ranked.front().index, around + ranked.front().us};
+        return {whole.norm ? Route::fused : Route::whole, ranked.front().index,
+                around + ranked.front().us + (codes ? pass_us(outputs * 5) : 0)};
   }
   const RankedTile product = rank_tiles(request).front();
   const double bytes = outputs * (4 + static_cast<double>(size_of(r.y)) + (r.residual != Residual::none ? 2 : 0));

@@ -58,11 +58,12 @@ struct Layer {
                                 .codes = codes.as<void>(),
                                 .scale = scale.as<float>(),
                                 .stream = stream};
-    return quantize_e4m3_row_padded(quantize, k);
+    return quantize_row_padded(quantize, k);
   }
 
-  LayerPlan plan(const MatrixView& y) const {
+  LayerPlan plan() const {
     const Epilogue& e = args.epilogue;
+    const MatrixView& y = args.y;
     LayerRequest request;
     request.product = product;
     request.m = args.x.rows;
@@ -79,58 +80,44 @@ struct Layer {
     return plan_layer(request);
   }
 
-  // Everything into y, a matrix of floats.
-  Status into(Gemm g, const MatrixView& y) const {
-    const LayerPlan p = plan(y);
-    if (p.route == Route::in_steps) return in_steps(g, p.tile, y);
+  // What the GEMM does beside its product, of a layer that is not made in steps.
+  void set_epilogue(Gemm& g) const {
     const Epilogue& e = args.epilogue;
-    g.d = y.data;
-    g.ldd = ld_of(y);
-    g.d_dtype = y.dtype;
     g.bias = e.bias;
     g.residual = e.residual;
     g.residual_first = e.residual_before_norm;
     g.activation = e.last_activation();
-    g.norm = whole_row_norm(e.norm, e.norm_block, y.cols);
+    g.norm = whole_row_norm(e.norm, e.norm_block, args.y.cols);
     g.norm_weight = e.norm_weight;
     g.norm_bias = e.norm_bias;
     g.eps = e.eps;
-    return run_gemm(p.tile, g, stream);
-  }
-
-  Status in_steps(Gemm g, int tile, const MatrixView& y) const {
-    StreamBuffer scratch(stream);
-    if (Status s = scratch.allocate(static_cast<std::size_t>(y.rows * y.cols) * 4); !s.ok()) return s;
-    g.d = scratch.as<void>();
-    g.ldd = y.cols;
-    g.d_dtype = DType::f32;
-    if (Status s = run_gemm(tile, g, stream); !s.ok()) return s;
-    if (Status s = finish_linear(scratch.as<float>(), y.cols, args.epilogue, y, stream); !s.ok()) return s;
-    const MatrixView& saved = args.epilogue.saved;
-    if (saved.data == nullptr) return {};
-    const MatrixView seen{scratch.as<void>(), y.rows, y.cols, y.cols, DType::f32};
-    return saved.dtype == DType::bf16 ? to_bf16(seen, nullptr, saved.data, saved.row_stride, stream)
-                                      : copy_rows(seen, saved.data, saved.row_stride, stream);
   }
 
   Status run() const {
-    StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)};
+    StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)}, floats(stream);
     Gemm g;
     if (Status s = operands(g, scratch); !s.ok()) return s;
-    if (args.y_scale == nullptr) return into(g, args.y);
-    // Codes of y: those of its FP32 values.
-    StreamBuffer floats(stream);
-    const MatrixView& y = args.y;
-    if (Status s = floats.allocate(static_cast<std::size_t>(y.rows * y.cols) * 4); !s.ok()) return s;
-    const MatrixView wide{floats.as<void>(), y.rows, y.cols, y.cols, DType::f32};
-    if (Status s = into(g, wide); !s.ok()) return s;
-    const QuantizeArgs quantize{.x = wide,
-                                .format = DType::e4m3,
+    const LayerPlan p = plan();
+    const bool in_steps = p.route == Route::in_steps, codes = args.y_scale != nullptr;
+    MatrixView d = args.y;
+    if (in_steps || codes) {
+      if (Status s = floats.allocate(static_cast<std::size_t>(d.rows * d.cols) * 4); !s.ok()) return s;
+      d = {floats.as<void>(), d.rows, d.cols, d.cols, DType::f32};
+    }
+    g.d = d.data;
+    g.ldd = ld_of(d);
+    g.d_dtype = d.dtype;
+    if (!in_steps) set_epilogue(g);
+    if (Status s = run_gemm(p.tile, g, stream); !s.ok()) return s;
+    if (in_steps) return finish_linear(floats.as<float>(), d.cols, args.epilogue, args.y, stream, args.y_scale);
+    if (!codes) return {};
+    const QuantizeArgs quantize{.x = d,
+                                .format = args.y.dtype,
                                 .scaling = Scaling::row,
-                                .codes = y.data,
+                                .codes = args.y.data,
                                 .scale = args.y_scale,
                                 .stream = stream};
-    return quantize_e4m3_row_padded(quantize, y.cols);
+    return quantize_row_padded(quantize, d.cols);
   }
 };
 
@@ -139,8 +126,6 @@ Status linear(const LinearArgs& args, Numerics numerics, Product product) {
   if (args.x.rows == 0 || args.weight->n() == 0) return {};
   if (args.x.rows > kLargest || args.weight->n() > kLargest || args.weight->k() > kLargest - 16)
     return Status::unsupported("linear: the CUDA kernels take up to 2^31 - 1 rows and columns; split the batch");
-  if (args.y_scale != nullptr && args.y.dtype != DType::e4m3)
-    return Status::unsupported("linear: out is INT8 codes; the CUDA kernels give E4M3 codes, or floats to quantize");
   if (args.y_scale != nullptr && args.y.rows > 1 && args.y.row_stride != args.y.cols)
     return Status::unsupported("linear: codes of out must be contiguous");
   const DeviceGuard guard(args.y.data);

@@ -1,5 +1,5 @@
 // Sums over rows that were made in slices: one fixed order of additions.
-#include "device/device.hpp"
+#include "device/launch.cuh"
 #include "kernels.hpp"
 
 namespace octavo::cuda {
@@ -26,9 +26,8 @@ Status sum_slices(const float* parts, std::int64_t count, std::int64_t stride, s
   const std::int64_t size = out.rows * out.cols;
   if (size == 0) return {};
   const std::int64_t blocks = (size + kThreads - 1) / kThreads;
-  add_slices<<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), kThreads, 0, stream>>>(
-      parts, count, stride, out.rows, out.cols, ld, static_cast<float*>(out.data), out.row_stride);
-  return checked(cudaGetLastError(), "sum_slices");
+  return launch("sum_slices", add_slices, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), kThreads, 0,
+                stream, parts, count, stride, out.rows, out.cols, ld, static_cast<float*>(out.data), out.row_stride);
 }
 
 }  // namespace octavo::cuda

@@ -3,7 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
-#include "device/device.hpp"
+#include "device/launch.cuh"
 #include "kernels.hpp"
 
 namespace octavo::cuda {
@@ -33,15 +33,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void copy(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
-  copy_padded<<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(static_cast<const T*>(x.data), x.cols,
-                                                                      x.row_stride, static_cast<T*>(out), ld);
+Status copy(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
+  return launch("copy_rows", copy_padded<T>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
+                static_cast<const T*>(x.data), x.cols, x.row_stride, static_cast<T*>(out), ld);
 }
 
 template <class In>
-void launch(const MatrixView& x, const float* scales, void* out, std::int64_t ld, cudaStream_t stream) {
-  rows_to_bf16<<<static_cast<unsigned>(x.rows), kThreads, 0, stream>>>(
-      static_cast<const In*>(x.data), x.cols, x.row_stride, scales, static_cast<__nv_bfloat16*>(out), ld);
+Status convert(const MatrixView& x, const float* scales, void* out, std::int64_t ld, cudaStream_t stream) {
+  return launch("to_bf16", rows_to_bf16<In>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
+                static_cast<const In*>(x.data), x.cols, x.row_stride, scales, static_cast<__nv_bfloat16*>(out), ld);
 }
 
 }  // namespace
@@ -50,24 +50,22 @@ Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t 
   if (x.rows == 0) return {};
   if (x.rows > 0x7fffffff) return Status::unsupported("to_bf16: takes up to 2^31 - 1 rows; split the batch");
   switch (x.dtype) {
-    case DType::f32: launch<float>(x, scale, out, ld, stream); break;
-    case DType::bf16: launch<__nv_bfloat16>(x, scale, out, ld, stream); break;
-    case DType::e4m3: launch<__nv_fp8_e4m3>(x, scale, out, ld, stream); break;
-    case DType::i8: launch<signed char>(x, scale, out, ld, stream); break;
+    case DType::f32: return convert<float>(x, scale, out, ld, stream);
+    case DType::bf16: return convert<__nv_bfloat16>(x, scale, out, ld, stream);
+    case DType::e4m3: return convert<__nv_fp8_e4m3>(x, scale, out, ld, stream);
+    case DType::i8: return convert<signed char>(x, scale, out, ld, stream);
     default: return Status::unsupported("to_bf16: reads float32, bfloat16, E4M3 and INT8");
   }
-  return checked(cudaGetLastError(), "to_bf16");
 }
 
 Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
   if (x.rows == 0) return {};
   if (x.rows > 0x7fffffff) return Status::unsupported("copy_rows: takes up to 2^31 - 1 rows; split the batch");
   switch (size_of(x.dtype)) {
-    case 1: copy<std::uint8_t>(x, out, ld, stream); break;
-    case 2: copy<std::uint16_t>(x, out, ld, stream); break;
-    default: copy<float>(x, out, ld, stream); break;
+    case 1: return copy<std::uint8_t>(x, out, ld, stream);
+    case 2: return copy<std::uint16_t>(x, out, ld, stream);
+    default: return copy<float>(x, out, ld, stream);
   }
-  return checked(cudaGetLastError(), "copy_rows");
 }
 
 }  // namespace octavo::cuda

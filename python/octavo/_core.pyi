@@ -303,6 +303,7 @@ def linear_epilogue_backward(
     grad_bias: int,
     grad_norm_weight: int,
     grad_norm_bias: int,
+    stream: int,
 ) -> None: ...
 def linear_grad_input(
     kernel: Kernel,
@@ -366,6 +367,7 @@ def bag_forward(
     out: int,
     out_stride: int,
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def row_lookup(
     kernel: Kernel,
@@ -377,6 +379,7 @@ def row_lookup(
     bounds: int,
     outs: list[tuple[int, int, int]],
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def bag_backward(
     kernel: Kernel,
@@ -391,6 +394,7 @@ def bag_backward(
     grad_stride: int,
     grad_weights: int,
     optimizer: OptimizerConfig,
+    stream: int,
 ) -> None: ...
 
 # --- id_map.hpp ---

@@ -24,8 +24,8 @@ def _rows() -> dict[str, _core.Kernel]:
 def test_the_kernels_are_in_the_table() -> None:
     rows = _rows()
     assert set(rows) >= LINEAR
-    for name, kernel in rows.items():
-        assert name.endswith((f".{kernel.op.name}.{kernel.numerics.name}", f".{kernel.op.name}")) or kernel.formats
+    for name in rows:
+        assert name.split(".")[:2] in (["cuda", "sm80"], ["cuda", "sm90"])
     tolerances = [rows[f"cuda.sm90.linear.{c}"].tolerance for c in ("bf16", "e4m3_row", "e4m3_row_fast")]
     assert tolerances == [1e-5, 2**-10, 2**-7]
 

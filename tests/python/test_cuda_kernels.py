@@ -11,7 +11,7 @@ from octavo.ops.checks import check_quantize
 from octavo.ops.reference import quantize_reference
 
 pytestmark = pytest.mark.gpu
-QUANTIZE = "cuda.sm80.quantize.e4m3_row"
+QUANTIZE = "cuda.sm80.quantize_row"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,7 @@ struct EpilogueBackwardArgs {
   float* grad_bias = nullptr;         // [N] or nullptr: not wanted
   float* grad_norm_weight = nullptr;  // [N], layer and rms only
   float* grad_norm_bias = nullptr;    // [N], layer only
+  void* stream = nullptr;             // CUDA only
 };
 
 // grad_x [M, K] = grad [M, N] W [N, K]. Classes round

@@ -59,7 +59,6 @@ std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, con
       return "x is quantized in another format than the class's";
     if ((is_code(problem.x_dtype) || is_code(problem.out_dtype)) && !kernel.takes_codes)
       return "takes and gives no eight-bit codes";
-    if (problem.out_dtype == DType::i8 && kernel.device == Device::cuda) return "gives codes in E4M3 only";
   }
   if (kernel.product == DType::bf16 && problem.out_dtype == DType::f32)
     return "rounds its product to bfloat16, the output is float32";
