@@ -10,7 +10,14 @@ import octavo
 from octavo import _core
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {"cuda.sm80.quantize.e4m3_row", "cuda.sm90.linear.e4m3_row"}
+KERNELS = {
+    "cuda.sm80.quantize_row",
+    "cuda.sm80.linear_epilogue_backward",
+    "cuda.sm80.bag_forward",
+    "cuda.sm80.row_lookup",
+    "cuda.sm80.bag_backward",
+    "cuda.sm90.linear.e4m3_row",
+}
 with_cuda = pytest.mark.skipif(not _core.built_with_cuda, reason="octavo was built without CUDA (OCTAVO_CUDA=ON)")
 without_device = pytest.mark.skipif(_core.cuda_info() is not None, reason="there is a CUDA device")
 

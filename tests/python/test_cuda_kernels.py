@@ -7,13 +7,13 @@ import torch
 
 from octavo import _core, nn, ops
 from octavo.ops import kernels
-from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, check_linear, check_quantize, relative_to_largest
+from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, check_linear, relative_to_largest
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
-from octavo.ops.reference import linear_reference, quantize_reference
+from octavo.ops.reference import linear_reference
 
 pytestmark = pytest.mark.gpu
-LINEAR, QUANTIZE = "cuda.sm90.linear.e4m3_row", "cuda.sm80.quantize.e4m3_row"
+LINEAR = "cuda.sm90.linear.e4m3_row"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,20 +36,7 @@ def _normal(*size: int, seed: int) -> torch.Tensor:
 
 
 def test_qualification() -> None:
-    assert check_quantize(_kernel(QUANTIZE)) == ""
     assert check_linear(_kernel(LINEAR)) == ""
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (257, 1000), (4, 20000)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("pow2", [False, True])
-def test_quantize_is_the_definition(shape, dtype, pow2) -> None:
-    _kernel(QUANTIZE)
-    x = _normal(*shape, seed=1).to(dtype)
-    q = ops.quantize(x.cuda(), "e4m3", "row", pow2)
-    codes, scale = quantize_reference(x, "e4m3", "row", pow2)
-    assert torch.equal(q.data.cpu().view(torch.uint8), codes.view(torch.uint8))
-    assert torch.equal(q.scale.cpu(), scale)
 
 
 @pytest.mark.parametrize(

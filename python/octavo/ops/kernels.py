@@ -77,6 +77,11 @@ def allows(formats: str, words: tuple[str, ...]) -> bool:
     return len(columns) == len(words) and all(w in c.split("|") for w, c in zip(words, columns, strict=True))
 
 
+def stream_of(tensor: torch.Tensor) -> int:
+    """The address of the current stream of a tensor's device; 0 on the CPU."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
 def run_quantize(
     kernel: _core.Kernel,
     rows: torch.Tensor,
@@ -88,7 +93,6 @@ def run_quantize(
 ) -> None:
     """Launch one quantizer on ``rows`` [M, K] into ``data`` and ``scale``."""
     m, k = rows.shape
-    stream = torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else 0
     _core.quantize(
         kernel,
         rows.data_ptr(),
@@ -101,5 +105,5 @@ def run_quantize(
         pow2_scale,
         data.data_ptr(),
         scale.data_ptr(),
-        stream,
+        stream_of(rows),
     )
