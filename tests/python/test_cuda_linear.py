@@ -258,3 +258,26 @@ def test_a_converted_model_runs_on_the_device() -> None:
     fast = nn.convert(model, ops.dispatch.uniform_plan(model, x, "e4m3_row"))
     assert ops.errors.sqnr_db(fast(x), model(x)) > 20
     assert kernel.calls > before or ops.dispatch.counters().get("torch.cuda.linear.e4m3_row", 0) > 0
+
+
+@pytest.mark.parametrize("backward", ["bf16", "e4m3_row"])
+@pytest.mark.parametrize("kind", [None, "layer", "swish_rms"])
+def test_training_runs_on_kernels_and_agrees_with_the_cpu(backward: str, kind: str | None) -> None:
+    """The whole step on the device: forward, epilogue's gradient, both products."""
+    names = [f"cuda.sm90.linear_grad_{side}.{backward}" for side in ("input", "weight")]
+    before = [_kernel(name).calls for name in names]
+    gradients = []
+    for device in ("cpu", "cuda"):
+        x = _normal(300, 96, seed=40).to(device).requires_grad_()
+        weight = (_normal(72, 96, seed=41) / 10).to(device).requires_grad_()
+        bias = _normal(72, seed=42).to(device).requires_grad_()
+        gamma = None if kind is None else (1 + 0.1 * _normal(72, seed=43)).to(device).requires_grad_()
+        norm = None if kind is None else Norm(kind, gamma, torch.zeros(72, device=device) if kind == "layer" else None)
+        y = ops.linear(x, pack_as(weight, "e4m3_row"), bias, norm, None, backward=backward)
+        y.backward(_normal(300, 72, seed=44).to(device))
+        gradients.append([t.grad for t in (x, weight, bias, gamma) if t is not None])
+    for found, expected in zip(gradients[1], gradients[0], strict=True):
+        assert found is not None
+        assert expected is not None
+        assert relative_to_largest(found, expected.double()) <= 2**-6
+    assert [kernels.by_name(name).calls > count for name, count in zip(names, before, strict=True)] == [True, True]

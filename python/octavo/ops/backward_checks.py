@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -98,10 +99,14 @@ def _epilogue_failure(
         exact = apply_epilogue(leaves[0], None, norm, activation)
         expected = list(torch.autograd.grad(exact, leaves, grad.double()))
     expected.insert(1, expected[0].sum(0))
-    layer = Layer(pack_as(torch.zeros(n, 1), "bf16"), None, norm, activation, False, dtype, dtype)
-    gz, extra = torch.empty(m, n, dtype=dtype), torch.empty(m, n)
-    sums = [torch.empty(n), *(None if t is None else torch.empty(n) for t in (weight, shift))]
-    run_epilogue(kernel, z, grad, layer.epilogue, gz, extra, sums[0], sums[1], sums[2])
+    there = kernel.device.name
+    if norm is not None:
+        weight_there, shift_there = (None if t is None else t.detach().to(there) for t in (weight, shift))
+        norm = replace(norm, weight=weight_there, bias=shift_there)
+    layer = Layer(pack_as(torch.zeros(n, 1, device=there), "bf16"), None, norm, activation, False, dtype, dtype)
+    gz, extra = torch.empty(m, n, dtype=dtype, device=there), torch.empty(m, n, device=there)
+    sums = [None if lacks else torch.empty(n, device=there) for lacks in (False, weight is None, shift is None)]
+    run_epilogue(kernel, z.to(there), grad.to(there), layer.epilogue, gz, extra, sums[0], sums[1], sums[2])
     found = [gz, *(s for s in sums if s is not None), extra]
     bounds = [BF16_TOLERANCE if dtype == torch.bfloat16 else FP32_TOLERANCE, *[FP32_TOLERANCE] * (len(found) - 1)]
     for name, y, ref, bound in zip(

@@ -143,10 +143,11 @@ def run_epilogue(
 ) -> None:
     """Launch: the gradient of z [M, N] into ``gz`` and ``extra``, its sums over rows into the vectors [N]."""
     m, n = grad.shape
+    g_bias, g_norm_weight, g_norm_bias = (0 if v is None else v.data_ptr() for v in (bias, norm_weight, norm_bias))
     _core.linear_epilogue_backward(
         kernel, 0 if z is None else z.data_ptr(), grad.data_ptr(), grad.stride(0) if m > 1 else n,
         int(DTYPES[grad.dtype]), m, n, epilogue, *_address_and_type(gz), *_address_and_type(extra),
-        *(0 if v is None else v.data_ptr() for v in (bias, norm_weight, norm_bias)), kernels.stream_of(grad),
+        g_bias, g_norm_weight, g_norm_bias, kernels.stream_of(grad),
     )  # fmt: skip
 
 
