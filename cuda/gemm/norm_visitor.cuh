@@ -6,6 +6,8 @@
 #pragma once
 
 #include "activation.hpp"
+#include "cutlass/numeric_conversion.h"  // which the next one uses
+
 #include "cutlass/epilogue/fusion/sm90_visitor_tma_warpspecialized.hpp"
 
 namespace octavo::cuda {
