@@ -115,17 +115,31 @@ def main() -> int:
     parser.add_argument("--qualify", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if _core.cuda_info() is None:
-        why = "octavo was built without CUDA" if not _core.built_with_cuda else "no usable CUDA device"
-        print(f"gpu_check: {why}; see docs/gpu.md", file=sys.stderr)
+    if unusable("gpu_check"):
         return 1
-    content = [qualification()] if arguments.qualify else measure()
-    text = "\n".join(json.dumps(line, indent=1 if arguments.qualify else None) for line in content) + "\n"
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(arguments.out)
-    print(text.splitlines()[-1] if not arguments.qualify else text)
+    if arguments.qualify:
+        write(arguments.out, [qualification()], indent=1)
+    else:
+        write(arguments.out, measure())
     return 0
+
+
+def unusable(script: str) -> bool:
+    """Whether there is nothing to run on; says why."""
+    if _core.cuda_info() is not None:
+        return False
+    why = "octavo was built without CUDA" if not _core.built_with_cuda else "no usable CUDA device"
+    print(f"{script}: {why}; see docs/gpu.md", file=sys.stderr)
+    return True
+
+
+def write(path: Path, content: list[dict[str, Any]], indent: int | None = None) -> None:
+    """JSON lines by one rename; the last one goes to stdout."""
+    lines = [json.dumps(line, indent=indent) for line in content]
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    print(lines[-1])
 
 
 if __name__ == "__main__":
