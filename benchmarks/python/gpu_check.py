@@ -107,7 +107,9 @@ def measure_tiles() -> list[dict[str, Any]]:
     rows, regrets = [], []
     for product in ("bf16", "e4m3", "e4m3_fast"):
         for m, n, k in SHAPES:
-            measured = {name: float(np.median(us)) for name, us in times(tile_calls(product, m, n, k)).items()}
+            measured = {
+                name: float(np.median(us)) for name, us in times(tile_calls(product, m, n, k), graphs=True).items()
+            }
             predicted = dict(_core.rank_gemm_tiles(product, m, n, k))
             chosen, best = next(iter(measured)), min(measured.values())
             regrets.append(measured[chosen] / best - 1)
@@ -124,32 +126,37 @@ def measure_tiles() -> list[dict[str, Any]]:
     return [*rows, {"summary": "gpu_tiles", "bars": [{**b, **ends, "holds": b["figure"] <= b["bar"]} for b in bars]}]
 
 
-def ten_times(call: Callable[[], Any]) -> Callable[[], None]:
-    """Ten calls as one CUDA graph: what the host does beside them is not measured."""
+def ten_times(call: Callable[[], Any], graph: bool) -> Callable[[], None]:
+    """Ten calls; as one CUDA graph what the host does beside them is not measured."""
+
+    def loop() -> None:
+        for _ in range(10):
+            call()
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(5):
-            call()
+        loop()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(10):
-            call()
-    return graph.replay
+    if not graph:
+        return loop
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        loop()
+    return captured.replay
 
 
-def times(calls: dict[str, Callable[[], Any]]) -> dict[str, np.ndarray]:
-    """us of every call in every round, the order rotating, by CUDA events around graphs of ten calls."""
-    graphs = {name: ten_times(call) for name, call in calls.items()}
+def times(calls: dict[str, Callable[[], Any]], graphs: bool = False) -> dict[str, np.ndarray]:
+    """us of every call in every round, the order rotating, by CUDA events around ten calls or graphs of ten."""
+    ten = {name: ten_times(call, graphs) for name, call in calls.items()}
     names = list(calls)
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(ROUNDS):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            graphs[name]()
+            ten[name]()
             end.record()
             end.synchronize()
             found[name].append(start.elapsed_time(end) * 100.0)  # ms for 10 calls -> us for one
@@ -161,7 +168,7 @@ def measure() -> list[dict[str, Any]]:
     ops.dispatch.qualify()
     rows, ratios = [], []
     for (m, n, k), norm in itertools.product(SHAPES, (False, True)):
-        measured = times(candidates(m, n, k, norm))
+        measured = times(candidates(m, n, k, norm), graphs=True)
         peers = {name: us for name, us in measured.items() if not name.startswith("octavo")}
         best = min(peers, key=lambda name: float(np.median(peers[name])))
         for name, us in measured.items():
@@ -188,17 +195,31 @@ def main() -> int:
     parser.add_argument("--tiles", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if _core.cuda_info() is None:
-        why = "octavo was built without CUDA" if not _core.built_with_cuda else "no usable CUDA device"
-        print(f"gpu_check: {why}; see docs/gpu.md", file=sys.stderr)
+    if unusable("gpu_check"):
         return 1
-    content = [qualification()] if arguments.qualify else measure_tiles() if arguments.tiles else measure()
-    text = "\n".join(json.dumps(line, indent=1 if arguments.qualify else None) for line in content) + "\n"
-    temporary = arguments.out.with_name(f".{arguments.out.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(arguments.out)
-    print(text.splitlines()[-1] if not arguments.qualify else text)
+    if arguments.qualify:
+        write(arguments.out, [qualification()], indent=1)
+    else:
+        write(arguments.out, measure_tiles() if arguments.tiles else measure())
     return 0
+
+
+def unusable(script: str) -> bool:
+    """Whether there is nothing to run on; says why."""
+    if _core.cuda_info() is not None:
+        return False
+    why = "octavo was built without CUDA" if not _core.built_with_cuda else "no usable CUDA device"
+    print(f"{script}: {why}; see docs/gpu.md", file=sys.stderr)
+    return True
+
+
+def write(path: Path, content: list[dict[str, Any]], indent: int | None = None) -> None:
+    """JSON lines by one rename; the last one goes to stdout."""
+    lines = [json.dumps(line, indent=indent) for line in content]
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    print(lines[-1])
 
 
 if __name__ == "__main__":

@@ -22,8 +22,12 @@ Status launch(const char* what, void (*kernel)(Parameters...), dim3 grid, unsign
     return {Code::internal, std::string(what) + ": invalid configuration"};
   return {};
 #else
-  kernel<<<grid, threads, shared_bytes, stream> > >(arguments...);
-  return checked(cudaGetLastError(), what);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return checked(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 #endif
 }
 

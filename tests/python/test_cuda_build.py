@@ -90,12 +90,14 @@ def test_a_spill_fails_the_build(tmp_path) -> None:
 
 
 @without_device
-def test_gpu_check_says_why_it_cannot_run(tmp_path) -> None:
-    script = ROOT / "benchmarks" / "python" / "gpu_check.py"
+@pytest.mark.parametrize("name", ["gpu_check", "gpu_simt"])
+def test_measuring_says_why_it_cannot_run(name, tmp_path) -> None:
+    script = ROOT / "benchmarks" / "python" / f"{name}.py"
     done = subprocess.run(
         [sys.executable, str(script), "--out", str(tmp_path / "x.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
+    assert f"{name}: octavo" in done.stderr or f"{name}: no usable" in done.stderr
     assert "see docs/gpu.md" in done.stderr
     assert not (tmp_path / "x.json").exists()
 

@@ -1,12 +1,13 @@
 """The SIMT kernels on a device, through octavo.ops, against those of the CPU (tests/cpp/cuda_emulator: on the CPU)."""
 
+import copy
 import warnings
 
 import pytest
 import torch
 from embedding_support import FORMATS, bags, table, table_set
 
-from octavo import _core, ops
+from octavo import _core, nn, ops
 from octavo.ops import kernels, qualification
 from octavo.ops.checks import same_bits
 from octavo.ops.embedding import TableSet, bag_backward, bag_forward
@@ -164,6 +165,29 @@ def test_graph_capture_and_streams() -> None:
     assert torch.equal(decode_rows(rows.cpu(), None), stepped.cpu())
     with pytest.raises(NotImplementedError, match="use bounds='ignore'"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         bag_forward(tables, values, offsets)
+
+
+@pytest.mark.parametrize("optimizer", [nn.RowWiseAdagrad(lr=0.1), nn.Adam(lr=0.1), nn.Adam(lr=0.1, lazy=False)])
+def test_a_module_trains_as_on_the_cpu(optimizer) -> None:
+    values, offsets, _ = bags(2, 30, 20, 8)
+    made = [nn.Table("a", 20, 16, pooling="mean"), nn.Table("b", 20, 24)]
+    on_cpu = nn.EmbeddingBags(made, optimizer, seed=3)
+    there = copy.deepcopy(on_cpu).cuda()
+    for _ in range(3):
+        on_cpu(values, offsets).square().sum().backward()
+        there(values.cuda(), offsets.cuda()).square().sum().backward()
+    for name, tensor in on_cpu.state_dict().items():
+        found = there.state_dict()[name].cpu()
+        if tensor.dtype.is_floating_point:
+            assert torch.allclose(found.float(), tensor.float(), 1e-5, 1e-6), name
+        else:
+            assert torch.equal(found, tensor), name
+
+
+def test_dynamic_tables_stay_on_the_cpu() -> None:
+    dynamic = nn.EmbeddingBags([nn.Table("a", 20, 16, dynamic=nn.Dynamic())], nn.SGD(lr=0.1)).cuda()
+    with pytest.raises(ValueError, match="values: is on cuda:0, the tables are on cpu"):
+        dynamic(torch.tensor([1], device="cuda"), torch.tensor([0, 1], device="cuda"))
 
 
 def test_the_rows_are_in_the_table() -> None:
