@@ -20,7 +20,8 @@ OCTAVO_HOST_DEVICE float activate(float x, Activation kind) {
   switch (kind) {
     case Activation::relu: return x < 0.0f ? 0.0f : x;  // NaN stays
     case Activation::silu: return x * sigmoid(x);
-    case Activation::gelu: return 0.5f * x * erfcf(x * -0.70710678118654752f);  // exact; erfc keeps the left tail
+    // Exact up to FP32's last bits of x; erfcf would keep the left tail, and spills in the GEMM's norms.
+    case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case Activation::hardswish: return x * fminf(fmaxf(fmaf(x, 1.0f / 6.0f, 0.5f), 0.0f), 1.0f);
     case Activation::sigmoid: return sigmoid(x);
     default: return x;
