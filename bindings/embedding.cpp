@@ -55,12 +55,15 @@ BagIndices indices_of(const TableSet& tables, std::int64_t batch, std::uintptr_t
 // Returns the number of rows skipped for being out of bounds.
 std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                          std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
-                         std::uintptr_t out, std::int64_t out_stride, int out_dtype) {
+                         std::uintptr_t out, std::int64_t out_stride, int out_dtype, std::uintptr_t stream) {
   if (kernel.run.bag_forward == nullptr) throw py::value_error("bag_forward: " + kernel.name + " is no bag forward");
   std::int64_t skipped = 0;
-  const BagForwardArgs args{tables.views(), indices_of(tables, batch, values, num_values, offsets, weights),
+  const BagForwardArgs args{tables.views(),
+                            indices_of(tables, batch, values, num_values, offsets, weights),
                             static_cast<Bounds>(bounds),
-                            matrix(out, batch, tables.dims(), out_stride, static_cast<DType>(out_dtype)), &skipped};
+                            matrix(out, batch, tables.dims(), out_stride, static_cast<DType>(out_dtype)),
+                            &skipped,
+                            reinterpret_cast<void*>(stream)};
   ++kernel.calls;
   run_released([&] { return kernel.run.bag_forward(args); });
   return skipped;
@@ -69,8 +72,8 @@ std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_
 // Returns the number of lookups out of bounds. `outs`: address, rows, row stride of each table's output.
 std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                         std::int64_t num_values, std::uintptr_t offsets, int bounds,
-                        const std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>& outs,
-                        int out_dtype) {
+                        const std::vector<std::tuple<std::uintptr_t, std::int64_t, std::int64_t>>& outs, int out_dtype,
+                        std::uintptr_t stream) {
   if (kernel.run.row_lookup == nullptr) throw py::value_error("row_lookup: " + kernel.name + " is no row lookup");
   if (static_cast<std::int64_t>(outs.size()) != tables.size())
     throw py::value_error("outs: expected one per table (" + std::to_string(tables.size()) + ")");
@@ -78,8 +81,12 @@ std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t
   for (const auto& [data, rows, stride] : outs)
     views.push_back(matrix(data, rows, tables.views()[views.size()].dim, stride, static_cast<DType>(out_dtype)));
   std::int64_t outside = 0;
-  const RowLookupArgs args{tables.views(), indices_of(tables, batch, values, num_values, offsets, 0),
-                           static_cast<Bounds>(bounds), views.data(), &outside};
+  const RowLookupArgs args{tables.views(),
+                           indices_of(tables, batch, values, num_values, offsets, 0),
+                           static_cast<Bounds>(bounds),
+                           views.data(),
+                           &outside,
+                           reinterpret_cast<void*>(stream)};
   ++kernel.calls;
   run_released([&] { return kernel.run.row_lookup(args); });
   return outside;
@@ -88,14 +95,15 @@ std::int64_t row_lookup(KernelInfo& kernel, const TableSet& tables, std::int64_t
 void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch, std::uintptr_t values,
                   std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
                   std::uintptr_t grad, std::int64_t grad_stride, std::uintptr_t grad_weights,
-                  const OptimizerConfig& optimizer) {
+                  const OptimizerConfig& optimizer, std::uintptr_t stream) {
   if (kernel.run.bag_backward == nullptr) throw py::value_error("bag_backward: " + kernel.name + " is no bag backward");
   const BagBackwardArgs args{tables.views(),
                              indices_of(tables, batch, values, num_values, offsets, weights),
                              static_cast<Bounds>(bounds),
                              matrix(grad, batch, tables.dims(), grad_stride, DType::f32),
                              optimizer,
-                             reinterpret_cast<float*>(grad_weights)};
+                             reinterpret_cast<float*>(grad_weights),
+                             reinterpret_cast<void*>(stream)};
   ++kernel.calls;
   run_released([&] { return kernel.run.bag_backward(args); });
 }

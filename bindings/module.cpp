@@ -51,6 +51,7 @@ PYBIND11_MODULE(_core, m) {
   bind_torch_tensors(m);
   bind_prepared_linear(m);
   bind_cuda(m);
+  bind_gemm_tiles(m);
   bind_embedding(m);
   bind_id_map(m);
   bind_pairwise(m);

@@ -21,6 +21,7 @@ void bind_linear_backward(py::module_& m);
 void bind_torch_tensors(py::module_& m);
 void bind_prepared_linear(py::module_& m);
 void bind_cuda(py::module_& m);
+void bind_gemm_tiles(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_id_map(py::module_& m);
 void bind_pairwise(py::module_& m);

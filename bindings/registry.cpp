@@ -57,6 +57,7 @@ void bind_registry(py::module_& m) {
       .value("e4m3_row", Numerics::e4m3_row)
       .value("e4m3_weight_only", Numerics::e4m3_weight_only)
       .value("int8_dynamic", Numerics::int8_dynamic)
+      .value("e4m3_row_fast", Numerics::e4m3_row_fast)
       .finalize();
 
   // A row of the registry: lives as long as the process.
@@ -69,6 +70,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("device", &KernelInfo::device)
       .def_readonly("numerics", &KernelInfo::numerics)
       .def_readonly("product", &KernelInfo::product)
+      .def_readonly("tolerance", &KernelInfo::tolerance)
       .def_readonly("takes_codes", &KernelInfo::takes_codes)
       .def_readonly("note", &KernelInfo::note)
       .def_readonly("calls", &KernelInfo::calls)

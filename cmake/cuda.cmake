@@ -46,12 +46,18 @@ function(add_cuda_kernels name)
   target_sources(octavo_engine PRIVATE $<TARGET_OBJECTS:${name}>)
 endfunction()
 
-add_cuda_kernels(octavo_cuda_sm90 SOURCES cuda/gemm/gemm_e4m3_row_sm90.cu ARCHITECTURES 90a-real)
+file(GLOB octavo_gemm_sources CONFIGURE_DEPENDS cuda/gemm/*_sm90.cu)
+add_cuda_kernels(octavo_cuda_sm90 SOURCES ${octavo_gemm_sources} ARCHITECTURES 90a-real)
 target_include_directories(octavo_cuda_sm90 SYSTEM PRIVATE ${OCTAVO_CUTLASS_DIR}/include
                            ${OCTAVO_CUTLASS_DIR}/tools/util/include)
-add_cuda_kernels(octavo_cuda_any SOURCES cuda/quantize/quantize_e4m3_row.cu cuda/norm/epilogue.cu
-                 ARCHITECTURES 80-real 90-real 90-virtual)
-target_sources(octavo_engine PRIVATE cuda/rows.cpp cuda/device/device.cpp cuda/gemm/linear_e4m3_row_sm90.cpp)
-target_include_directories(octavo_engine PUBLIC cuda)
+# The SIMT kernels round each operation once, as the CPU's do, and share its codecs, which are C++20.
+file(GLOB simt_sources CONFIGURE_DEPENDS cuda/quantize/*.cu cuda/norm/*.cu cuda/embedding/*.cu)
+add_cuda_kernels(octavo_cuda_simt SOURCES ${simt_sources} cuda/gemm/sum_slices.cu ARCHITECTURES 80-real 90-real 90-virtual)
+set_target_properties(octavo_cuda_simt PROPERTIES CUDA_STANDARD 20)
+target_include_directories(octavo_cuda_simt PRIVATE cpp/src)
+target_compile_options(octavo_cuda_simt PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>)
+file(GLOB octavo_cuda_launchers CONFIGURE_DEPENDS cuda/*.cpp cuda/device/*.cpp cuda/gemm/*.cpp cuda/embedding/*.cpp)
+list(FILTER octavo_cuda_launchers EXCLUDE REGEX "tile_choice|layer_plan")  # which every build has
+target_sources(octavo_engine PRIVATE ${octavo_cuda_launchers})
 target_compile_definitions(octavo_engine PUBLIC OCTAVO_WITH_CUDA)
 target_link_libraries(octavo_engine PUBLIC CUDA::cudart_static)

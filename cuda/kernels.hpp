@@ -3,31 +3,57 @@
 
 #include <cuda_runtime_api.h>
 
+#include "octavo/embedding.hpp"
 #include "octavo/linear.hpp"
+#include "octavo/linear_backward.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo::cuda {
 
-// cuda/quantize/quantize_e4m3_row.cu. Rows of codes are `ld` >= x.cols bytes apart; the rest of a row is set to 0.
-Status quantize_e4m3_row(const QuantizeArgs& args);
-Status quantize_e4m3_row_padded(const QuantizeArgs& args, std::int64_t ld);
+// cuda/quantize/quantize_row.cu: E4M3, E5M2 or INT8. Rows of codes are `ld` >= x.cols bytes apart; the rest of a row is
+// set to 0. `column_factor` [x.cols]: x is multiplied by it first; null: by nothing.
+Status quantize_row(const QuantizeArgs& args);
+Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const float* column_factor = nullptr);
 
-// cuda/gemm/gemm_e4m3_row_sm90.cu: d [m, n] = diag(x_scale) x w^T diag(w_scale), x [m, k], w [n, k] codes, k-major.
-// k a multiple of 16; n a multiple of 8 (d BF16) or 4 (d FP32); d's rows n elements apart; 16-byte aligned.
-struct GemmE4m3Row {
-  const void *x, *w;
-  const float *x_scale, *w_scale;
-  void* d;
-  DType d_dtype;  // bf16 or f32
-  int m, n, k;
-  cudaStream_t stream;
+// cuda/quantize/quantize_both.cu: x [M, K] to codes by rows [M, row_ld] and codes by columns, transposed,
+// [K, column_ld], zeros where row_ld > K and column_ld > M. Scales are those that quantize gives x and x^T.
+struct QuantizeBoth {
+  MatrixView x;                                                 // f32 or bf16, not empty
+  const float* column_factor = nullptr;                         // [K]: the codes by rows are of x times this
+  DType row_format = DType::e4m3, column_format = DType::e4m3;  // or e5m2
+  void* row_codes = nullptr;                                    // null: not wanted
+  std::int64_t row_ld = 0;
+  float* row_scale = nullptr;    // [M]
+  void* column_codes = nullptr;  // null: not wanted
+  std::int64_t column_ld = 0;
+  float* column_scale = nullptr;  // [K]
+  cudaStream_t stream = nullptr;
 };
-Status gemm_e4m3_row_sm90(const GemmE4m3Row& problem);
+Status quantize_both(const QuantizeBoth& args);
 
-// cuda/norm/epilogue.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] FP32, rows ld apart, overwritten.
-Status finish_linear(float* z, std::int64_t ld, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream);
+// cuda/quantize/transpose_codes.cu: bytes [n, k] to [k, ld], zeros where ld > n.
+Status transpose_codes(const void* codes, std::int64_t n, std::int64_t k, void* out, std::int64_t ld,
+                       cudaStream_t stream);
 
-// cuda/gemm/linear_e4m3_row_sm90.cpp: the whole layer.
-Status linear_e4m3_row_sm90(const LinearArgs& args);
+// cuda/quantize/operand_rows.cu. Rows of `out` are `ld` >= x.cols elements apart; the rest of a row is set to 0.
+Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream);
+Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream);
+
+// cuda/norm/finish_linear.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] FP32, rows ld apart,
+// overwritten. y is FP32, BF16, or codes (e4m3, e5m2, i8) with y_scale [m]: those that quantize gives the FP32 output.
+Status finish_linear(float* z, std::int64_t ld, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
+                     float* y_scale = nullptr);
+
+// cuda/norm/epilogue_backward.cu
+Status linear_epilogue_backward(const EpilogueBackwardArgs& args);
+
+// cuda/gemm/sum_slices.cu: out FP32 = the sum of `count` matrices `stride` elements apart, whose rows are ld apart.
+Status sum_slices(const float* parts, std::int64_t count, std::int64_t stride, std::int64_t ld, const MatrixView& out,
+                  cudaStream_t stream);
+
+// cuda/embedding/bag_forward.cu, bag_backward.cu
+Status bag_forward(const BagForwardArgs& args);
+Status row_lookup(const RowLookupArgs& args);
+Status bag_backward(const BagBackwardArgs& args);
 
 }  // namespace octavo::cuda

@@ -4,27 +4,47 @@
 #include "octavo/registry.hpp"
 
 namespace octavo {
+namespace {
+
+// Compiled for sm_80 and sm_90 and as PTX: any device since Ampere. Priors were never measured: bytes at about the
+// bandwidth of an A100.
+KernelInfo simt_row(const char* name, Op op, double overhead_us) {
+  KernelInfo row;
+  row.name = name;
+  row.op = op;
+  row.device = Device::cuda;
+  row.cost = {.overhead_us = overhead_us, .gmacs_per_s = 1000.0, .gbytes_per_s = 1500.0};
+  row.supported = [] { return cuda::device_info().usable && cuda::device_info().major >= 8; };
+  return row;
+}
+
+}  // namespace
 
 void register_cuda_kernels(Registry& registry) {
-  KernelInfo quantize;
-  quantize.name = "cuda.sm80.quantize.e4m3_row";
-  quantize.op = Op::quantize;
-  quantize.device = Device::cuda;
-  quantize.formats = "float32|bfloat16 -> e4m3, row";
-  quantize.cost = {.overhead_us = 4.0, .gmacs_per_s = 1000.0, .gbytes_per_s = 1500.0};
-  quantize.supported = [] { return cuda::device_info().usable && cuda::device_info().major >= 8; };
-  quantize.run.quantize = cuda::quantize_e4m3_row;
+  constexpr const char* kRowFormats = "float32|float16|bfloat16|e4m3|int8|int4 -> ";
+  KernelInfo quantize = simt_row("cuda.sm80.quantize_row", Op::quantize, 4.0);
+  quantize.formats = "float32|bfloat16|float16 -> e4m3|e5m2|int8, row";
+  quantize.run.quantize = cuda::quantize_row;
   (void)registry.add(quantize);
 
-  KernelInfo linear;
-  linear.name = "cuda.sm90.linear.e4m3_row";
-  linear.op = Op::linear;
-  linear.device = Device::cuda;
-  linear.numerics = Numerics::e4m3_row;
-  linear.cost = {.overhead_us = 15.0, .gmacs_per_s = 300000.0, .gbytes_per_s = 1500.0};  // never measured
-  linear.supported = [] { return cuda::device_info().usable && cuda::device_info().major == 9; };
-  linear.run.linear = cuda::linear_e4m3_row_sm90;
-  (void)registry.add(linear);
+  KernelInfo epilogue_backward = simt_row("cuda.sm80.linear_epilogue_backward", Op::linear_epilogue_backward, 8.0);
+  epilogue_backward.run.epilogue_backward = cuda::linear_epilogue_backward;
+  (void)registry.add(epilogue_backward);
+
+  KernelInfo forward = simt_row("cuda.sm80.bag_forward", Op::bag_forward, 5.0);
+  forward.formats = std::string(kRowFormats) + "float32|bfloat16";
+  forward.run.bag_forward = cuda::bag_forward;
+  (void)registry.add(forward);
+
+  KernelInfo lookup = simt_row("cuda.sm80.row_lookup", Op::row_lookup, 5.0);
+  lookup.formats = forward.formats;
+  lookup.run.row_lookup = cuda::row_lookup;
+  (void)registry.add(lookup);
+
+  KernelInfo backward = simt_row("cuda.sm80.bag_backward", Op::bag_backward, 30.0);
+  backward.formats = std::string(kRowFormats) + "float32";
+  backward.run.bag_backward = cuda::bag_backward;
+  (void)registry.add(backward);
 }
 
 }  // namespace octavo

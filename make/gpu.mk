@@ -11,5 +11,7 @@ gpu-check:
 	  $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 	@mkdir -p $(OUT)
 	$(GPU_PYTHON) benchmarks/python/gpu_check.py --qualify --out $(OUT)/gpu-qualification.json
-	@$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_kernels.py -p no:cacheprovider; tested=$$?; \
-	  $(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-linear.jsonl && exit $$tested
+	@$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_*.py -p no:cacheprovider; tested=$$?; \
+	  $(GPU_PYTHON) benchmarks/python/gpu_check.py --tiles --out $(OUT)/gpu-tiles.jsonl && \
+	  $(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-linear.jsonl && \
+	  $(GPU_PYTHON) benchmarks/python/gpu_simt.py --out $(OUT)/gpu-simt.jsonl && exit $$tested

@@ -1,7 +1,7 @@
 """docs/kernels.md out of the registry: prints it, or with ``--write`` writes it. A test compares the two.
 
 Everything is read from the rows and from what qualification checks, so a new row or op needs no change here. CPU rows
-only: they are the same in every build on x86-64; docs/gpu.md has the CUDA kernels.
+and the GEMM kernels' table only: they are the same in every build on x86-64; docs/gpu.md has the other CUDA kernels.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gemm_table
+
 from octavo import _core, ops
 from octavo.ops import checks, qualification
+from octavo.ops._types import NUMERICS
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "kernels.md"
 LIBRARIES = ("octavo", "torch")
@@ -96,12 +99,12 @@ FP32 outputs, 2^-8 with BF16 ones (twice that where the product is BF16). What t
 per layer (`octavo.ops.dispatch.plan`); on Gaussian data: {nominal()}.
 """
     sections = [section(op, own) for op in _core.Op if (own := [k for k in rows if k.op == op])]
-    return "\n".join([head, *sections])
+    return "\n".join([head, *sections, gemm_table.section()])
 
 
 def nominal() -> str:
     """SQNR of each class on Gaussian data."""
-    classes = [n for n in _core.Numerics if n.name != "fp32"]
+    classes = [_core.Numerics[name] for name in NUMERICS if name != "fp32"]
     return ", ".join(f"{n.name} {_core.nominal_error(n).sqnr_db:.1f} dB" for n in classes)
 
 

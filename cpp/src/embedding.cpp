@@ -87,10 +87,9 @@ Status report(const TableView* tables, const BagIndices& indices, Bounds bounds,
   return {};
 }
 
-Status validate_call(const TableView* tables, const BagIndices& indices, const MatrixView& matrix,
-                     const char* matrix_name) {
+Status validate_matrix(const TableView* tables, const BagIndices& indices, const MatrixView& matrix,
+                       const char* matrix_name) {
   if (indices.num_tables <= 0) return Status::invalid("tables: expected at least one table");
-  if (Status status = validate(indices); !status.ok()) return status;
   std::int64_t dims = 0;
   for (std::int64_t t = 0; t < indices.num_tables; ++t) dims += tables[t].dim;
   if (matrix.rows != indices.batch || matrix.cols != dims)
@@ -122,28 +121,43 @@ Status validate(const BagIndices& indices) {
   return {};
 }
 
-Status validate(const BagForwardArgs& args) {
+Status validate_shapes(const BagForwardArgs& args) {
   if (args.out.dtype != DType::f32 && args.out.dtype != DType::bf16)
     return Status::invalid("out_dtype: must be float32 or bfloat16");
   if (Status status = validate_formats(args.tables, args.indices.num_tables); !status.ok()) return status;
-  return validate_call(args.tables, args.indices, args.out, "out");
+  return validate_matrix(args.tables, args.indices, args.out, "out");
 }
 
-Status validate(const RowLookupArgs& args) {
+Status validate(const BagForwardArgs& args) {
+  if (Status status = validate_shapes(args); !status.ok()) return status;
+  return validate(args.indices);
+}
+
+Status validate_shapes(const RowLookupArgs& args) {
   const BagIndices& in = args.indices;
   if (in.num_tables <= 0) return Status::invalid("tables: expected at least one table");
   if (in.weights != nullptr) return Status::invalid("weights: lookups without pooling have none");
   if (Status status = validate_formats(args.tables, in.num_tables); !status.ok()) return status;
-  if (Status status = validate(in); !status.ok()) return status;
   for (std::int64_t t = 0; t < in.num_tables; ++t) {
     const MatrixView& out = args.outs[t];
-    const std::int64_t lookups = in.first_value(t + 1, 0) - in.first_value(t, 0);
     if (out.dtype != args.outs[0].dtype || (out.dtype != DType::f32 && out.dtype != DType::bf16))
       return Status::invalid("out_dtype: must be float32 or bfloat16, the same for every table");
-    if (out.rows != lookups || out.cols != args.tables[t].dim)
-      return Status::invalid("out of " + name_of(args.tables[t], t) + ": is [" + to_string(out.rows) + ", " +
-                             to_string(out.cols) + "], expected [" + to_string(lookups) + ", " +
-                             to_string(args.tables[t].dim) + "]");
+    if (out.cols != args.tables[t].dim)
+      return Status::invalid("out of " + name_of(args.tables[t], t) + ": has " + to_string(out.cols) +
+                             " columns, expected " + to_string(args.tables[t].dim));
+  }
+  return {};
+}
+
+Status validate(const RowLookupArgs& args) {
+  const BagIndices& in = args.indices;
+  if (Status status = validate_shapes(args); !status.ok()) return status;
+  if (Status status = validate(in); !status.ok()) return status;
+  for (std::int64_t t = 0; t < in.num_tables; ++t) {
+    const std::int64_t lookups = in.first_value(t + 1, 0) - in.first_value(t, 0);
+    if (args.outs[t].rows != lookups)
+      return Status::invalid("out of " + name_of(args.tables[t], t) + ": has " + to_string(args.outs[t].rows) +
+                             " rows, expected one a lookup, " + to_string(lookups));
   }
   return {};
 }
@@ -167,7 +181,7 @@ Status validate(const OptimizerConfig& optimizer) {
   return {};
 }
 
-Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
+Status validate_shapes(const BagBackwardArgs& args) {
   using Kind = OptimizerConfig::Kind;
   const bool stateful = args.optimizer.kind != Kind::none && args.optimizer.kind != Kind::sgd;
   const BagIndices& in = args.indices;
@@ -189,8 +203,14 @@ Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
     if (table.num_rows >= std::int64_t{1} << 32)  // a row and a lookup share a 64-bit sort key
       return Status::unsupported(name_of(table, t) + ": at most 2^32 - 1 rows train in one table; split it");
   }
+  return validate_matrix(args.tables, in, args.grad_out, "grad_out");
+}
+
+Status validate(const BagBackwardArgs& args, std::int64_t& skipped) {
+  const BagIndices& in = args.indices;
   skipped = 0;
-  if (Status status = validate_call(args.tables, in, args.grad_out, "grad_out"); !status.ok()) return status;
+  if (Status status = validate_shapes(args); !status.ok()) return status;
+  if (Status status = validate(in); !status.ok()) return status;
   return any_outside(args.tables, in) ? describe_outside(args.tables, in, args.bounds, skipped) : Status{};
 }
 

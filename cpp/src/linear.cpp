@@ -9,6 +9,7 @@ const char* to_string(Numerics numerics) {
     case Numerics::bf16: return "bf16";
     case Numerics::e4m3_row: return "e4m3_row";
     case Numerics::e4m3_weight_only: return "e4m3_weight_only";
+    case Numerics::e4m3_row_fast: return "e4m3_row_fast";
     default: return "int8_dynamic";
   }
 }
@@ -60,7 +61,8 @@ Status validate(const LinearArgs& args, Numerics numerics) {
     return Status::invalid("linear: out is " + shape(args.y) + ", expected [" + std::to_string(args.x.rows) + ", " +
                            std::to_string(w.n()) + "]");
   if (!is_float(args.x.dtype)) {
-    const bool rounded = numerics == Numerics::e4m3_row || numerics == Numerics::int8_dynamic;
+    const bool rounded =
+        numerics == Numerics::e4m3_row || numerics == Numerics::e4m3_row_fast || numerics == Numerics::int8_dynamic;
     if (!rounded || args.x.dtype != weight_format(numerics))
       return Status::invalid(std::string("linear: x must be float32 or bfloat16") +
                              (rounded ? std::string(", or quantized as class ") + to_string(numerics) + " does" : ""));

@@ -58,6 +58,7 @@ Registry& Registry::instance() {
     register_pairwise_kernels(*r);
 #ifdef OCTAVO_WITH_CUDA
     register_cuda_kernels(*r);
+    register_cuda_gemm_kernels(*r);
 #endif
     return r;
   }();

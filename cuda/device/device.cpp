@@ -1,6 +1,36 @@
 #include "device/device.hpp"
 
+#include <map>
+#include <mutex>
+
 namespace octavo::cuda {
+namespace {
+
+// A pool of octavo's own on the current device. The default one returns all memory to the system whenever the stream is
+// synchronized; this one keeps up to a GiB.
+Status scratch_pool(cudaMemPool_t& pool) {
+  static auto* mutex = new std::mutex;  // never destroyed: kernels may run during interpreter shutdown
+  static auto* pools = new std::map<int, cudaMemPool_t>;
+  int device = 0;
+  if (Status s = checked(cudaGetDevice(&device), "scratch memory"); !s.ok()) return s;
+  const std::scoped_lock lock(*mutex);
+  if (const auto found = pools->find(device); found != pools->end()) {
+    pool = found->second;
+    return {};
+  }
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location = {cudaMemLocationTypeDevice, device};
+  if (Status s = checked(cudaMemPoolCreate(&pool, &properties), "scratch memory"); !s.ok()) return s;
+  std::uint64_t kept = std::uint64_t{1} << 30;
+  if (Status s = checked(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "scratch memory");
+      !s.ok())
+    return s;
+  (*pools)[device] = pool;
+  return {};
+}
+
+}  // namespace
 
 const DeviceInfo& device_info() {
   static const DeviceInfo info = [] {
@@ -45,7 +75,10 @@ DeviceGuard::~DeviceGuard() {
 }
 
 Status StreamBuffer::allocate(std::size_t bytes) {
-  return bytes == 0 ? Status{} : checked(cudaMallocAsync(&data_, bytes, stream_), "scratch memory");
+  if (bytes == 0) return {};
+  cudaMemPool_t pool{};
+  if (Status s = scratch_pool(pool); !s.ok()) return s;
+  return checked(cudaMallocFromPoolAsync(&data_, bytes, pool, stream_), "scratch memory");
 }
 
 StreamBuffer::~StreamBuffer() {

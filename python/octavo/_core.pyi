@@ -39,6 +39,7 @@ class Numerics(IntEnum):
     e4m3_row = ...
     e4m3_weight_only = ...
     int8_dynamic = ...
+    e4m3_row_fast = ...
 
 # --- isa.hpp, threading.hpp, memory.hpp ---
 def isa() -> str: ...
@@ -59,6 +60,7 @@ class Kernel:
     device: Device
     numerics: Numerics
     product: DType
+    tolerance: float
     takes_codes: bool
     note: str
     calls: int
@@ -301,6 +303,7 @@ def linear_epilogue_backward(
     grad_bias: int,
     grad_norm_weight: int,
     grad_norm_bias: int,
+    stream: int,
 ) -> None: ...
 def linear_grad_input(
     kernel: Kernel,
@@ -311,6 +314,7 @@ def linear_grad_input(
     weight: PackedWeight,
     grad_x: int,
     grad_x_dtype: int,
+    stream: int = 0,
 ) -> None: ...
 def linear_grad_weight(
     kernel: Kernel,
@@ -324,6 +328,7 @@ def linear_grad_weight(
     n: int,
     k: int,
     grad_weight: int,
+    stream: int = 0,
 ) -> None: ...
 
 # --- embedding.hpp ---
@@ -362,6 +367,7 @@ def bag_forward(
     out: int,
     out_stride: int,
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def row_lookup(
     kernel: Kernel,
@@ -373,6 +379,7 @@ def row_lookup(
     bounds: int,
     outs: list[tuple[int, int, int]],
     out_dtype: int,
+    stream: int,
 ) -> int: ...
 def bag_backward(
     kernel: Kernel,
@@ -387,6 +394,7 @@ def bag_backward(
     grad_stride: int,
     grad_weights: int,
     optimizer: OptimizerConfig,
+    stream: int,
 ) -> None: ...
 
 # --- id_map.hpp ---
@@ -438,6 +446,37 @@ def pairwise_dots(
 built_with_cuda: bool
 
 def cuda_info() -> dict[str, Any] | None: ...
+
+# --- cuda/gemm/tile_choice.hpp ---
+def gemm_tiles() -> list[dict[str, Any]]: ...
+def rank_gemm_tiles(
+    product: str,
+    m: int,
+    n: int,
+    k: int,
+    x_major: str = "k",
+    w_major: str = "k",
+    d_is_f32: bool = False,
+    d_aligned: bool = True,
+    norm: bool = False,
+    residual: bool = False,
+) -> list[tuple[str, float]]: ...
+
+# Only in builds with CUDA.
+def refused_by_cutlass(tile: str, m: int, n: int, k: int) -> str: ...
+def run_gemm_tile(
+    tile: str,
+    m: int,
+    n: int,
+    k: int,
+    x: int,
+    w: int,
+    x_scale: int,
+    w_scale: int,
+    d: int,
+    d_is_f32: bool,
+    stream: int,
+) -> None: ...
 
 # --- statistics.hpp ---
 AMAX_BINS: int

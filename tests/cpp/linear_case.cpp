@@ -111,7 +111,7 @@ std::vector<double> LinearCase::operand(std::int64_t r) const {
   for (std::int64_t c = 0; c < spec.k; ++c) row[static_cast<std::size_t>(c)] = x.get(r, c);
   std::vector<double> out;
   const DType format = weight_format(numerics);
-  const bool scaled = numerics == Numerics::e4m3_row || numerics == Numerics::int8_dynamic;
+  const bool scaled = numerics != Numerics::bf16 && numerics != Numerics::e4m3_weight_only;
   const ScalePair pair = scaled ? row_scale(row, format) : ScalePair{1.0f, 1.0f};
   for (const float v : row) {
     if (!scaled) {

@@ -1,5 +1,6 @@
 """What a build with CUDA must be on a machine without a device, and a build without CUDA anywhere."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +11,41 @@ import octavo
 from octavo import _core
 
 ROOT = Path(__file__).parents[2]
-KERNELS = {"cuda.sm80.quantize.e4m3_row", "cuda.sm90.linear.e4m3_row"}
+LINEAR = {f"cuda.sm90.linear.{numerics}" for numerics in ("bf16", "e4m3_row", "e4m3_row_fast")}
 with_cuda = pytest.mark.skipif(not _core.built_with_cuda, reason="octavo was built without CUDA (OCTAVO_CUDA=ON)")
 without_device = pytest.mark.skipif(_core.cuda_info() is not None, reason="there is a CUDA device")
 
 
+def _rows() -> dict[str, _core.Kernel]:
+    return {k.name: k for k in _core.kernels() if k.device == _core.Device.cuda and k.library == "octavo"}
+
+
 @with_cuda
 def test_the_kernels_are_in_the_table() -> None:
-    rows = {k.name: k for k in _core.kernels() if k.device == _core.Device.cuda and k.library == "octavo"}
-    assert set(rows) == KERNELS
-    assert rows["cuda.sm90.linear.e4m3_row"].numerics == _core.Numerics.e4m3_row
+    rows = _rows()
+    assert set(rows) >= LINEAR
+    for name in rows:
+        assert name.split(".")[:2] in (["cuda", "sm80"], ["cuda", "sm90"])
+    tolerances = [rows[f"cuda.sm90.linear.{c}"].tolerance for c in ("bf16", "e4m3_row", "e4m3_row_fast")]
+    assert tolerances == [1e-5, 2**-10, 2**-7]
+
+
+def test_the_list_of_what_never_ran_is_true() -> None:
+    """Every CUDA kernel and every GEMM instantiation is one row of gpu-pending.md, and no row is of anything else."""
+    page = (ROOT / "benchmarks" / "results" / "gpu-pending.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    tiles = {tile["name"] for tile in _core.gemm_tiles()}
+    assert tiles <= set(listed)
+    if _core.built_with_cuda:
+        assert set(listed) - tiles == set(_rows())
 
 
 @with_cuda
 @without_device
 def test_without_a_device_they_are_unsupported_and_nothing_breaks() -> None:
     states = octavo.info()["kernels"]
-    assert {states[name] for name in KERNELS} == {"unsupported"}
+    assert {states[name] for name in _rows()} == {"unsupported"}
     assert octavo.info()["cuda"] is None
 
 
@@ -42,7 +61,10 @@ def test_no_kernel_spills_registers() -> None:
     if not reports:
         pytest.skip("octavo was not built in this checkout")
     text = "\n".join(path.read_text() for path in reports)
-    assert text.count("bytes spill stores") >= 3
+    assert text.count("bytes spill stores") >= 3 + len(_core.gemm_tiles())
+    hopper = [path for path in reports if "octavo_cuda_sm90" in str(path)]
+    newest = {path.name: path for path in sorted(hopper, key=lambda path: path.stat().st_mtime)}
+    assert sum(path.read_text().count("bytes spill stores") for path in newest.values()) == len(_core.gemm_tiles())
     assert all(
         line.strip().endswith("0 bytes spill stores, 0 bytes spill loads")
         for line in text.splitlines()
@@ -68,12 +90,14 @@ def test_a_spill_fails_the_build(tmp_path) -> None:
 
 
 @without_device
-def test_gpu_check_says_why_it_cannot_run(tmp_path) -> None:
-    script = ROOT / "benchmarks" / "python" / "gpu_check.py"
+@pytest.mark.parametrize("name", ["gpu_check", "gpu_simt"])
+def test_measuring_says_why_it_cannot_run(name, tmp_path) -> None:
+    script = ROOT / "benchmarks" / "python" / f"{name}.py"
     done = subprocess.run(
         [sys.executable, str(script), "--out", str(tmp_path / "x.json")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
+    assert f"{name}: octavo" in done.stderr or f"{name}: no usable" in done.stderr
     assert "see docs/gpu.md" in done.stderr
     assert not (tmp_path / "x.json").exists()
 

@@ -96,7 +96,7 @@ BAD = [
     (dict(bounds="clamp"), ValueError, "bounds: found 'clamp'"),
     (dict(out_dtype=torch.float16), TypeError, "out_dtype: expected torch.float32 or torch.bfloat16"),
     (dict(out=[]), ValueError, r"out: expected one per table \(1\), found 0"),
-    (dict(out=[torch.empty(2, 4)]), ValueError, r"out: expected \[3, 4\] on the CPU"),
+    (dict(out=[torch.empty(2, 4)]), ValueError, r"out: expected \[3, 4\] on cpu"),
     (dict(tables=[ROWS.byte()]), ValueError, r"scale of table '0': expected \[5, 2\]"),
 ]
 

@@ -53,6 +53,7 @@ struct BagForwardArgs {
   Bounds bounds = Bounds::error;
   MatrixView out;                         // [batch, sum of dims] f32 or bf16; table t starts where t - 1 ends
   std::int64_t* out_of_bounds = nullptr;  // number of skipped rows, may be null
+  void* stream = nullptr;                 // CUDA only
 };
 
 // Row v of table t's lookups, without pooling: outs[t] is [lookups of table t, dim] f32 or bf16. Indices hold no
@@ -63,6 +64,7 @@ struct RowLookupArgs {
   Bounds bounds = Bounds::error;
   const MatrixView* outs = nullptr;       // [num_tables], all of one type
   std::int64_t* out_of_bounds = nullptr;  // number of such lookups, may be null
+  void* stream = nullptr;                 // CUDA only
 };
 
 // How a row narrower than FP32 takes its new value. Stochastic: one of the two codes around it, so chosen that the
@@ -97,6 +99,7 @@ struct BagBackwardArgs {
   MatrixView grad_out;  // [batch, sum of dims] f32
   OptimizerConfig optimizer;
   float* grad_weights = nullptr;  // [num_values], may be null: gradients of the weights at the rows before the update
+  void* stream = nullptr;         // CUDA only
 };
 
 using BagForwardLauncher = Status (*)(const BagForwardArgs&);
@@ -110,6 +113,10 @@ Status validate(const BagIndices& indices);
 // skips those outside their table and counts them.
 Status validate(const BagForwardArgs& args);
 Status validate(const RowLookupArgs& args);
+// The same without what only offsets and values tell: all that a kernel can check whose indices lie on a device.
+Status validate_shapes(const BagForwardArgs& args);
+Status validate_shapes(const RowLookupArgs& args);
+Status validate_shapes(const BagBackwardArgs& args);
 // What a forward kernel returns that skipped `outside` lookups: with Bounds::error the first of them as a Status.
 Status report_outside(const BagForwardArgs& args, std::int64_t outside);
 Status report_outside(const RowLookupArgs& args, std::int64_t outside);

@@ -19,6 +19,7 @@ enum class Numerics : std::uint8_t {
   e4m3_row,          // x and W in E4M3 with row-wise FP32 scales (W8A8), FP32 accumulation
   e4m3_weight_only,  // W in E4M3 with row-wise scales, x in BF16 (W8A16), FP32 accumulation
   int8_dynamic,      // x and W in symmetric INT8 with row-wise scales, INT32 accumulation
+  e4m3_row_fast,     // as e4m3_row, all of K summed in Hopper's tensor cores, which keep about 14 bits; CUDA only
 };
 const char* to_string(Numerics numerics);
 DType weight_format(Numerics numerics);

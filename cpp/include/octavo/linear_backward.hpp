@@ -15,6 +15,7 @@ struct EpilogueBackwardArgs {
   float* grad_bias = nullptr;         // [N] or nullptr: not wanted
   float* grad_norm_weight = nullptr;  // [N], layer and rms only
   float* grad_norm_bias = nullptr;    // [N], layer only
+  void* stream = nullptr;             // CUDA only
 };
 
 // grad_x [M, K] = grad [M, N] W [N, K]. Classes round
@@ -24,7 +25,8 @@ struct EpilogueBackwardArgs {
 struct GradInputArgs {
   MatrixView grad;  // [M, N] f32 or bf16
   const PackedWeight* weight = nullptr;
-  MatrixView grad_x;  // [M, K] f32 or bf16
+  MatrixView grad_x;       // [M, K] f32 or bf16
+  void* stream = nullptr;  // CUDA only
 };
 
 // grad_weight [N, K] = grad^T [N, M] x [M, K]. Classes round
@@ -34,6 +36,7 @@ struct GradWeightArgs {
   MatrixView grad;         // [M, N] f32 or bf16
   MatrixView x;            // [M, K] f32 or bf16
   MatrixView grad_weight;  // [N, K] f32
+  void* stream = nullptr;  // CUDA only
 };
 
 using EpilogueBackwardLauncher = Status (*)(const EpilogueBackwardArgs&);

@@ -39,6 +39,8 @@ struct CostPrior {
   double gbytes_per_s = 10.0;  // likewise
 };
 
+struct Problem;  // dispatch.hpp
+
 using QuantizeLauncher = Status (*)(const QuantizeArgs&);
 
 struct Launchers {
@@ -60,11 +62,13 @@ struct KernelInfo {
   Device device = Device::cpu;
   Numerics numerics = Numerics::fp32;  // linear, its gradients and pairwise_dots
   DType product = DType::f32;  // linear and its gradients: what the product is rounded to before anything follows
+  double tolerance = 1e-5;     // of FP32 outputs' largest element, to qualify: what the kernel's sums keep
   bool takes_codes = false;    // linear only: x and y may be eight-bit codes with a scale per row
   std::string formats;         // others: what the kernel reads and writes, in words
   bool deterministic = true;
   CostPrior cost;
-  std::function<bool()> supported;  // ISA or architecture of this machine; empty: everywhere
+  std::function<double(const Problem&)> estimate_us;  // before anyone measured; empty: by the prior
+  std::function<bool()> supported;                    // ISA or architecture of this machine; empty: everywhere
   std::function<bool(std::int64_t m, std::int64_t n, std::int64_t k)> accepts;  // empty: every shape
   Launchers run;  // empty for other libraries: octavo.ops runs them
   Qualification state = Qualification::unknown;
@@ -101,6 +105,7 @@ void register_embedding_kernels(Registry& registry);
 void register_pairwise_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);
+void register_cuda_gemm_kernels(Registry& registry);
 #endif
 
 }  // namespace octavo

@@ -1,5 +1,6 @@
 // Random bits of stochastic rounding, a function of (seed, step, table, row, column) alone: the same whichever thread
-// draws them and in whatever order. And what is drawn with them: the scalar codecs that round stochastically.
+// draws them and in whatever order. And what is drawn with them: the scalar codecs that round stochastically. CUDA
+// kernels use the same functions, those that are constexpr.
 //
 // In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.
 #pragma once
@@ -14,7 +15,7 @@ namespace octavo {
 namespace {
 
 // Finaliser of splitmix64: every bit of x moves half the bits of the result.
-inline std::uint64_t mix_bits(std::uint64_t x) {
+constexpr std::uint64_t mix_bits(std::uint64_t x) {
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ x >> 27) * 0x94d049bb133111ebull;
   return x ^ x >> 31;
@@ -31,7 +32,7 @@ struct RandomRow {
   std::uint32_t low, high;
 };
 
-inline RandomRow random_row(std::uint64_t table, std::uint64_t row) {
+constexpr RandomRow random_row(std::uint64_t table, std::uint64_t row) {
   const std::uint64_t x = mix_bits(table + kGolden * (row + 1));
   return {static_cast<std::uint32_t>(x), static_cast<std::uint32_t>(x >> 32)};
 }
@@ -39,7 +40,7 @@ inline RandomRow random_row(std::uint64_t table, std::uint64_t row) {
 // Multipliers of the 32-bit finaliser "lowbias32".
 constexpr std::uint32_t kColumn = 0x9e3779b9u, kMix1 = 0x7feb352du, kMix2 = 0x846ca68bu;
 
-inline std::uint32_t random_bits(RandomRow row, std::uint32_t column) {
+constexpr std::uint32_t random_bits(RandomRow row, std::uint32_t column) {
   std::uint32_t x = column * kColumn ^ row.low;
   x = (x ^ x >> 16) * kMix1;
   x = (x ^ x >> 15) + row.high;
@@ -48,15 +49,15 @@ inline std::uint32_t random_bits(RandomRow row, std::uint32_t column) {
 }
 
 // Uniform in [0, 1), from the upper 24 bits.
-inline float uniform(std::uint32_t random) { return static_cast<float>(random >> 8) * 0x1p-24f; }
+constexpr float uniform(std::uint32_t random) { return static_cast<float>(random >> 8) * 0x1p-24f; }
 
-inline std::uint16_t encode_bf16_stochastic(float x, std::uint32_t random) {
+constexpr std::uint16_t encode_bf16_stochastic(float x, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(x), magnitude = bits & 0x7fffffffu;
   if (magnitude >= 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | (magnitude > 0x7f800000u ? 0x40 : 0));
   return static_cast<std::uint16_t>((bits + (random & 0xffff)) >> 16);
 }
 
-inline std::uint16_t encode_f16_stochastic(float x, std::uint32_t random) {
+constexpr std::uint16_t encode_f16_stochastic(float x, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(x), magnitude = bits & 0x7fffffffu, sign = bits >> 16 & 0x8000u;
   if (magnitude >= 0x47800000u) return encode_f16(x);  // 2^16 and above: no two codes around it
   if (magnitude >= 113u << 23)
@@ -67,7 +68,7 @@ inline std::uint16_t encode_f16_stochastic(float x, std::uint32_t random) {
 }
 
 // |x| at most 448: larger ones saturate.
-inline std::uint8_t encode_e4m3_stochastic(float x, std::uint32_t random) {
+constexpr std::uint8_t encode_e4m3_stochastic(float x, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   std::uint32_t magnitude = bits & 0x7fffffffu;
   const auto sign = static_cast<std::uint8_t>(bits >> 24 & 0x80);
@@ -82,7 +83,7 @@ inline std::uint8_t encode_e4m3_stochastic(float x, std::uint32_t random) {
 }
 
 // x in [0, largest].
-inline std::uint8_t encode_unsigned_stochastic(float x, std::uint32_t largest, std::uint32_t random) {
+constexpr std::uint8_t encode_unsigned_stochastic(float x, std::uint32_t largest, std::uint32_t random) {
   const auto below = static_cast<std::uint32_t>(x);
   const std::uint32_t code = below + (uniform(random) < x - static_cast<float>(below));
   return static_cast<std::uint8_t>(code < largest ? code : largest);

@@ -1,4 +1,5 @@
-// What the backward kernels share of the optimizers: constants of a call, layout of the state, scales of new rows.
+// What the backward kernels, CUDA's too, share of the optimizers: constants of a call, layout of the state, scales of
+// new rows.
 //
 // In an anonymous namespace: compiled with several instruction sets, and the linker must never mix the copies.
 #pragma once
@@ -22,7 +23,7 @@ inline float step_size(const OptimizerConfig& optimizer) {
 }
 
 // FP32 numbers of state a row.
-inline std::int64_t state_width(Optimizer kind, std::int64_t dim) {
+constexpr std::int64_t state_width(Optimizer kind, std::int64_t dim) {
   switch (kind) {
     case Optimizer::row_wise_adagrad: return 1;
     case Optimizer::adagrad: return dim;
@@ -38,7 +39,7 @@ struct AffineScale {
   float scale, bias, multiplier;
 };
 
-inline AffineScale affine_scale(float& low, float& high, float largest) {
+constexpr AffineScale affine_scale(float& low, float& high, float largest) {
   if (!(low <= high)) return {0.0f, 0.0f, 0.0f};
   constexpr float kReach = 1.7e38f;  // twice that is finite, and left so by rounding
   if (high / 2 - low / 2 > kReach) {

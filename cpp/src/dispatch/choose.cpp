@@ -22,6 +22,7 @@ ErrorEstimate nominal_error(Numerics numerics) {
     case Numerics::e4m3_row: error.sqnr_db = 28.5; break;
     case Numerics::e4m3_weight_only: error.sqnr_db = 31.5; break;
     case Numerics::int8_dynamic: error.sqnr_db = 39.5; break;
+    case Numerics::e4m3_row_fast: error.sqnr_db = 28.4; break;  // never measured
   }
   error.rel_l1 = std::pow(10.0, -error.sqnr_db / 20.0);  // equal for Gaussian outputs and errors
   return error;
@@ -52,9 +53,8 @@ std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, con
   if (!kernel.may_be_chosen()) return "not qualified on this machine yet";
   if (kernel.accepts && !kernel.accepts(problem.m, problem.n, problem.k)) return "does not take this shape";
   if (kernel.op == Op::linear) {
-    const DType codes = kernel.numerics == Numerics::e4m3_row       ? DType::e4m3
-                        : kernel.numerics == Numerics::int8_dynamic ? DType::i8
-                                                                    : DType::f32;
+    const bool e4m3 = kernel.numerics == Numerics::e4m3_row || kernel.numerics == Numerics::e4m3_row_fast;
+    const DType codes = e4m3 ? DType::e4m3 : kernel.numerics == Numerics::int8_dynamic ? DType::i8 : DType::f32;
     if (is_code(problem.x_dtype) && problem.x_dtype != codes)
       return "x is quantized in another format than the class's";
     if ((is_code(problem.x_dtype) || is_code(problem.out_dtype)) && !kernel.takes_codes)

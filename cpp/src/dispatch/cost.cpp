@@ -45,6 +45,7 @@ double terms(const std::string& epilogue) {
 double workers_on(const Problem& p) { return p.device == Device::cpu && p.m * p.n * p.k > 60000 ? threads() : 1; }
 
 double prior_us(const KernelInfo& kernel, const Problem& p) {
+  if (kernel.estimate_us && p.m > 0 && p.n > 0) return kernel.estimate_us(p);
   const double workers = workers_on(p);
   const double m = static_cast<double>(p.m), n = static_cast<double>(p.n), k = static_cast<double>(p.k);
   const double macs = m * n * k;

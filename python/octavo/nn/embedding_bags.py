@@ -401,15 +401,15 @@ def _with_every_row(
     rows = [len(table) for table in tables.rows]
     counts = offsets.diff().view(len(rows), -1)
     ends = [0, *counts.sum(1).cumsum(0).tolist()]
-    counts = torch.cat([counts, torch.tensor(rows).unsqueeze(1)], 1).view(-1)
+    counts = torch.cat([counts, counts.new_tensor(rows).unsqueeze(1)], 1).view(-1)
 
-    def extended(mine: torch.Tensor, added: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    def extended(mine: torch.Tensor, added: Callable[..., torch.Tensor]) -> torch.Tensor:
         each = zip(itertools.pairwise(ends), rows, strict=True)
-        return torch.cat([part for (a, b), size in each for part in (mine[a:b], added(size))])
+        return torch.cat([part for (a, b), size in each for part in (mine[a:b], added(size, device=mine.device))])
 
     return (
         extended(values, torch.arange),
-        torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
         None if weights is None else extended(weights, torch.ones),
         functional.pad(grad, (0, 0, 0, 1)),
     )

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
-from octavo.ops._types import ACTIVATIONS, FORMATS, NORMS, NUMERICS, choice
+from octavo.ops._types import ACTIVATIONS, ALL_NUMERICS, FORMATS, NORMS, choice
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.linear_backward import Backward, backward_classes, by_kernels, multiplies
 from octavo.ops.linear_operator import fp32_with_gradients
@@ -91,7 +91,7 @@ class _Numerics(torch.nn.Module):
 
     @numerics.setter
     def numerics(self, value: str) -> None:
-        choice("numerics", value, NUMERICS)
+        choice("numerics", value, ALL_NUMERICS)
         self._numerics, self._forward_codes = value, _Codes(value)
 
     @property
@@ -137,7 +137,7 @@ class _Numerics(torch.nn.Module):
         return z if norm is None and activation is None else apply_epilogue(z, None, norm, activation)
 
     def _has_kernel_gradients(self, x: torch.Tensor) -> bool:
-        if self._classes == ("fp32", "fp32") or not by_kernels(self.weight.device):
+        if self._classes == ("fp32", "fp32") or not by_kernels(self.weight.device, self._classes):
             return False
         return x.requires_grad or any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 
 from octavo import _core
 from octavo.ops._types import ACTIVATIONS
-from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
+from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest, tolerance, weight_on
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.linear_backward import run_epilogue, run_grad_input, run_grad_weight
 from octavo.ops.linear_call import Layer
@@ -42,15 +43,16 @@ def grad_weight_reference(grad: torch.Tensor, x: torch.Tensor, numerics: str) ->
 
 def check_grad_input(kernel: _core.Kernel) -> str:
     """Every shape in FP32, the one with tails in BF16 too, on weights of every format the class takes."""
-    numerics = kernel.numerics.name
+    numerics, device = kernel.numerics.name, kernel.device.name
     formats = ("bf16", "e4m3_row", "int8_dynamic") if numerics == "bf16" else (numerics,)
     for (m, n, k), dtype in [*((shape, torch.float32) for shape in _SHAPES), (_TAILS, torch.bfloat16)]:
         g = torch.Generator().manual_seed(m + n + k)
         grad = (torch.randn(m, n, generator=g) * (1 + torch.randn(m, 1, generator=g).abs())).to(dtype)
         for format in formats:
             w = pack_as(torch.randn(n, k, generator=g), format)
-            error = relative_to_largest(run_grad_input(kernel, grad, w, dtype), grad_input_reference(grad, w, numerics))
-            bound = FP32_TOLERANCE if dtype == torch.float32 else BF16_TOLERANCE
+            found = run_grad_input(kernel, grad.to(device), weight_on(w, device), dtype)
+            error = relative_to_largest(found, grad_input_reference(grad, w, numerics))
+            bound = tolerance(kernel, dtype)
             if not error <= bound:
                 return f"linear_grad_input m={m} n={n} k={k}, weight {format}: {_miss(bound, error)}"
     return ""
@@ -58,16 +60,16 @@ def check_grad_input(kernel: _core.Kernel) -> str:
 
 def check_grad_weight(kernel: _core.Kernel) -> str:
     """Every shape, the types of the operands taking turns."""
+    device = kernel.device.name
     for i, (m, n, k) in enumerate((*_SHAPES, _TAILS)):
         dtype, x_dtype = _FLOATS[i % 2], _FLOATS[i // 2 % 2]
         g = torch.Generator().manual_seed(m + n + k)
         grad = torch.randn(m, n, generator=g).to(dtype)
         x = torch.randn(m, k, generator=g).to(x_dtype)
-        error = relative_to_largest(
-            run_grad_weight(kernel, grad, x), grad_weight_reference(grad, x, kernel.numerics.name)
-        )
-        if not error <= FP32_TOLERANCE:
-            return f"linear_grad_weight m={m} n={n} k={k}: {_miss(FP32_TOLERANCE, error)}"
+        found = run_grad_weight(kernel, grad.to(device), x.to(device))
+        error = relative_to_largest(found, grad_weight_reference(grad, x, kernel.numerics.name))
+        if not error <= kernel.tolerance:
+            return f"linear_grad_weight m={m} n={n} k={k}: {_miss(kernel.tolerance, error)}"
     return ""
 
 
@@ -97,10 +99,14 @@ def _epilogue_failure(
         exact = apply_epilogue(leaves[0], None, norm, activation)
         expected = list(torch.autograd.grad(exact, leaves, grad.double()))
     expected.insert(1, expected[0].sum(0))
-    layer = Layer(pack_as(torch.zeros(n, 1), "bf16"), None, norm, activation, False, dtype, dtype)
-    gz, extra = torch.empty(m, n, dtype=dtype), torch.empty(m, n)
-    sums = [torch.empty(n), *(None if t is None else torch.empty(n) for t in (weight, shift))]
-    run_epilogue(kernel, z, grad, layer.epilogue, gz, extra, sums[0], sums[1], sums[2])
+    there = kernel.device.name
+    if norm is not None:
+        weight_there, shift_there = (None if t is None else t.detach().to(there) for t in (weight, shift))
+        norm = replace(norm, weight=weight_there, bias=shift_there)
+    layer = Layer(pack_as(torch.zeros(n, 1, device=there), "bf16"), None, norm, activation, False, dtype, dtype)
+    gz, extra = torch.empty(m, n, dtype=dtype, device=there), torch.empty(m, n, device=there)
+    sums = [None if lacks else torch.empty(n, device=there) for lacks in (False, weight is None, shift is None)]
+    run_epilogue(kernel, z.to(there), grad.to(there), layer.epilogue, gz, extra, sums[0], sums[1], sums[2])
     found = [gz, *(s for s in sums if s is not None), extra]
     bounds = [BF16_TOLERANCE if dtype == torch.bfloat16 else FP32_TOLERANCE, *[FP32_TOLERANCE] * (len(found) - 1)]
     for name, y, ref, bound in zip(

@@ -12,8 +12,8 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear_call import run
-from octavo.ops.packing import pack_as
+from octavo.ops.linear_call import ACTIVATION_FORMATS, run
+from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.quantization import CODES, SCALINGS, QuantizedTensor, scale_dtype, scale_shape
 from octavo.ops.reference import linear_reference, quantize_reference
 
@@ -86,13 +86,10 @@ def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Ca
 
     if norm is not None:
         norm = Norm(norm.kind, there(norm.weight), there(norm.bias), norm.eps, norm.block)
-    if device != "cpu":
-        w = pack_as(w.dequantize().to(device), numerics)
+    w = weight_on(w, device)
     y = run(x.to(device), w, there(bias), norm, case.activation, there(residual), case.before, kernel=kernel)
     error = relative_to_largest(y, ref)
-    bound = FP32_TOLERANCE if case.dtype == torch.float32 else BF16_TOLERANCE
-    if kernel.product == _core.DType.bf16:
-        bound = 2 * BF16_TOLERANCE
+    bound = tolerance(kernel, case.dtype)
     if error <= bound:
         return ""
     epilogue = f", norm {case.norm}, activation {case.activation}" if case.norm or case.activation else ""
@@ -101,29 +98,46 @@ def _linear_failure(kernel: _core.Kernel, shape: tuple[int, int, int], case: _Ca
     )
 
 
+def weight_on(w: PackedWeight, device: str) -> PackedWeight:
+    """``w`` with the same codes there."""
+    if device == "cpu":
+        return w
+    return PackedWeight(w.codes.to(device), None if w.scale is None else w.scale.to(device), w.numerics)
+
+
+def tolerance(kernel: _core.Kernel, dtype: torch.dtype) -> float:
+    """The largest error of an output of this type, of the largest element."""
+    if kernel.product == _core.DType.bf16:
+        return 2 * BF16_TOLERANCE
+    if dtype == torch.float32:
+        return kernel.tolerance
+    return BF16_TOLERANCE + (kernel.tolerance if kernel.tolerance > FP32_TOLERANCE else 0.0)
+
+
 _OUT_FORMATS: tuple[Literal["e4m3", "int8"], ...] = ("e4m3", "int8")
 _CODE_SHAPES = ((1, 1, 1), _TAILS)
 
 
 def _codes_failure(kernel: _core.Kernel) -> str:
     """Rows quantized before give the bits of the floats they came from, outputs those of quantizing the FP32 output."""
-    numerics = kernel.numerics.name
-    format = {"e4m3_row": "e4m3", "int8_dynamic": "int8"}.get(numerics)
+    numerics, device = kernel.numerics.name, kernel.device.name
+    format = ACTIVATION_FORMATS.get(numerics)
     for m, n, k in _CODE_SHAPES:
         g = torch.Generator().manual_seed(m * 7919 + n * 31 + k)
         x, weight, bias = (torch.randn(*size, generator=g) for size in ((m, k), (n, k), (n,)))
-        w, norm = pack_as(weight, numerics), Norm("layer")
-        y = run(x, w, bias, norm, "hardswish", kernel=kernel)
+        w, norm = weight_on(pack_as(weight, numerics), device), Norm("layer")
+        there = bias.to(device)
+        y = run(x.to(device), w, there, norm, "hardswish", kernel=kernel)
         if format is not None:
             codes, scale = quantize_reference(x, format)
-            rows = QuantizedTensor(codes, scale, format, "row")
-            wrong = int((~_same(run(rows, w, bias, norm, "hardswish", kernel=kernel), y)).sum())
+            rows = QuantizedTensor(codes.to(device), scale.to(device), format, "row")
+            wrong = int((~_same(run(rows, w, there, norm, "hardswish", kernel=kernel), y)).sum())
             if wrong:
                 return f"linear m={m} n={n} k={k}, x in {format}: expected the bits of float x, found {wrong} others"
         for out in _OUT_FORMATS:
-            q = run(x, w, bias, norm, "hardswish", kernel=kernel, out_format=out)
-            codes, scale = quantize_reference(y, out)
-            wrong = int((~_same(q.data.float(), codes.float())).sum()) + int((~_same(q.scale, scale)).sum())
+            q = run(x.to(device), w, there, norm, "hardswish", kernel=kernel, out_format=out)
+            codes, scale = quantize_reference(y.cpu(), out)
+            wrong = int((~_same(q.data.cpu().float(), codes.float())).sum()) + int((~_same(q.scale.cpu(), scale)).sum())
             if wrong:
                 return (
                     f"linear m={m} n={n} k={k}, out {out}: expected quantize's codes and scales, found {wrong} others"

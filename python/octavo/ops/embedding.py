@@ -15,6 +15,7 @@ from octavo.ops._types import choice, expect_number
 from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
+_CPU = torch.device("cpu")
 BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
 POOLING = ("sum", "mean")
 _FORMAT_OF = {f.element: name for name, f in FORMATS.items() if name != "int4"}
@@ -34,10 +35,10 @@ class TableLists(NamedTuple):
 class TableSet:
     """Tables of one call: checked once, handed to the kernels as one object.
 
-    ``rows[i]``: [R, D] float32, float16, bfloat16, float8_e4m3fn or uint8 on the CPU, columns contiguous; INT4 is
-    [R, ceil(D / 2)] uint8, the even column in the low bits. ``scales[i]``: None for float rows, [R] float32 or
-    float8_e8m0fnu for E4M3, [R, 2] float32 (scale, bias) for INT8 and INT4; value = code * scale (+ bias). Scales may
-    lie in the rows (:func:`table_formats.rows_in`), which saves a cache miss where rows are short.
+    ``rows[i]``: [R, D] float32, float16, bfloat16, float8_e4m3fn or uint8, columns contiguous, all on the CPU or all on
+    one CUDA device; INT4 is [R, ceil(D / 2)] uint8, the even column in the low bits. ``scales[i]``: None for float
+    rows, [R] float32 or float8_e8m0fnu for E4M3, [R, 2] float32 (scale, bias) for INT8 and INT4; value = code * scale
+    (+ bias). Scales may lie in the rows (:func:`table_formats.rows_in`), which saves a cache miss where rows are short.
     ``int4_dims[i]``: D where table i is INT4, else None; uint8 rows are INT8 without it.
     ``pooling[i]``: ``sum | mean``. ``states[i]``: float32 state of the optimizer
     (:func:`bag_backward`), or None.
@@ -68,11 +69,12 @@ class TableSet:
             if len(items) != count:
                 raise ValueError(f"{what}: expected one per table ({count}), found {len(items)}")
         self.widths, core = [], []  # columns of each table
+        self.device = self.rows[0].device if isinstance(self.rows[0], torch.Tensor) else _CPU
         for name, table, scale, kind, state, dim in zip(
             self.names, self.rows, self.scales, self.pooling, self.states, self.int4_dims, strict=True
         ):
             choice(f"pooling of table '{name}'", kind, POOLING)
-            _check_table(name, table, scale, state, dim)
+            _check_table(name, table, scale, state, dim, self.device)
             self.widths.append(table.shape[1] if dim is None else dim)
             format = FORMATS[_FORMAT_OF[table.dtype] if dim is None else "int4"].core
             apart, exponents = (0, _address(scale)) if _is_power_of_two(scale) else (_address(scale), 0)
@@ -116,7 +118,9 @@ def embedding_bags(
         pooling: ``sum | mean``, one or one per table. mean divides by the number of rows in the bag, also with weights.
         scales: for E4M3 ([R]) and uint8 ([R, 2]: scale, bias) rows. INT4 tables come in a :class:`TableSet`.
         bounds: an index outside its table raises IndexError (``error``), or the row is skipped as if it were not in
-            the bag, with one warning a call that counts them (``warn``) or silently (``ignore``).
+            the bag, with one warning a call that counts them (``warn``) or silently (``ignore``). On CUDA the first two
+            wait for the device's answer, which a CUDA graph cannot capture; ``ignore`` does not wait, and there offsets
+            that decrease or lie outside ``values`` make empty bags instead of an error.
         out_dtype: float32 or bfloat16; sums are FP32.
         out: [B, sum of dims] of that type, columns contiguous: filled and returned. Fresh memory costs bags of one row
             more than their lookups.
@@ -165,16 +169,16 @@ def bag_forward(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one."""
-    batch = check_indices(len(tables), values, offsets, weights)
+    batch = check_indices(len(tables), values, offsets, weights, tables.device)
     if out is None:
-        out = _outputs.empty(batch, tables.dims, out_dtype)
+        out = new_out(batch, tables.dims, out_dtype, tables.device)
     else:
-        check_out(out, [batch, tables.dims], out_dtype)
+        check_out(out, [batch, tables.dims], out_dtype, tables.device)
     if kernel is None:
-        kernel = kernels.serving(_core.Op.bag_forward, ("cpu",))
+        kernel = kernels.serving(_core.Op.bag_forward, (tables.device.type,))
     skipped = _core.bag_forward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype],
+        BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype], kernels.stream_of(values),
     )  # fmt: skip
     if skipped and bounds == "warn":
         warnings.warn(
@@ -214,9 +218,10 @@ def bag_backward(
             (``seed``, ``step``, table, row, column).
         grad_weights: [V] float32, zeros: receives the gradients of the weights at the rows before the update.
 
-    Bitwise the same for any number of threads. Either every table is updated or, when an argument is wrong, none.
+    Bitwise the same for any number of threads; on CUDA the bits are the CPU's for rows of up to 512 lookups, and for
+    others the same every time. Either every table is updated or, when an argument is wrong, none.
     """
-    batch = check_indices(len(tables), values, offsets, weights)
+    batch = check_indices(len(tables), values, offsets, weights, tables.device)
     choice("optimizer", optimizer, tuple(OPTIMIZERS))
     choice("rounding", rounding, ROUNDING)
     expect_number("lr", lr)
@@ -227,16 +232,18 @@ def bag_backward(
         name = next(n for n, scale in zip(tables.names, tables.scales, strict=True) if _is_power_of_two(scale))
         raise TypeError(f"table '{name}': its rows do not train; their scales are powers of two: keep them in FP32")
     if grad_weights is not None:
-        _check_vector("grad_weights", grad_weights, torch.float32)
+        _check_vector("grad_weights", grad_weights, torch.float32, tables.device)
         if grad_weights.shape != values.shape:
             raise ValueError(f"grad_weights: expected one per value ({len(values)}), found {len(grad_weights)}")
     grad = grad if grad.dtype == torch.float32 else grad.float()
     if grad.shape != (batch, tables.dims):
         raise ValueError(f"grad: shape {list(grad.shape)}; expected [{batch}, {tables.dims}]")
+    if grad.device != tables.device:
+        raise ValueError(f"grad: is on {grad.device}, the tables on {tables.device}; move it with .to()")
     if tables.dims > 1 and grad.stride(1) != 1:
         grad = grad.contiguous()
     if kernel is None:
-        kernel = kernels.serving(_core.Op.bag_backward, ("cpu",))
+        kernel = kernels.serving(_core.Op.bag_backward, (tables.device.type,))
     config = _core.OptimizerConfig(
         OPTIMIZERS[optimizer].kind,
         lr,
@@ -250,7 +257,7 @@ def bag_backward(
     )
     _core.bag_backward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), _address(grad_weights), config,
+        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), _address(grad_weights), config, kernels.stream_of(values),
     )  # fmt: skip
 
 
@@ -293,12 +300,14 @@ def _check_trainable(tables: TableSet, optimizer: str) -> None:
     tables.fits.add(optimizer)
 
 
-def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None) -> int:
-    """Raise for the first argument that no kernel could take; returns the batch size B."""
-    _check_vector("values", values, torch.int64)
-    _check_vector("offsets", offsets, torch.int64)
+def check_indices(
+    tables: int, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None, device: torch.device = _CPU
+) -> int:
+    """Raise for the first argument that no kernel of tables on ``device`` could take; returns the batch size B."""
+    _check_vector("values", values, torch.int64, device)
+    _check_vector("offsets", offsets, torch.int64, device)
     if weights is not None:
-        _check_vector("weights", weights, torch.float32)
+        _check_vector("weights", weights, torch.float32, device)
         if weights.shape[0] != values.shape[0]:
             raise ValueError(f"weights: expected one per value ({values.shape[0]}), found {weights.shape[0]}")
     bags = offsets.shape[0] - 1
@@ -309,21 +318,28 @@ def check_indices(tables: int, values: torch.Tensor, offsets: torch.Tensor, weig
     return bags // tables
 
 
-def check_out(out: torch.Tensor, shape: list[int], dtype: torch.dtype) -> None:
+def new_out(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for an output [rows, columns] on the tables' device."""
+    if device.type == "cpu":
+        return _outputs.empty(rows, columns, dtype)
+    return torch.empty((rows, columns), dtype=dtype, device=device)
+
+
+def check_out(out: torch.Tensor, shape: list[int], dtype: torch.dtype, device: torch.device) -> None:
     """Raise unless a kernel may write [rows, columns] of ``dtype`` to ``out``."""
     if not isinstance(out, torch.Tensor) or out.dtype is not dtype:
         kind = str(out.dtype) if isinstance(out, torch.Tensor) else type(out).__name__
         raise TypeError(f"out: expected a {dtype} tensor, found {kind}; pass out_dtype to get another type")
-    fits = list(out.shape) == shape and out.is_cpu
+    fits = list(out.shape) == shape and out.device == device
     if not fits or (shape[1] > 1 and out.stride(1) != 1):
         found = f"{list(out.shape)} on {out.device}, strides {list(out.stride())}"
-        raise ValueError(f"out: expected {shape} on the CPU, columns contiguous, found {found}")
+        raise ValueError(f"out: expected {shape} on {device}, columns contiguous, found {found}")
     expect_writable("out", out)
 
 
-def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> None:
-    usual = type(value) is torch.Tensor and value.dtype is dtype and value.ndim == 1 and value.is_cpu
-    if usual and value.is_contiguous():
+def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    usual = type(value) is torch.Tensor and value.dtype is dtype and value.ndim == 1
+    if usual and value.device == device and value.is_contiguous():
         return
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{argument}: expected a torch.Tensor, found {type(value).__name__}")
@@ -332,12 +348,17 @@ def _check_vector(argument: str, value: torch.Tensor, dtype: torch.dtype) -> Non
         raise TypeError(f"{argument}: expected {wanted}, found {found}; convert it with .to()")
     if value.dim() != 1 or (value.shape[0] > 1 and value.stride(0) != 1):
         raise ValueError(f"{argument}: expected one contiguous dimension, found shape {list(value.shape)}")
-    if not value.is_cpu:
-        raise ValueError(f"{argument}: is on {value.device}; embedding bags run on the CPU, move it with .cpu()")
+    if value.device != device:
+        raise ValueError(f"{argument}: is on {value.device}, the tables are on {device}; move it with .to('{device}')")
 
 
 def _check_table(
-    name: str, rows: torch.Tensor, scale: torch.Tensor | None, state: torch.Tensor | None, int4_dim: int | None
+    name: str,
+    rows: torch.Tensor,
+    scale: torch.Tensor | None,
+    state: torch.Tensor | None,
+    int4_dim: int | None,
+    device: torch.device,
 ) -> None:
     what = f"table '{name}'"
     if not isinstance(rows, torch.Tensor):
@@ -348,8 +369,10 @@ def _check_table(
         raise TypeError(f"{what}: int4_dims is {int4_dim} but rows are {rows.dtype}; INT4 codes are uint8, two a byte")
     if rows.dim() != 2:
         raise ValueError(f"{what}: expected [rows, dim], found shape {list(rows.shape)}")
-    if not rows.is_cpu:
-        raise ValueError(f"{what}: is on {rows.device}; embedding bags run on the CPU, move it with .cpu()")
+    if rows.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{what}: is on {rows.device}; embedding bags run on cpu and cuda, move it with .to()")
+    if rows.device != device:
+        raise ValueError(f"{what}: is on {rows.device}, the first table on {device}; tables of a call share a device")
     if rows.shape[1] > 1 and rows.stride(1) != 1:
         raise ValueError(f"{what}: columns must be contiguous, found strides {list(rows.stride())}")
     count = rows.shape[0]
@@ -370,8 +393,8 @@ def _check_table(
             raise ValueError(
                 f"{part} of {what}: expected contiguous float32 {wanted}, found {tensor.dtype} {list(tensor.shape)}"
             )
-        if not tensor.is_cpu:
-            raise ValueError(f"{part} of {what}: is on {tensor.device}; move it with .cpu()")
+        if tensor.device != device:
+            raise ValueError(f"{part} of {what}: is on {tensor.device}, its rows on {device}; move it with .to()")
 
 
 def _is_power_of_two(scale: torch.Tensor | None) -> bool:

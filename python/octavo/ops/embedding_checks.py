@@ -21,14 +21,14 @@ def check_bag_forward(kernel: _core.Kernel) -> str:
     g = torch.Generator().manual_seed(11)
     values, offsets, weights = _bags(g)
     pooling = ["sum", "mean", "mean", "sum"]
+    device = kernel.device.name
     for format, place in _FORMATS:
-        tables, decoded = _tables(format, place, pooling, g)
+        tables, decoded = _tables(format, place, pooling, g, device=device)
         for w in (None, weights):
             ref = pooled_reference(decoded, pooling, values, offsets, w)
+            indices = values.to(device), offsets.to(device), None if w is None else w.to(device)
             for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
-                error = relative_to_largest(
-                    bag_forward(tables, values, offsets, w, out_dtype=dtype, kernel=kernel), ref
-                )
+                error = relative_to_largest(bag_forward(tables, *indices, out_dtype=dtype, kernel=kernel), ref)
                 if not error <= bound:
                     return (
                         f"bag_forward rows {format} {place} -> {dtype}, dims {DIMS}, "
@@ -42,11 +42,12 @@ def check_row_lookup(kernel: _core.Kernel) -> str:
     """Every row format and output type, rows one by one, in FP64."""
     g = torch.Generator().manual_seed(13)
     values, offsets, _ = _bags(g)
+    device = kernel.device.name
     for format, place in _FORMATS:
-        tables, decoded = _tables(format, place, "sum", g)
+        tables, decoded = _tables(format, place, "sum", g, device=device)
         spans = offsets[:: (len(offsets) - 1) // len(DIMS)].tolist()
         for dtype, bound in ((torch.float32, FP32_TOLERANCE), (torch.bfloat16, BF16_TOLERANCE)):
-            found = row_lookup(tables, values, offsets, out_dtype=dtype, kernel=kernel)
+            found = row_lookup(tables, values.to(device), offsets.to(device), out_dtype=dtype, kernel=kernel)
             for t, rows in enumerate(found):
                 error = relative_to_largest(rows, decoded[t][values[spans[t] : spans[t + 1]]])
                 if not error <= bound:
@@ -89,13 +90,15 @@ def _check_step(
     w = weights if weighted else None
     shape = OPTIMIZERS[optimizer].state
     states = None if shape is None else [torch.rand(shape(_ROWS, dim), generator=g) for dim in DIMS]
-    new_states = None if states is None else [s.clone() for s in states]
-    tables, decoded = _tables(format, place, pooling, g, new_states)
+    device = kernel.device.name
+    new_states = None if states is None else [s.to(device, copy=True) for s in states]
+    tables, decoded = _tables(format, place, pooling, g, new_states, device)
     expected_rows, expected_states = stepped(
         decoded, states, pooling, values, offsets, w, grad, optimizer, lr=0.1, eps=1e-6, step=3
     )
+    indices = values.to(device), offsets.to(device), None if w is None else w.to(device)
     bag_backward(
-        tables, values, offsets, w, grad, optimizer, 0.1, 1e-6, kernel=kernel, step=3, rounding=rounding, seed=5
+        tables, *indices, grad.to(device), optimizer, 0.1, 1e-6, kernel=kernel, step=3, rounding=rounding, seed=5
     )
     coded = zip(tables.rows, tables.scales, tables.int4_dims, strict=True)
     found_rows = [decode_rows(rows, scale, int4_dim) for rows, scale, int4_dim in coded]
@@ -116,7 +119,7 @@ def _check_step(
 def _relative_to_row(y: torch.Tensor, ref: torch.Tensor) -> float:
     """Largest error over the largest magnitude of its row (of the table, for FP32 rows of little but noise)."""
     largest = ref.abs().amax(1, keepdim=True).clamp_min(float(ref.abs().max()) * 1e-2)
-    return float(((y.double() - ref).abs() / largest).max())
+    return float(((y.double().cpu() - ref).abs() / largest).max())
 
 
 def _bags(g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -136,9 +139,10 @@ _FORMATS = (
 
 
 def _tables(
-    format: str, place: str, pooling: str | list[str], g: torch.Generator, states: list[torch.Tensor] | None = None
-) -> tuple[TableSet, list[torch.Tensor]]:
-    """Tables of a format, scales at a place, and their values in FP64."""
+    format: str, place: str, pooling: str | list[str], g: torch.Generator, states: list[torch.Tensor] | None = None,
+    device: str = "cpu",
+) -> tuple[TableSet, list[torch.Tensor]]:  # fmt: skip
+    """Tables of a format on a device, scales at a place, and their values in FP64 on the CPU."""
     rows: list[torch.Tensor] = []
     scales: list[torch.Tensor | None] = []
     decoded = []
@@ -149,12 +153,12 @@ def _tables(
         if place == "in_row":
             apart, (codes, scale) = (
                 (codes, scale),
-                rows_in(torch.zeros(_ROWS, row_bytes(format, dim), dtype=torch.uint8), format, dim),
+                rows_in(torch.zeros(_ROWS, row_bytes(format, dim), dtype=torch.uint8, device=device), format, dim),
             )
             codes.copy_(apart[0])
             scale.copy_(apart[1])  # type: ignore[arg-type]
-        rows.append(codes)
-        scales.append(scale)
+        rows.append(codes.to(device))
+        scales.append(None if scale is None else scale.to(device))
     return TableSet(rows, scales, pooling, states=states, int4_dims=int4_dims), decoded
 
 

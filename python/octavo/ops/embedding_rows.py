@@ -9,10 +9,19 @@ from itertools import pairwise
 import torch
 
 from octavo import _core
-from octavo.ops import _outputs, kernels
+from octavo.ops import kernels
 from octavo.ops._library import define
 from octavo.ops._types import choice
-from octavo.ops.embedding import BOUNDS, OUT_TYPES, TableLists, TableSet, check_indices, check_out, table_set
+from octavo.ops.embedding import (
+    BOUNDS,
+    OUT_TYPES,
+    TableLists,
+    TableSet,
+    check_indices,
+    check_out,
+    new_out,
+    table_set,
+)
 
 
 def embedding_rows(
@@ -30,7 +39,8 @@ def embedding_rows(
         tables, values, offsets, scales: as of :func:`embedding_bags`; table t's lookups, V_t of them, are
             ``values[offsets[t*B] : offsets[(t+1)*B]]``. How a :class:`TableSet` pools plays no part.
         bounds: an index outside its table raises IndexError (``error``), or gives zeros, with one warning a call that
-            counts them (``warn``) or silently (``ignore``).
+            counts them (``warn``) or silently (``ignore``). On CUDA as for :func:`embedding_bags`; besides, how many
+            rows each table has is read back from ``offsets``, which waits for the device.
         out_dtype: float32 or bfloat16.
         out: T such matrices, columns contiguous: filled and returned.
 
@@ -70,23 +80,24 @@ def row_lookup(
     out: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The eager path of :func:`embedding_rows`. ``kernel`` runs that one instead of the preferred one."""
-    batch = check_indices(len(tables), values, offsets, None)
+    batch = check_indices(len(tables), values, offsets, None, tables.device)
     ends = offsets[::batch].tolist() if batch else [0] * (len(tables) + 1)
     counts = [end - begin for begin, end in pairwise(ends)]
     if out is None:
         if min(counts) < 0 or sum(counts) > values.shape[0]:
             counts = [0] * len(counts)  # the kernel says which offset is wrong
-        out = [_outputs.empty(rows, dim, out_dtype) for rows, dim in zip(counts, tables.widths, strict=True)]
+        out = [new_out(rows, dim, out_dtype, tables.device) for rows, dim in zip(counts, tables.widths, strict=True)]
     elif len(out) != len(tables):
         raise ValueError(f"out: expected one per table ({len(tables)}), found {len(out)}")
     else:
         for matrix, shape in zip(out, zip(counts, tables.widths, strict=True), strict=True):
-            check_out(matrix, list(shape), out_dtype)
+            check_out(matrix, list(shape), out_dtype, tables.device)
     if kernel is None:
-        kernel = kernels.serving(_core.Op.row_lookup, ("cpu",))
+        kernel = kernels.serving(_core.Op.row_lookup, (tables.device.type,))
     outside = _core.row_lookup(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), BOUNDS[bounds],
         [(y.data_ptr(), y.shape[0], y.stride(0)) for y in out], OUT_TYPES[out_dtype],
+        kernels.stream_of(values),
     )  # fmt: skip
     if outside and bounds == "warn":
         warnings.warn(

@@ -20,6 +20,7 @@ externals: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {}
 limits: dict[str, Callable[[int, int, int], bool]] = {}
 generation = 0
 _serving: dict[tuple[Any, ...], _core.Kernel] = {}
+_own: dict[tuple[Any, ...], bool] = {}
 
 
 def new_generation() -> None:
@@ -27,6 +28,7 @@ def new_generation() -> None:
     global generation
     generation = _core.new_generation()
     _serving.clear()
+    _own.clear()
 
 
 def force_isa(level: str) -> None:
@@ -69,12 +71,33 @@ def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
     return kernel
 
 
+def has_own(op: _core.Op, device: str, numerics: str | None = None) -> bool:
+    """Whether octavo itself has a qualified kernel of ``op`` (and class) for this kind of device."""
+    key = (op, device, numerics)
+    found = _own.get(key)
+    if found is None:
+        from octavo.ops import qualification
+
+        qualification.ensure(op)
+        found = _own[key] = any(
+            k.op == op and k.library == "octavo" and k.device.name == device and k.supported and k.state == "qualified"
+            and (numerics is None or k.numerics.name == numerics)
+            for k in _core.kernels()
+        )  # fmt: skip
+    return found
+
+
 def allows(formats: str, words: tuple[str, ...]) -> bool:
     """Whether a kernel's ``formats`` (``float32|bfloat16 -> e4m3, row``) has each of ``words`` in its place, if any."""
     if not words:
         return True
     columns = formats.replace(" -> ", ", ").split(", ")
     return len(columns) == len(words) and all(w in c.split("|") for w, c in zip(words, columns, strict=True))
+
+
+def stream_of(tensor: torch.Tensor) -> int:
+    """torch's current stream where ``tensor`` lives; 0 on a CPU."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def run_quantize(
@@ -88,7 +111,6 @@ def run_quantize(
 ) -> None:
     """Launch one quantizer on ``rows`` [M, K] into ``data`` and ``scale``."""
     m, k = rows.shape
-    stream = torch.cuda.current_stream(rows.device).cuda_stream if rows.is_cuda else 0
     _core.quantize(
         kernel,
         rows.data_ptr(),
@@ -101,5 +123,5 @@ def run_quantize(
         pow2_scale,
         data.data_ptr(),
         scale.data_ptr(),
-        stream,
+        stream_of(rows),
     )

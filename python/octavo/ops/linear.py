@@ -77,11 +77,12 @@ def linear(
         out_format: ``e4m3`` or ``int8``: return a QuantizedTensor with row scaling, code for code and scale for scale
             what :func:`octavo.ops.quantize` makes of the float32 output, which is never stored. Layers can so be
             chained in eight bits.
-        backward: how gradients are computed on a CPU. ``bf16``: operands of both products rounded to BF16, FP32 sums.
-            ``e4m3_row`` (E4M3 weights): the gradient in E5M2 scaled per row, the other operand in E4M3.
-            ``int8_dynamic`` (INT8 weights): that of x in INT8, that of the weight in BF16. ``fp32``: torch in FP32 on
-            the dequantized weight, the product computed again; on CUDA always. A pair names the classes of grad_input
-            (``fp32 | bf16 | e4m3_row | int8_dynamic``) and of grad_weight (``fp32 | bf16 | e4m3_row``).
+        backward: how gradients are computed, on a CPU and where CUDA has qualified kernels for it. ``bf16``: operands
+            of both products rounded to BF16, FP32 sums. ``e4m3_row`` (E4M3 weights): the gradient in E5M2 scaled per
+            row, the other operand in E4M3. ``int8_dynamic`` (INT8 weights): that of x in INT8, that of the weight in
+            BF16. ``fp32``: torch in FP32 on the dequantized weight, the product computed again; on CUDA also where a
+            kernel lacks. A pair names the classes of grad_input (``fp32 | bf16 | e4m3_row | int8_dynamic``) and of
+            grad_weight (``fp32 | bf16 | e4m3_row``).
         backward_weight: the same weight in the class of grad_input, where that multiplies other codes than w has
             (``int8_dynamic`` behind a forward in BF16).
 

@@ -55,9 +55,17 @@ def check_codes(grad_input: str, codes: torch.dtype) -> None:
         )
 
 
-def by_kernels(device: torch.device) -> bool:
-    """Whether gradients come from saved values and kernels; else they are torch's, in FP32, the product made again."""
-    return device.type == "cpu"
+def by_kernels(device: torch.device, classes: tuple[str, str]) -> bool:
+    """Whether gradients come from saved values and kernels; else they are torch's, in FP32, the product made again.
+
+    A CPU has kernels of every class. On CUDA octavo's must be there and qualified, torch's round FP32 gradients.
+    """
+    if device.type == "cpu":
+        return True
+    needed: list[tuple[_core.Op, str | None]] = [(_core.Op.linear_epilogue_backward, None)]
+    products = (_core.Op.linear_grad_input, _core.Op.linear_grad_weight)
+    needed += [(op, numerics) for op, numerics in zip(products, classes, strict=True) if numerics != "fp32"]
+    return all(kernels.has_own(op, device.type, numerics) for op, numerics in needed)
 
 
 def gradients(
@@ -89,13 +97,14 @@ def gradients(
         gz, g_bias, g_norm_weight, g_norm_bias, g_early = rows, None, None, None, None
     else:
         wanted = need_x or need_weight
-        gz = rows if plain else torch.empty((m, n), dtype=gz_dtype) if wanted else None
+        gz = rows if plain else rows.new_empty((m, n), dtype=gz_dtype) if wanted else None
         g_bias, g_norm_weight, g_norm_bias = (
-            torch.empty(n) if need else None for need in (need_bias, need_norm_weight, need_norm_bias)
+            rows.new_empty(n, dtype=torch.float32) if need else None
+            for need in (need_bias, need_norm_weight, need_norm_bias)
         )
-        g_early = torch.empty((m, n), dtype=residual) if early and z is not None else None
+        g_early = rows.new_empty((m, n), dtype=residual) if early and z is not None else None
         run_epilogue(
-            _kernel_for(_core.Op.linear_epilogue_backward, m, n, 0, rows.dtype, gz_dtype, None),
+            _kernel_for(_core.Op.linear_epilogue_backward, rows.device, m, n, 0, rows.dtype, gz_dtype, None),
             z, rows, epilogue, None if plain else gz, g_early, g_bias, g_norm_weight, g_norm_bias,
         )  # fmt: skip
     g_residual = None
@@ -107,7 +116,7 @@ def gradients(
         if classes[0] == "fp32":
             g_x = (gz.float() @ w.dequantize()).to(x.dtype).view(x.shape)
         else:
-            kernel = _kernel_for(_core.Op.linear_grad_input, m, n, w.k, gz.dtype, x.dtype, classes[0])
+            kernel = _kernel_for(_core.Op.linear_grad_input, gz.device, m, n, w.k, gz.dtype, x.dtype, classes[0])
             g_x = run_grad_input(kernel, gz, w, x.dtype).view(x.shape)
     if need_weight:
         assert gz is not None
@@ -116,7 +125,7 @@ def gradients(
             g_weight = gz.float().T @ inputs.float()
         else:
             master = torch.float32 if w.master is None else w.master.dtype
-            kernel = _kernel_for(_core.Op.linear_grad_weight, m, n, w.k, gz.dtype, master, classes[1])
+            kernel = _kernel_for(_core.Op.linear_grad_weight, gz.device, m, n, w.k, gz.dtype, master, classes[1])
             g_weight = run_grad_weight(kernel, gz, inputs)
     return [g_x, g_weight, g_bias, g_norm_weight, g_norm_bias, g_residual]
 
@@ -134,10 +143,11 @@ def run_epilogue(
 ) -> None:
     """Launch: the gradient of z [M, N] into ``gz`` and ``extra``, its sums over rows into the vectors [N]."""
     m, n = grad.shape
+    g_bias, g_norm_weight, g_norm_bias = (0 if v is None else v.data_ptr() for v in (bias, norm_weight, norm_bias))
     _core.linear_epilogue_backward(
         kernel, 0 if z is None else z.data_ptr(), grad.data_ptr(), grad.stride(0) if m > 1 else n,
         int(DTYPES[grad.dtype]), m, n, epilogue, *_address_and_type(gz), *_address_and_type(extra),
-        *(0 if v is None else v.data_ptr() for v in (bias, norm_weight, norm_bias)),
+        g_bias, g_norm_weight, g_norm_bias, kernels.stream_of(grad),
     )  # fmt: skip
 
 
@@ -148,11 +158,12 @@ def run_grad_input(kernel: _core.Kernel, gz: torch.Tensor, w: PackedWeight, dtyp
         external: torch.Tensor = kernels.externals[kernel.name](gz, w).to(dtype)
         return external
     m = gz.shape[0]
-    out = torch.empty((m, w.k), dtype=dtype)
+    out = gz.new_empty((m, w.k), dtype=dtype)
     stride = gz.stride(0) if m > 1 else w.n
     _core.linear_grad_input(
-        kernel, gz.data_ptr(), m, stride, int(DTYPES[gz.dtype]), w.core(), out.data_ptr(), int(DTYPES[dtype])
-    )
+        kernel, gz.data_ptr(), m, stride, int(DTYPES[gz.dtype]), w.core(), out.data_ptr(), int(DTYPES[dtype]),
+        kernels.stream_of(gz),
+    )  # fmt: skip
     return out
 
 
@@ -162,10 +173,11 @@ def run_grad_weight(kernel: _core.Kernel, gz: torch.Tensor, x: torch.Tensor) -> 
         kernel.count()
         return kernels.externals[kernel.name](gz, x)
     (m, n), k = gz.shape, x.shape[1]
-    out = _outputs.empty(n, k, torch.float32)
+    out = gz.new_empty((n, k), dtype=torch.float32) if gz.is_cuda else _outputs.empty(n, k, torch.float32)
     _core.linear_grad_weight(
         kernel, gz.data_ptr(), gz.stride(0) if m > 1 else n, int(DTYPES[gz.dtype]),
         x.data_ptr(), x.stride(0) if m > 1 else k, int(DTYPES[x.dtype]), m, n, k, out.data_ptr(),
+        kernels.stream_of(gz),
     )  # fmt: skip
     return out
 
@@ -175,17 +187,19 @@ def _address_and_type(tensor: torch.Tensor | None) -> tuple[int, int]:
 
 
 def _kernel_for(
-    op: _core.Op, m: int, n: int, k: int, in_dtype: torch.dtype, out_dtype: torch.dtype, numerics: str | None
-) -> _core.Kernel:
+    op: _core.Op, device: torch.device, m: int, n: int, k: int, in_dtype: torch.dtype, out_dtype: torch.dtype,
+    numerics: str | None,
+) -> _core.Kernel:  # fmt: skip
     """The fastest qualified kernel of ``op`` and class for m rows, chosen once."""
-    key = (kernels.generation, _core.threads(), op, m, n, k, in_dtype, out_dtype, numerics)
+    key = (kernels.generation, _core.threads(), op, device.type, m, n, k, in_dtype, out_dtype, numerics)
     kernel = _chosen.get(key)
     if kernel is None:
         from octavo.ops.dispatch.choice import choose  # dispatch measures by running operators
         from octavo.ops.dispatch.problem import Problem
 
         x_name, y_name = (str(dtype).removeprefix("torch.") for dtype in (in_dtype, out_dtype))
-        kernel = kernels.by_name(choose(Problem(op.name, m, n, k, x_name, y_name, numerics=numerics)).kernel)
+        problem = Problem(op.name, m, n, k, x_name, y_name, device=device.type, numerics=numerics)
+        kernel = kernels.by_name(choose(problem).kernel)
         if len(_chosen) >= 4096:
             _chosen.clear()
         # The first choice of all qualifies kernels, which starts a new generation.

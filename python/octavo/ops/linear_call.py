@@ -19,6 +19,8 @@ _FLOATS = (torch.float32, torch.bfloat16)
 _F32 = int(_core.DType.f32)
 _DTYPES = {dtype: int(code) for dtype, code in DTYPES.items()}
 CODE_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
+# What a class rounds its activations to, of those that round them to codes.
+ACTIVATION_FORMATS = {"e4m3_row": "e4m3", "e4m3_row_fast": "e4m3", "int8_dynamic": "int8"}
 _NORM_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(NORMS)}
 _core.use_torch(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled)
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
@@ -78,7 +80,7 @@ def check(
 
 def _codes_of(x: QuantizedTensor, w: PackedWeight) -> torch.Tensor:
     """The codes of ``x`` [..., K]; raises unless they are what the class of ``w`` multiplies."""
-    taken = {"e4m3_row": "e4m3", "int8_dynamic": "int8"}.get(w.numerics)
+    taken = ACTIVATION_FORMATS.get(w.numerics)
     if x.format != taken:
         wanted = "float32 or bfloat16" if taken is None else f"float32, bfloat16 or quantized {taken}"
         raise TypeError(f"x: is quantized {x.format}; a weight of class {w.numerics} takes {wanted}")
@@ -385,7 +387,7 @@ class Layer:
             0 if r is None else r.stride(0) if m > 1 else n,
             _F32 if r is None else _DTYPES[r.dtype],
             self.before,
-            torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
+            kernels.stream_of(x),
             0 if x_scale is None else x_scale.data_ptr(),
             0 if y_scale is None else y_scale.data_ptr(),
             0 if saved is None else saved.data_ptr(),

@@ -109,7 +109,7 @@ class _Linear(torch.autograd.Function):
         norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
         backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
-        if not by_kernels(w.codes.device):
+        if not by_kernels(w.codes.device, classes):
             ctx.classes = None
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
@@ -251,7 +251,7 @@ def _linear_backward(
     By kernels, or on CUDA by torch in FP32 on the dequantized weight, the product computed again.
     """
     classes = grad_input, grad_weight
-    if by_kernels(x.device):
+    if by_kernels(x.device, classes):
         w = weight_of(codes, scale, numerics)
         normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
         epilogue = epilogue_of(None, normalise, activation)

@@ -18,7 +18,7 @@ CLASSES = {
     ("bf16", "same"): "bf16",
     ("bf16", "bf16"): "bf16",
 }
-RECIPES = {numerics: recipe for recipe, numerics in reversed(CLASSES.items())}
+RECIPES = {numerics: recipe for recipe, numerics in reversed(CLASSES.items())} | {"e4m3_row_fast": ("e4m3", "same")}
 
 
 class PackedWeight:
@@ -128,7 +128,11 @@ def pack_weight(weight: torch.Tensor, format: str = "e4m3", activations: str = "
 
 
 def pack_as(weight: torch.Tensor, numerics: str) -> PackedWeight:
-    """:func:`pack_weight` by the class's own name."""
+    """:func:`pack_weight` by the class's own name. ``e4m3_row_fast`` has the codes of ``e4m3_row``; Hopper's tensor
+    cores then sum their products without FP32 registers.
+    """
     choice("numerics", numerics, tuple(RECIPES))
     format, activations = RECIPES[numerics]
-    return pack_weight(weight, format, activations)
+    w = pack_weight(weight, format, activations)
+    w.numerics = numerics
+    return w

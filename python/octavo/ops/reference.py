@@ -89,7 +89,7 @@ def operands_reference(x: torch.Tensor, numerics: str) -> torch.Tensor:
     """The activations [M, K] as a class sees them, in FP64."""
     if numerics == "fp32":
         return x.double()
-    if numerics == "e4m3_row":
+    if numerics in ("e4m3_row", "e4m3_row_fast"):
         return dequantize_reference(*quantize_reference(x, "e4m3"))
     if numerics == "int8_dynamic":
         return dequantize_reference(*quantize_reference(x, "int8"))

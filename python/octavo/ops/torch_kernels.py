@@ -66,6 +66,9 @@ def register_torch_kernels() -> None:
                  overhead_us=8, gmacs_per_s=20_000, gbytes_per_s=2000)  # fmt: skip
         register("torch.cuda.linear.bf16", "bf16", _bf16, library="torch", device="cuda", trusted=True,
                  product="bfloat16", overhead_us=8, gmacs_per_s=300_000, gbytes_per_s=2000)  # fmt: skip
+        for op, product in (("linear_grad_input", _grad_input), ("linear_grad_weight", _grad_weight)):
+            register(f"torch.cuda.{op}.bf16", "bf16", product, op=op, library="torch", device="cuda", trusted=True,
+                     product="bfloat16", overhead_us=8, gmacs_per_s=300_000, gbytes_per_s=2000)  # fmt: skip
         if torch.cuda.get_device_capability() >= (9, 0):
             register("torch.cuda.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch", device="cuda",
                      accepts=_multiples_of_16, product="bfloat16", overhead_us=20,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from octavo.ops import errors
-from octavo.ops._types import NUMERICS, choice
+from octavo.ops._types import ALL_NUMERICS, choice
 from octavo.ops.dispatch.choice import choose, judge
 from octavo.ops.dispatch.measure import is_measured, measure
 from octavo.ops.dispatch.plan_file import Plan, PlanEntry
@@ -65,7 +65,7 @@ def plan(model: torch.nn.Module, batch: Any, requirement: Requirement, *, measur
 
 def uniform_plan(model: torch.nn.Module, batch: Any, numerics: str) -> Plan:
     """Every linear layer in one class, whatever its error and cost: for comparisons."""
-    choice("numerics", numerics, NUMERICS)
+    choice("numerics", numerics, ALL_NUMERICS)
     return _build(model, batch, lambda site: _uniform(site, numerics))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo import _core
 from octavo._files import write_atomically
-from octavo.ops._types import NUMERICS, choice
+from octavo.ops._types import ALL_NUMERICS, choice
 
 SCHEMA_VERSION = 1
 
@@ -87,7 +87,7 @@ class Plan:
             raise ValueError(f"schema version {version}, this octavo reads {SCHEMA_VERSION}; make the plan again")
         entries = tuple(PlanEntry(**entry) for entry in content["entries"])
         for entry in entries:
-            choice(f"numerics of {entry.site}", entry.numerics, NUMERICS)
+            choice(f"numerics of {entry.site}", entry.numerics, ALL_NUMERICS)
         return cls(entries, dict(content.get("origin", {})))
 
     def missing_kernels(self) -> dict[str, list[str]]:

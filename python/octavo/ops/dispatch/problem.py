@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from octavo import _core
-from octavo.ops._types import DTYPES, NUMERICS, choice
+from octavo.ops._types import ALL_NUMERICS, DTYPES, choice
 
 _TORCH = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -43,7 +43,7 @@ class Problem:
         for name in ("x_dtype", "out_dtype"):
             choice(name, getattr(self, name), tuple(_TORCH))
         if self.numerics is not None:
-            choice("numerics", self.numerics, NUMERICS)
+            choice("numerics", self.numerics, ALL_NUMERICS)
         for name in ("m", "n", "k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a size >= 0, found {getattr(self, name)}")
@@ -95,7 +95,7 @@ class Evidence:
         """The core's view of it."""
         names = ("rel_l1", "mere", "signal_rel", "post_norm", "sqnr_db")
         for numerics, errors in self.errors.items():
-            choice("errors", numerics, NUMERICS)
+            choice("errors", numerics, ALL_NUMERICS)
             for name in errors:
                 choice(f"errors[{numerics!r}]", name, names)
         return {

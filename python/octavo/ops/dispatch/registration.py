@@ -9,7 +9,7 @@ import torch
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import DTYPES, NUMERICS, choice
+from octavo.ops._types import ALL_NUMERICS, DTYPES, choice
 
 
 def register(
@@ -32,7 +32,8 @@ def register(
 
     Args:
         name: ``library.device.linear.class``, unique.
-        numerics: the one class it serves exactly (``bf16``, ``e4m3_row``, ``e4m3_weight_only``, ``int8_dynamic``).
+        numerics: the one class it serves exactly (``bf16``, ``e4m3_row``, ``e4m3_weight_only``, ``int8_dynamic``,
+            ``e4m3_row_fast``).
         run: ``run(x [M, K] float32 or bfloat16, weight: PackedWeight) -> x W^T [M, N]``; the epilogue is applied after
             it. For ``op`` ``linear_grad_input``: ``run(grad [M, N], weight) -> grad W [M, K]``; for
             ``linear_grad_weight``: ``run(grad [M, N], x [M, K]) -> grad^T x [N, K]``.
@@ -50,7 +51,7 @@ def register(
         ops.dispatch.register("mylib.cpu.linear.bf16", "bf16", run, library="mylib", gmacs_per_s=30)
         print(ops.dispatch.explain(ops.dispatch.Problem("linear", 256, 512, 512)))
     """
-    choice("numerics", numerics, NUMERICS)
+    choice("numerics", numerics, ALL_NUMERICS)
     choice("op", op, ("linear", "linear_grad_input", "linear_grad_weight"))
     choice("device", device, ("cpu", "cuda"))
     choice("product", product, ("float32", "bfloat16"))

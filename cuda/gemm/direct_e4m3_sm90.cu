@@ -1,0 +1,9 @@
+// E4M3 into FP32, or into BF16 of any width.
+#include "gemm/kernel.cuh"
+
+namespace octavo::cuda {
+
+OCTAVO_TILE("e4m3_direct_64x128");
+OCTAVO_TILE("e4m3_fast_direct_64x128");
+
+}  // namespace octavo::cuda

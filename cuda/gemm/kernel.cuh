@@ -1,0 +1,122 @@
+// A row of tiles.hpp as a CUTLASS kernel: types, the check of a problem, the launch. Instantiated in this folder's .cu
+// files, a few kernels of one schedule in each, because most of a compilation is parsing CUTLASS.
+#pragma once
+
+#include "cute/tensor.hpp"
+#include "cutlass/cutlass.h"
+#include "cutlass/epilogue/collective/collective_builder.hpp"
+#include "cutlass/gemm/collective/collective_builder.hpp"
+#include "cutlass/gemm/device/gemm_universal_adapter.h"
+#include "cutlass/gemm/kernel/gemm_universal.hpp"
+#include "device/device.hpp"
+#include "gemm/epilogue.cuh"
+#include "gemm/gemm.hpp"
+
+namespace octavo::cuda {
+
+template <Product kProduct, bool kOfX>
+using OperandType = std::conditional_t<
+    kProduct == Product::bf16, cutlass::bfloat16_t,
+    std::conditional_t<kProduct == Product::e5m2 && kOfX, cutlass::float_e5m2_t, cutlass::float_e4m3_t>>;
+
+template <Schedule kSchedule, bool kFast>
+struct ScheduleTypes {
+  using Mainloop = std::conditional_t<kFast, cutlass::gemm::KernelTmaWarpSpecializedFP8FastAccum,
+                                      cutlass::gemm::KernelTmaWarpSpecialized>;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+template <bool kFast>
+struct ScheduleTypes<Schedule::pingpong, kFast> {
+  using Mainloop = std::conditional_t<kFast, cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum,
+                                      cutlass::gemm::KernelTmaWarpSpecializedPingpong>;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+template <bool kFast>
+struct ScheduleTypes<Schedule::cooperative, kFast> {
+  using Mainloop = std::conditional_t<kFast, cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum,
+                                      cutlass::gemm::KernelTmaWarpSpecializedCooperative>;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+
+template <int kIndex>
+struct Kernel {
+  static constexpr Tile kTile = kTiles[kIndex];
+  using Shape = cute::Shape<cute::Int<kTile.m>, cute::Int<kTile.n>, cute::Int<kTile.k>>;
+  using Cluster = cute::Shape<cute::Int<kTile.cluster_m>, cute::_1, cute::_1>;
+  using Types = ScheduleTypes<kTile.schedule, kTile.product == Product::e4m3_fast>;
+  using Tree = EpilogueTree<kIndex, Shape>;
+
+  // The kernel's first operand; with `swap` it is w.
+  using A = OperandType<kTile.product, !kTile.swap>;
+  using B = OperandType<kTile.product, kTile.swap>;
+  static constexpr Major kMajorA = kTile.swap ? kTile.w_major : kTile.x_major;
+  static constexpr Major kMajorB = kTile.swap ? kTile.x_major : kTile.w_major;
+  using LayoutA = std::conditional_t<kMajorA == Major::k, cutlass::layout::RowMajor, cutlass::layout::ColumnMajor>;
+  using LayoutB = std::conditional_t<kMajorB == Major::k, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
+  static constexpr int kAlign = alignment_of(kTile.product);
+
+  using D = std::conditional_t<kTile.store == Store::direct, void, cutlass::bfloat16_t>;
+  using EpilogueTile = std::conditional_t<kTile.store == Store::norm, cute::Shape<cute::_64, cute::Int<kTile.n>>,
+                                          cutlass::epilogue::collective::EpilogueTileAuto>;
+  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Shape, Cluster, EpilogueTile, float, float, void,
+      typename Tree::Layout, 8, D, typename Tree::Layout, 8, typename Types::Epilogue,
+      typename Tree::Tree>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, A, LayoutA, kAlign, B, LayoutB, kAlign, float, Shape,
+      Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
+      typename Types::Mainloop>::CollectiveOp;
+  using Universal = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
+  using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Universal>;
+
+  static typename Adapter::Arguments arguments(const Gemm& g, int sm_count) {
+    const void *a = g.x, *b = g.w;
+    std::int64_t lda = g.ldx, ldb = g.ldw, batch_a = g.x_batch, batch_b = g.w_batch;
+    if constexpr (kTile.swap) {
+      std::swap(a, b);
+      std::swap(lda, ldb);
+      std::swap(batch_a, batch_b);
+    }
+    const int m = kTile.swap ? g.n : g.m, n = kTile.swap ? g.m : g.n;
+    typename Adapter::Arguments found{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        cute::make_shape(m, n, g.k, g.batch),
+        {static_cast<const A*>(a), matrix_stride<typename Universal::StrideA>(lda, batch_a), static_cast<const B*>(b),
+         matrix_stride<typename Universal::StrideB>(ldb, batch_b)},
+        {Tree::arguments(g), nullptr, {}, {}, matrix_stride<typename Universal::StrideD>(g.ldd, g.d_batch)}};
+    if constexpr (kTile.store != Store::direct) found.epilogue.ptr_D = static_cast<cutlass::bfloat16_t*>(g.d);
+    found.hw_info.sm_count = sm_count;  // else every call asks the runtime
+    found.hw_info.max_active_clusters = sm_count / kTile.cluster_m;
+    return found;
+  }
+};
+
+template <int kIndex>
+Status accepts_tile(const Gemm& g) {
+  using Adapter = typename Kernel<kIndex>::Adapter;
+  const auto status = Adapter::can_implement(Kernel<kIndex>::arguments(g, 1));
+  if (status == cutlass::Status::kSuccess) return {};
+  return Status::unsupported(std::string(kTiles[kIndex].name) + ": " + cutlass::cutlassGetStatusString(status));
+}
+
+template <int kIndex>
+Status run_tile(const Gemm& g, cudaStream_t stream) {
+  if (Status status = accepts_tile<kIndex>(g); !status.ok()) return status;
+  typename Kernel<kIndex>::Adapter gemm;
+  const auto arguments = Kernel<kIndex>::arguments(g, device_info().multiprocessors);
+  StreamBuffer workspace(stream);
+  if (Status s = workspace.allocate(gemm.get_workspace_size(arguments)); !s.ok()) return s;
+  if (const auto status = gemm.run(arguments, workspace.template as<void>(), stream);
+      status != cutlass::Status::kSuccess)
+    return {Code::internal, std::string(kTiles[kIndex].name) + ": " + cutlass::cutlassGetStatusString(status)};
+  return checked(cudaGetLastError(), kTiles[kIndex].name);
+}
+
+// In a .cu: OCTAVO_TILE(name) compiles the row of that name.
+#define OCTAVO_TILE(name)                                                    \
+  static_assert(tile_index(name) >= 0, "tiles.hpp has no row of this name"); \
+  template Status accepts_tile<tile_index(name)>(const Gemm&);               \
+  template Status run_tile<tile_index(name)>(const Gemm&, cudaStream_t)
+
+}  // namespace octavo::cuda

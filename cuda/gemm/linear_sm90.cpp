@@ -1,0 +1,145 @@
+// A linear layer on Hopper: round x as the class says, one GEMM, and what its epilogue could not do.
+//
+// layer_plan.cpp says by which route and kernel.
+//
+// Alignment is settled in operands.cpp: K is padded while x is rounded. A weight whose K is no multiple of 16 bytes, or
+// whose address is none, is copied into padded scratch on every call, which is slow and right.
+#include <algorithm>
+#include <climits>
+
+#include "gemm/layer_plan.hpp"
+#include "gemm/layers.hpp"
+#include "kernels.hpp"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr std::int64_t kLargest = INT_MAX;
+
+struct Layer {
+  const LinearArgs& args;
+  Product product;
+  cudaStream_t stream;
+
+  // x and w of the product, and scales; memory of copies lives in `scratch`.
+  Status operands(Gemm& g, StreamBuffer (&scratch)[3]) const {
+    const PackedWeight& w = *args.weight;
+    const std::int64_t k = padded(std::max<std::int64_t>(w.k(), 1), alignment_of(product));
+    Operand x, codes;
+    const MatrixView weight{const_cast<void*>(w.codes()), w.n(), w.k(), w.k(), w.format()};
+    if (Status s = padded_operand(weight, w.n(), k, stream, scratch[0], codes); !s.ok()) return s;
+    if (product == Product::bf16) {
+      if (Status s = bf16_operand(args.x, nullptr, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
+    } else if (args.x_scale != nullptr) {
+      if (Status s = padded_operand(args.x, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
+      g.x_scale = args.x_scale;
+    } else {
+      if (Status s = quantized(k, scratch[1], scratch[2]); !s.ok()) return s;
+      x = {scratch[1].as<void>(), k};
+      g.x_scale = scratch[2].as<float>();
+    }
+    g.x = x.data;
+    g.ldx = x.ld;
+    g.w = codes.data;
+    g.ldw = codes.ld;
+    g.w_scale = w.scale();
+    g.m = static_cast<int>(args.x.rows);
+    g.n = static_cast<int>(w.n());
+    g.k = static_cast<int>(k);
+    return {};
+  }
+
+  Status quantized(std::int64_t k, StreamBuffer& codes, StreamBuffer& scale) const {
+    if (Status s = codes.allocate(static_cast<std::size_t>(args.x.rows * k)); !s.ok()) return s;
+    if (Status s = scale.allocate(static_cast<std::size_t>(args.x.rows) * 4); !s.ok()) return s;
+    const QuantizeArgs quantize{.x = args.x,
+                                .format = DType::e4m3,
+                                .scaling = Scaling::row,
+                                .codes = codes.as<void>(),
+                                .scale = scale.as<float>(),
+                                .stream = stream};
+    return quantize_row_padded(quantize, k);
+  }
+
+  LayerPlan plan() const {
+    const Epilogue& e = args.epilogue;
+    const MatrixView& y = args.y;
+    LayerRequest request;
+    request.product = product;
+    request.m = args.x.rows;
+    request.n = y.cols;
+    request.k = args.x.cols;
+    request.x = args.x.dtype;
+    request.y = y.dtype;
+    request.norm = e.norm;
+    request.norm_block = e.norm_block;
+    request.residual = residual_of(e.residual);
+    request.y_aligned = rows_are_aligned(y.data, ld_of(y) * static_cast<std::int64_t>(size_of(y.dtype)));
+    request.saved = e.saved.data != nullptr;
+    request.sm_count = device_info().multiprocessors;
+    return plan_layer(request);
+  }
+
+  // What the GEMM does beside its product, of a layer that is not made in steps.
+  void set_epilogue(Gemm& g) const {
+    const Epilogue& e = args.epilogue;
+    g.bias = e.bias;
+    g.residual = e.residual;
+    g.residual_first = e.residual_before_norm;
+    g.activation = e.last_activation();
+    g.norm = whole_row_norm(e.norm, e.norm_block, args.y.cols);
+    g.norm_weight = e.norm_weight;
+    g.norm_bias = e.norm_bias;
+    g.eps = e.eps;
+  }
+
+  Status run() const {
+    StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)}, floats(stream);
+    Gemm g;
+    if (Status s = operands(g, scratch); !s.ok()) return s;
+    const LayerPlan p = plan();
+    const bool in_steps = p.route == Route::in_steps, codes = args.y_scale != nullptr;
+    MatrixView d = args.y;
+    if (in_steps || codes) {
+      if (Status s = floats.allocate(static_cast<std::size_t>(d.rows * d.cols) * 4); !s.ok()) return s;
+      d = {floats.as<void>(), d.rows, d.cols, d.cols, DType::f32};
+    }
+    g.d = d.data;
+    g.ldd = ld_of(d);
+    g.d_dtype = d.dtype;
+    if (!in_steps) set_epilogue(g);
+    if (Status s = run_gemm(p.tile, g, stream); !s.ok()) return s;
+    if (in_steps) return finish_linear(floats.as<float>(), d.cols, args.epilogue, args.y, stream, args.y_scale);
+    if (!codes) return {};
+    const QuantizeArgs quantize{.x = d,
+                                .format = args.y.dtype,
+                                .scaling = Scaling::row,
+                                .codes = args.y.data,
+                                .scale = args.y_scale,
+                                .stream = stream};
+    return quantize_row_padded(quantize, d.cols);
+  }
+};
+
+Status linear(const LinearArgs& args, Numerics numerics, Product product) {
+  if (Status status = validate(args, numerics); !status.ok()) return status;
+  if (args.x.rows == 0 || args.weight->n() == 0) return {};
+  if (args.x.rows > kLargest || args.weight->n() > kLargest || args.weight->k() > kLargest - 16)
+    return Status::unsupported("linear: the CUDA kernels take up to 2^31 - 1 rows and columns; split the batch");
+  if (args.y_scale != nullptr && args.y.rows > 1 && args.y.row_stride != args.y.cols)
+    return Status::unsupported("linear: codes of out must be contiguous");
+  const DeviceGuard guard(args.y.data);
+  return Layer{args, product, static_cast<cudaStream_t>(args.stream)}.run();
+}
+
+}  // namespace
+
+Status linear_e4m3_row_sm90(const LinearArgs& args) { return linear(args, Numerics::e4m3_row, Product::e4m3); }
+
+Status linear_e4m3_row_fast_sm90(const LinearArgs& args) {
+  return linear(args, Numerics::e4m3_row_fast, Product::e4m3_fast);
+}
+
+Status linear_bf16_sm90(const LinearArgs& args) { return linear(args, Numerics::bf16, Product::bf16); }
+
+}  // namespace octavo::cuda

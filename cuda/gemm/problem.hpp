@@ -1,0 +1,32 @@
+// One GEMM with its epilogue, as the kernels of tiles.hpp take it. Every pointer is device memory.
+#pragma once
+
+#include "octavo/linear.hpp"
+
+namespace octavo::cuda {
+
+// d [m, n] = act(norm(x_scale x w^T w_scale + bias [+ residual])) [+ residual]
+// in the order of octavo/linear.hpp, x_scale and w_scale diagonal. x [m, k] and w [n, k] are codes or BF16, ld elements
+// from row to row (Major::k) or from column to column (Major::mn). What the tile cannot do is refused
+// (tile_choice.hpp).
+struct Gemm {
+  int m = 0, n = 0, k = 0;
+  const void *x = nullptr, *w = nullptr;
+  std::int64_t ldx = 0, ldw = 0;
+  const float *x_scale = nullptr, *w_scale = nullptr;  // [m], [n]; nullptr: ones
+  void* d = nullptr;
+  std::int64_t ldd = 0;
+  DType d_dtype = DType::bf16;  // or f32
+  const float* bias = nullptr;  // [n]
+  MatrixView residual;          // [m, n] bf16, or f32 with direct stores
+  bool residual_first = false;  // before norm and activation
+  Activation activation = Activation::none;
+  NormKind norm = NormKind::none;  // layer or rms (which block and swish_rms come down to)
+  const float *norm_weight = nullptr, *norm_bias = nullptr;
+  float eps = 0.0f;
+  // So many products, `x_batch`, `w_batch` and `d_batch` elements apart; scales, bias and residual are those of each.
+  int batch = 1;
+  std::int64_t x_batch = 0, w_batch = 0, d_batch = 0;
+};
+
+}  // namespace octavo::cuda

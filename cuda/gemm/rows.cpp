@@ -1,0 +1,106 @@
+// The table's rows of linear layers and their gradients on Hopper.
+#include <climits>
+
+#include "gemm/layer_plan.hpp"
+#include "gemm/layers.hpp"
+#include "octavo/dispatch.hpp"
+#include "octavo/registry.hpp"
+
+namespace octavo {
+namespace {
+
+bool has_hopper() { return cuda::device_info().usable && cuda::device_info().major == 9; }
+
+bool takes_sizes(std::int64_t m, std::int64_t n, std::int64_t k) {
+  constexpr std::int64_t kLargest = INT_MAX - 128;  // padded sizes stay ints
+  return m <= kLargest && n <= kLargest && k <= kLargest;
+}
+
+bool has_word(const std::string& epilogue, const char* word) {
+  return ("+" + epilogue + "+").find("+" + std::string(word) + "+") != std::string::npos;
+}
+
+NormKind norm_in(const std::string& epilogue) {
+  if (has_word(epilogue, "layer")) return NormKind::layer;
+  if (has_word(epilogue, "block")) return NormKind::block;
+  return has_word(epilogue, "rms") || has_word(epilogue, "swish_rms") ? NormKind::rms : NormKind::none;
+}
+
+// The layer that dispatch asks about, its residual in y's type.
+std::function<double(const Problem&)> estimate_of(cuda::Product product) {
+  return [product](const Problem& p) {
+    cuda::LayerRequest request;
+    request.product = product;
+    request.m = p.m;
+    request.n = p.n;
+    request.k = p.k;
+    request.x = p.x_dtype;
+    request.y = p.out_dtype;
+    request.norm = norm_in(p.epilogue);
+    if (has_word(p.epilogue, "residual"))
+      request.residual = p.out_dtype == DType::bf16 ? cuda::Residual::bf16 : cuda::Residual::f32;
+    if (const int found = cuda::device_info().multiprocessors; found > 0) request.sm_count = found;
+    return cuda::plan_layer(request).us;
+  };
+}
+
+// Rates are NVIDIA's for the H100 at half, and never measured.
+KernelInfo row(Op op, Numerics numerics, double overhead_us, double gmacs_per_s) {
+  KernelInfo info;
+  info.name = std::string("cuda.sm90.") + to_string(op) + "." + to_string(numerics);
+  info.op = op;
+  info.device = Device::cuda;
+  info.numerics = numerics;
+  info.cost = {.overhead_us = overhead_us, .gmacs_per_s = gmacs_per_s, .gbytes_per_s = 1500.0};
+  info.supported = has_hopper;
+  info.accepts = takes_sizes;
+  return info;
+}
+
+// Hopper aligns the products of an FP8 instruction to the largest and drops what lies about 14 bits below. Moved to
+// FP32 every 128 of K, sums keep that much; left there for all of K, errors add up. Bounds are expectations until a GPU
+// has run the checks; a dropped element of K shows at 2^-6 on the shapes that are checked.
+constexpr double kPromotedTolerance = 1.0 / 1024, kFastTolerance = 1.0 / 128;
+
+}  // namespace
+
+void register_cuda_gemm_kernels(Registry& registry) {
+  KernelInfo bf16 = row(Op::linear, Numerics::bf16, 8.0, 250000.0);
+  bf16.estimate_us = estimate_of(cuda::Product::bf16);
+  bf16.run.linear = cuda::linear_bf16_sm90;
+  (void)registry.add(bf16);
+
+  KernelInfo e4m3 = row(Op::linear, Numerics::e4m3_row, 12.0, 400000.0);
+  e4m3.tolerance = kPromotedTolerance;
+  e4m3.takes_codes = true;
+  e4m3.estimate_us = estimate_of(cuda::Product::e4m3);
+  e4m3.run.linear = cuda::linear_e4m3_row_sm90;
+  (void)registry.add(e4m3);
+
+  KernelInfo fast = row(Op::linear, Numerics::e4m3_row_fast, 12.0, 500000.0);
+  fast.tolerance = kFastTolerance;
+  fast.takes_codes = true;
+  fast.estimate_us = estimate_of(cuda::Product::e4m3_fast);
+  fast.run.linear = cuda::linear_e4m3_row_fast_sm90;
+  (void)registry.add(fast);
+
+  KernelInfo grad_input = row(Op::linear_grad_input, Numerics::bf16, 8.0, 200000.0);
+  grad_input.run.grad_input = cuda::grad_input_bf16_sm90;
+  (void)registry.add(grad_input);
+
+  KernelInfo grad_weight = row(Op::linear_grad_weight, Numerics::bf16, 12.0, 200000.0);
+  grad_weight.run.grad_weight = cuda::grad_weight_bf16_sm90;
+  (void)registry.add(grad_weight);
+
+  KernelInfo grad_input_e4m3 = row(Op::linear_grad_input, Numerics::e4m3_row, 16.0, 300000.0);
+  grad_input_e4m3.tolerance = kPromotedTolerance;
+  grad_input_e4m3.run.grad_input = cuda::grad_input_e4m3_row_sm90;
+  (void)registry.add(grad_input_e4m3);
+
+  KernelInfo grad_weight_e4m3 = row(Op::linear_grad_weight, Numerics::e4m3_row, 24.0, 300000.0);
+  grad_weight_e4m3.tolerance = kPromotedTolerance;
+  grad_weight_e4m3.run.grad_weight = cuda::grad_weight_e4m3_row_sm90;
+  (void)registry.add(grad_weight_e4m3);
+}
+
+}  // namespace octavo

@@ -1,0 +1,71 @@
+// Rows as a GEMM reads its operands: copied, or in BF16 out of FP32 and of scaled codes, zeros behind them up to a
+// pitch. One block a row.
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include "device/launch.cuh"
+#include "kernels.hpp"
+
+namespace octavo::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ float value(float x) { return x; }
+__device__ float value(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ float value(__nv_fp8_e4m3 x) { return static_cast<float>(x); }
+__device__ float value(signed char x) { return static_cast<float>(x); }
+
+template <class In>
+__global__ void __launch_bounds__(kThreads) rows_to_bf16(const In* x, std::int64_t cols, std::int64_t stride,
+                                                         const float* scales, __nv_bfloat16* out, std::int64_t ld) {
+  const std::int64_t row = blockIdx.x;
+  const float scale = scales != nullptr ? scales[row] : 1.0f;
+  for (std::int64_t i = threadIdx.x; i < ld; i += kThreads)
+    out[row * ld + i] = __float2bfloat16_rn(i < cols ? value(x[row * stride + i]) * scale : 0.0f);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    copy_padded(const T* x, std::int64_t cols, std::int64_t stride, T* out, std::int64_t ld) {
+  const std::int64_t row = blockIdx.x;
+  for (std::int64_t i = threadIdx.x; i < ld; i += kThreads) out[row * ld + i] = i < cols ? x[row * stride + i] : T{0};
+}
+
+template <class T>
+Status copy(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
+  return launch("copy_rows", copy_padded<T>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
+                static_cast<const T*>(x.data), x.cols, x.row_stride, static_cast<T*>(out), ld);
+}
+
+template <class In>
+Status convert(const MatrixView& x, const float* scales, void* out, std::int64_t ld, cudaStream_t stream) {
+  return launch("to_bf16", rows_to_bf16<In>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
+                static_cast<const In*>(x.data), x.cols, x.row_stride, scales, static_cast<__nv_bfloat16*>(out), ld);
+}
+
+}  // namespace
+
+Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream) {
+  if (x.rows == 0) return {};
+  if (x.rows > 0x7fffffff) return Status::unsupported("to_bf16: takes up to 2^31 - 1 rows; split the batch");
+  switch (x.dtype) {
+    case DType::f32: return convert<float>(x, scale, out, ld, stream);
+    case DType::bf16: return convert<__nv_bfloat16>(x, scale, out, ld, stream);
+    case DType::e4m3: return convert<__nv_fp8_e4m3>(x, scale, out, ld, stream);
+    case DType::i8: return convert<signed char>(x, scale, out, ld, stream);
+    default: return Status::unsupported("to_bf16: reads float32, bfloat16, E4M3 and INT8");
+  }
+}
+
+Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
+  if (x.rows == 0) return {};
+  if (x.rows > 0x7fffffff) return Status::unsupported("copy_rows: takes up to 2^31 - 1 rows; split the batch");
+  switch (size_of(x.dtype)) {
+    case 1: return copy<std::uint8_t>(x, out, ld, stream);
+    case 2: return copy<std::uint16_t>(x, out, ld, stream);
+    default: return copy<float>(x, out, ld, stream);
+  }
+}
+
+}  // namespace octavo::cuda

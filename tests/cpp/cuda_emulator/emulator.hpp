@@ -1,0 +1,19 @@
+// Runs kernels on the CPU (prelude.hpp), and what tests may ask of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "prelude.hpp"
+
+namespace octavo::cuda_emulator {
+
+// `thread` runs once for each thread of the grid. False for a launch that a device would refuse.
+bool run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread);
+
+// The order in which blocks, and threads between two waits, take their turns: 0 ascending, any other number a random
+// order of its own. What a kernel computes must not depend on it.
+void order_threads(std::uint64_t seed);
+
+}  // namespace octavo::cuda_emulator

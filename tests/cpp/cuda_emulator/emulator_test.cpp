@@ -1,0 +1,84 @@
+// The emulator finds what it is there for: kernels that are wrong only on a device, or only sometimes.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <vector>
+
+#include "device/launch.cuh"
+#include "device/row_groups.cuh"
+#include "orders.hpp"
+
+namespace octavo::testing {
+namespace {
+
+template <class... P, class... A>
+Status run(void (*kernel)(P...), unsigned blocks, unsigned threads, const A&... arguments) {
+  return cuda::launch("test", kernel, dim3(blocks), threads, 64, nullptr, arguments...);
+}
+
+__global__ void sum_block(const float* x, float* sums) {
+  const float sum = cuda::sum_group<cuda::kRowThreads>(x[blockIdx.x * blockDim.x + threadIdx.x]);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+TEST(CudaEmulator, RunsBlocksOfThreads) {
+  std::vector<float> x(2 * cuda::kRowThreads), sums(2);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
+  in_every_order([&] {
+    ASSERT_TRUE(run(sum_block, 2, cuda::kRowThreads, static_cast<const float*>(x.data()), sums.data()).ok());
+    EXPECT_EQ(sums, (std::vector<float>{255.0f * 128.0f, 255.0f * 128.0f + 256.0f * 256.0f}));
+  });
+}
+
+__global__ void reverse_without_barrier(float* x) {
+  float* shared = cuda::dynamic_shared<float>();
+  if (threadIdx.x < 16) shared[threadIdx.x] = static_cast<float>(threadIdx.x);
+  if (threadIdx.x < 16) x[threadIdx.x] = shared[15 - threadIdx.x];
+}
+
+TEST(CudaEmulator, AMissingBarrierShows) {
+  std::vector<std::vector<float>> found;
+  in_every_order([&] {
+    std::vector<float> x(16);
+    ASSERT_TRUE(run(reverse_without_barrier, 1, 32, x.data()).ok());
+    found.push_back(x);
+  });
+  EXPECT_NE(found[0][0], 15.0f);  // NaN: nobody had written it yet
+  EXPECT_NE(std::memcmp(found[0].data(), found[1].data(), 16 * sizeof(float)), 0);
+}
+
+__global__ void barrier_for_some() {
+  if (threadIdx.x < 16) __syncthreads();
+}
+__global__ void shuffle_with_some() {
+  if (threadIdx.x < 16) (void)__shfl_xor_sync(0xffffffffu, 1.0f, 1);
+}
+__global__ void shuffle_outside_the_mask() {
+  if (threadIdx.x < 16) (void)__shfl_xor_sync(0xffffu, 1.0f, 16);
+}
+__global__ void write_behind(float* x) { x[threadIdx.x] = 0.0f; }
+__global__ void write_behind_shared() { cuda::dynamic_shared<float>()[threadIdx.x] = 0.0f; }
+
+using CudaEmulatorDeathTest = ::testing::Test;
+
+TEST(CudaEmulatorDeathTest, FaultsStopTheProgram) {
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_DEATH((void)run(barrier_for_some, 1, 32), "waits for threads that will not come");
+  EXPECT_DEATH((void)run(shuffle_with_some, 1, 32), "waits for threads that will not come");
+  EXPECT_DEATH((void)run(shuffle_outside_the_mask, 1, 32), "reads a lane outside its mask");
+#if defined(__SANITIZE_ADDRESS__)
+  const auto x = std::make_unique<float[]>(31);
+  EXPECT_DEATH((void)run(write_behind, 1, 32, x.get()), "heap-buffer-overflow");
+  EXPECT_DEATH((void)run(write_behind_shared, 1, 32), "heap-buffer-overflow");
+#endif
+}
+
+TEST(CudaEmulator, RefusesWhatADeviceRefuses) {
+  EXPECT_FALSE(run(barrier_for_some, 0, 32).ok());
+  EXPECT_FALSE(run(barrier_for_some, 1, 2048).ok());
+  EXPECT_FALSE(cuda::launch("test", barrier_for_some, dim3(1, 70000), 32, 0, nullptr).ok());
+  EXPECT_FALSE(cuda::launch("test", barrier_for_some, dim3(1), 32, 49 << 10, nullptr).ok());
+}
+
+}  // namespace
+}  // namespace octavo::testing

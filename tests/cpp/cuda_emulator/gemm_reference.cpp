@@ -1,0 +1,105 @@
+#include "gemm_reference.hpp"
+
+#include <cmath>
+#include <cstring>
+
+#include "activation.hpp"
+#include "gemm/layers.hpp"
+#include "octavo/float8.hpp"
+
+namespace octavo::testing {
+namespace {
+int g_last_tile = -1;
+}  // namespace
+
+int last_tile() { return g_last_tile; }
+}  // namespace octavo::testing
+
+namespace octavo::cuda {
+namespace {
+
+double bf16_at(const void* data, std::int64_t at) { return decode_bf16(static_cast<const std::uint16_t*>(data)[at]); }
+
+double operand_at(Product product, bool of_x, const void* data, std::int64_t at) {
+  if (product == Product::bf16) return bf16_at(data, at);
+  const std::uint8_t code = static_cast<const std::uint8_t*>(data)[at];
+  return of_x && product == Product::e5m2 ? decode_e5m2(code) : decode_e4m3(code);
+}
+
+double element(const MatrixView& v, std::int64_t row, std::int64_t col) {
+  const std::int64_t at = row * v.row_stride + col;
+  return v.dtype == DType::bf16 ? bf16_at(v.data, at) : static_cast<const float*>(v.data)[at];
+}
+
+// Every address and stride that a tensor map needs: multiples of 16 bytes, rows that do not overlap.
+std::string unloadable(const Tile& tile, const Gemm& g) {
+  const std::int64_t bytes = bytes_of(tile.product);
+  const std::int64_t x_row = tile.x_major == Major::k ? g.k : g.m, w_row = tile.w_major == Major::k ? g.k : g.n;
+  if (!rows_are_aligned(g.x, g.ldx * bytes) || g.ldx < x_row) return "rows of x";
+  if (!rows_are_aligned(g.w, g.ldw * bytes) || g.ldw < w_row) return "rows of w";
+  if (g.x_batch * bytes % 16 != 0 || g.w_batch * bytes % 16 != 0) return "batches";
+  if (g.batch > 1 && (g.d_batch < static_cast<std::int64_t>(g.m - 1) * g.ldd + g.n)) return "d's batches";
+  return "";
+}
+
+void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
+  for (int c = 0; c < g.n; ++c) {
+    if (g.bias != nullptr) z[c] += g.bias[c];
+    if (g.residual.data != nullptr && g.residual_first) z[c] += element(g.residual, row, c);
+  }
+  if (g.norm != NormKind::none) {
+    double mean = 0, squares = 0;
+    if (g.norm == NormKind::layer)
+      for (const double v : z) mean += v / g.n;
+    for (const double v : z) squares += (v - mean) * (v - mean) / g.n;
+    for (int c = 0; c < g.n; ++c) {
+      z[c] = (z[c] - mean) / std::sqrt(squares + g.eps);
+      if (g.norm_weight != nullptr) z[c] *= g.norm_weight[c];
+      if (g.norm_bias != nullptr) z[c] += g.norm_bias[c];
+    }
+  }
+  for (int c = 0; c < g.n; ++c) {
+    z[c] = activate(static_cast<float>(z[c]), g.activation);
+    if (g.residual.data != nullptr && !g.residual_first) z[c] += element(g.residual, row, c);
+  }
+}
+
+}  // namespace
+
+Status accepts_gemm(int, const Gemm&) { return {}; }
+
+Status run_gemm(int index, const Gemm& g, cudaStream_t) {
+  const Tile& tile = kTiles[static_cast<std::size_t>(index)];
+  testing::g_last_tile = index;
+  const std::string refusal = tile_refusal(tile, request_of(g, tile.product, tile.x_major, tile.w_major));
+  if (!refusal.empty()) return Status::invalid(std::string(tile.name) + " was given what it refuses: " + refusal);
+  if (const std::string what = unloadable(tile, g); !what.empty())
+    return Status::invalid(std::string(tile.name) + ": no tensor map can describe " + what);
+  const auto at = [](Major major, std::int64_t ld, std::int64_t row, std::int64_t k) {
+    return major == Major::k ? row * ld + k : k * ld + row;
+  };
+  std::vector<double> z(static_cast<std::size_t>(g.n));
+  for (std::int64_t b = 0; b < g.batch; ++b)
+    for (std::int64_t r = 0; r < g.m; ++r) {
+      for (std::int64_t c = 0; c < g.n; ++c) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < g.k; ++k)
+          sum += operand_at(tile.product, true, g.x, b * g.x_batch + at(tile.x_major, g.ldx, r, k)) *
+                 operand_at(tile.product, false, g.w, b * g.w_batch + at(tile.w_major, g.ldw, c, k));
+        z[static_cast<std::size_t>(c)] =
+            sum * (g.x_scale == nullptr ? 1.0 : g.x_scale[r]) * (g.w_scale == nullptr ? 1.0 : g.w_scale[c]);
+      }
+      finish_row(g, r, z);
+      for (std::int64_t c = 0; c < g.n; ++c) {
+        const std::int64_t to = b * g.d_batch + r * g.ldd + c;
+        const auto value = static_cast<float>(z[static_cast<std::size_t>(c)]);
+        if (g.d_dtype == DType::f32)
+          static_cast<float*>(g.d)[to] = value;
+        else
+          static_cast<std::uint16_t*>(g.d)[to] = encode_bf16(value);
+      }
+    }
+  return {};
+}
+
+}  // namespace octavo::cuda

@@ -1,0 +1,315 @@
+// Linear layers and gradients for Hopper from end to end on the CPU: padding, copies, routes, tiles, slices and every
+// address are the real ones, the SIMT kernels run on the emulator, the tensor-core GEMM is a stand-in.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstring>
+#include <set>
+
+#include "gemm/layers.hpp"
+#include "gemm_reference.hpp"
+#include "kernels.hpp"
+#include "linear_case.hpp"
+
+namespace octavo::testing {
+namespace {
+
+using cuda::Store;
+
+struct Class {
+  Numerics numerics;
+  LinearLauncher run;
+};
+constexpr Class kClasses[] = {{Numerics::bf16, cuda::linear_bf16_sm90},
+                              {Numerics::e4m3_row, cuda::linear_e4m3_row_sm90},
+                              {Numerics::e4m3_row_fast, cuda::linear_e4m3_row_fast_sm90}};
+
+Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(last_tile())].store; }
+
+// Runs one layer and holds it to FP64; which store its GEMM used.
+Store expect_layer(const LinearSpec& spec, const Class& c) {
+  LinearCase layer(spec, c.numerics);
+  const Status status = c.run(layer.args());
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_LE(layer.error(), spec.y == DType::f32 ? 1e-5 : 1.0 / 256) << to_string(c.numerics) << " " << spec.describe();
+  EXPECT_TRUE(layer.padding_untouched()) << spec.describe();
+  return store_of_last();
+}
+
+TEST(CudaLayers, ShapesTypesAndStrides) {
+  for (const Class& c : kClasses)
+    for (const auto& [m, n, k] :
+         {std::array{1, 1, 1}, {3, 8, 16}, {5, 16, 17}, {19, 130, 57}, {70, 24, 33}, {2, 67, 1}})
+      for (const DType x : {DType::f32, DType::bf16})
+        for (const DType y : {DType::f32, DType::bf16})
+          for (const int padding : {0, 8, 3}) {
+            const Store store = expect_layer({.m = m, .n = n, .k = k, .x = x, .y = y, .padding = padding}, c);
+            const bool tma = y == DType::bf16 && n % 8 == 0 && (m == 1 || padding % 8 == 0);
+            EXPECT_EQ(store, tma ? Store::tma : Store::direct);
+          }
+}
+
+TEST(CudaLayers, EveryEpilogueOnEveryRoute) {
+  std::set<Store> seen;
+  for (const Class& c : kClasses)
+    for (const int n : {8, 72, 131, 264})
+      for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms, NormKind::block, NormKind::swish_rms})
+        for (const ResidualUse residual : {ResidualUse::none, ResidualUse::before_norm, ResidualUse::after})
+          for (const DType y : {DType::f32, DType::bf16}) {
+            LinearSpec spec{.m = 5, .n = n, .k = 40, .x = DType::bf16, .y = y, .norm = norm};
+            spec.residual_dtype = n % 16 == 8 ? y : DType::f32;
+            spec.activation = static_cast<Activation>(norm == NormKind::swish_rms ? 0 : n % 6);
+            spec.residual = residual;
+            seen.insert(expect_layer(spec, c));
+          }
+  EXPECT_EQ(seen, (std::set<Store>{Store::tma, Store::direct, Store::norm}));
+}
+
+TEST(CudaLayers, BlocksOfColumnsHaveStatisticsOfTheirOwn) {
+  for (const Class& c : kClasses)
+    for (const int block : {16, 48, 128}) {
+      LinearSpec spec{.m = 4, .n = 128, .k = 24, .x = DType::f32, .y = DType::bf16, .norm = NormKind::block};
+      spec.norm_block = block;
+      EXPECT_EQ(expect_layer(spec, c), block == 128 ? Store::norm : Store::direct);
+    }
+}
+
+TEST(CudaLayers, ARecordedLayerKeepsWhatTheNormSaw) {
+  for (const Class& c : kClasses)
+    for (const DType y : {DType::f32, DType::bf16})
+      for (const ResidualUse residual : {ResidualUse::none, ResidualUse::before_norm, ResidualUse::after}) {
+        LinearSpec spec{.m = 7, .n = 40, .k = 30, .x = y, .y = y, .residual_dtype = y, .norm = NormKind::layer};
+        spec.residual = residual;
+        LinearCase layer(spec, c.numerics);
+        Matrix saved(y, 7, 40);
+        LinearArgs args = layer.args();
+        args.epilogue.saved = saved.view();
+        ASSERT_TRUE(c.run(args).ok());
+        EXPECT_LE(layer.error(), y == DType::f32 ? 1e-5 : 1.0 / 256);
+        LinearSpec bare = spec;  // the layer up to its norm
+        bare.norm = NormKind::none;
+        if (residual == ResidualUse::after) bare.residual = ResidualUse::none;
+        LinearCase before(bare, c.numerics);
+        before.x = layer.x, before.codes = layer.codes, before.scale = layer.scale, before.bias = layer.bias;
+        before.residual = layer.residual;
+        before.y = saved;
+        EXPECT_LE(before.error(), y == DType::f32 ? 1e-5 : 1.0 / 256);
+      }
+}
+
+TEST(CudaLayers, CodesGoInAndOut) {
+  for (const Class& c : kClasses) {
+    if (c.numerics == Numerics::bf16) continue;
+    for (const int k : {16, 48, 37})
+      for (const NormKind norm : {NormKind::none, NormKind::layer}) {
+        LinearSpec spec{.m = 9, .n = 24, .k = k, .x = DType::f32, .y = DType::f32, .norm = norm};
+        LinearCase layer(spec, c.numerics);
+        ASSERT_TRUE(c.run(layer.args()).ok());
+        const std::vector<float> floats = layer.y.f32;
+
+        const auto quantize = [](MatrixView x, DType format, std::uint8_t* to, float* scales) {
+          QuantizeArgs args{x, format, Scaling::row};
+          args.codes = to;
+          args.scale = scales;
+          EXPECT_TRUE(Registry::instance().find("cpu.generic.quantize")->run.quantize(args).ok());
+        };
+        std::vector<std::uint8_t> codes(static_cast<std::size_t>(9 * k));
+        std::vector<float> scale(9);
+        quantize(layer.x.view(), DType::e4m3, codes.data(), scale.data());
+        LinearArgs args = layer.args();
+        args.x = {codes.data(), 9, k, k, DType::e4m3};
+        args.x_scale = scale.data();
+        ASSERT_TRUE(c.run(args).ok());
+        EXPECT_EQ(layer.y.f32, floats);  // the bits of the floats they came from
+
+        for (const DType format : {DType::e4m3, DType::i8}) {
+          std::vector<std::uint8_t> out(9 * 24), wanted(9 * 24);
+          std::vector<float> out_scale(9), wanted_scale(9);
+          args.y = {out.data(), 9, 24, 24, format};
+          args.y_scale = out_scale.data();
+          ASSERT_TRUE(c.run(args).ok());
+          quantize(layer.y.view(), format, wanted.data(), wanted_scale.data());
+          EXPECT_EQ(out, wanted);
+          EXPECT_EQ(out_scale, wanted_scale);
+        }
+      }
+  }
+}
+
+TEST(CudaLayers, NothingToDoIsDone) {
+  for (const Class& c : kClasses)
+    for (const auto& [m, n] : {std::array{0, 8}, {3, 0}, {0, 0}}) {
+      LinearCase layer({.m = m, .n = n, .k = 5}, c.numerics);
+      EXPECT_TRUE(c.run(layer.args()).ok());
+    }
+  for (const Class& c : kClasses) expect_layer({.m = 3, .n = 8, .k = 0}, c);
+}
+
+// A broadcast row of x: stride 0.
+TEST(CudaLayers, RowsThatOverlapAreCopied) {
+  for (const Class& c : kClasses)
+    for (const DType x : {DType::f32, DType::bf16}) {
+      LinearCase layer({.m = 6, .n = 16, .k = 32, .x = x}, c.numerics);
+      for (int r = 1; r < 6; ++r)
+        for (int j = 0; j < 32; ++j) layer.x.set(r, j, layer.x.get(0, j));
+      LinearArgs args = layer.args();
+      args.x.row_stride = 0;
+      ASSERT_TRUE(c.run(args).ok());
+      EXPECT_LE(layer.error(), 1e-5);
+    }
+}
+
+// ---- Gradients -----------------------------------------------------------------------------------------------------
+
+Matrix normal(DType dtype, std::int64_t rows, std::int64_t cols, unsigned seed, std::int64_t padding = 0) {
+  Matrix m(dtype, rows, cols, padding);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> values;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c) m.set(r, c, values(random));
+  return m;
+}
+
+double largest_error(const Matrix& found, const std::vector<double>& wanted) {
+  double worst = 0, largest = 1e-30;
+  for (std::int64_t r = 0; r < found.rows; ++r)
+    for (std::int64_t c = 0; c < found.cols; ++c) {
+      const double want = wanted[static_cast<std::size_t>(r * found.cols + c)];
+      largest = std::max(largest, std::fabs(want));
+      worst = std::max(worst, std::fabs(found.get(r, c) - want));
+    }
+  return std::isnan(worst) ? 1e9 : worst / largest;
+}
+
+// left^T [n, m] right [m, k] in FP64, of matrices as `round` sees them.
+template <class Round>
+std::vector<double> product_over_rows(const Matrix& left, const Matrix& right, Round round) {
+  std::vector<double> out(static_cast<std::size_t>(left.cols * right.cols));
+  for (std::int64_t r = 0; r < left.rows; ++r)
+    for (std::int64_t n = 0; n < left.cols; ++n) {
+      const double a = round(left, true, r, n);
+      for (std::int64_t k = 0; k < right.cols; ++k)
+        out[static_cast<std::size_t>(n * right.cols + k)] += a * round(right, false, r, k);
+    }
+  return out;
+}
+
+double as_bf16(const Matrix& x, bool, std::int64_t r, std::int64_t c) { return decode_bf16(encode_bf16(x.get(r, c))); }
+
+TEST(CudaGradients, OfTheWeightInBf16) {
+  struct Operands {
+    DType grad, x;
+    int padding;
+  };
+  for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {2048, 8, 8}, {2047, 3, 8}})
+    for (const Operands& types :
+         {Operands{DType::bf16, DType::bf16, 0}, {DType::f32, DType::bf16, 8}, {DType::bf16, DType::f32, 5}}) {
+      Matrix grad = normal(types.grad, m, n, 1, types.padding), x = normal(types.x, m, k, 2, types.padding);
+      Matrix found = normal(DType::f32, n, k, 3);
+      const Status status = cuda::grad_weight_bf16_sm90({grad.view(), x.view(), found.view()});
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_LE(largest_error(found, product_over_rows(grad, x, as_bf16)), 1e-5) << m << " " << n << " " << k;
+    }
+}
+
+TEST(CudaGradients, OfTheInputInBf16FromWeightsOfEveryFormat) {
+  for (const Numerics numerics : {Numerics::bf16, Numerics::e4m3_row, Numerics::int8_dynamic})
+    for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {3, 40, 8}, {4, 16, 5}})
+      for (const DType type : {DType::f32, DType::bf16}) {
+        LinearCase layer({.m = m, .n = n, .k = k}, numerics);
+        Matrix grad = normal(type, m, n, 4, 3), found(type, m, k);
+        const Status status = cuda::grad_input_bf16_sm90({grad.view(), &*layer.weight, found.view()});
+        ASSERT_TRUE(status.ok()) << status.message();
+        std::vector<double> wanted(static_cast<std::size_t>(m * k));
+        for (int r = 0; r < m; ++r)
+          for (int j = 0; j < k; ++j)
+            for (int c = 0; c < n; ++c) {
+              const auto at = static_cast<std::size_t>(c * k + j);
+              std::uint16_t bits = 0;
+              if (numerics == Numerics::bf16) std::memcpy(&bits, &layer.codes[2 * at], 2);
+              const float w = numerics == Numerics::bf16 ? decode_bf16(bits)
+                              : numerics == Numerics::e4m3_row
+                                  ? decode_e4m3(layer.codes[at]) * layer.scale[static_cast<std::size_t>(c)]
+                                  : static_cast<float>(static_cast<std::int8_t>(layer.codes[at])) *
+                                        layer.scale[static_cast<std::size_t>(c)];
+              wanted[static_cast<std::size_t>(r * k + j)] += as_bf16(grad, true, r, c) * decode_bf16(encode_bf16(w));
+            }
+        EXPECT_LE(largest_error(found, wanted), type == DType::f32 ? 1e-5 : 1.0 / 256) << m << " " << n << " " << k;
+      }
+}
+
+// E5M2 and E4M3 with a scale per column, as the class rounds the operands of grad_weight.
+struct RoundedColumns {
+  const Matrix* matrices[2];
+  std::vector<ScalePair> scales[2];
+  RoundedColumns(const Matrix& left, const Matrix& right) : matrices{&left, &right} {
+    for (int side = 0; side < 2; ++side)
+      for (std::int64_t c = 0; c < matrices[side]->cols; ++c) {
+        float amax = 0;
+        for (std::int64_t r = 0; r < matrices[side]->rows; ++r)
+          amax = std::max(amax, std::fabs(matrices[side]->get(r, c)));
+        scales[side].push_back(scale_for(amax, side == 0 ? DType::e5m2 : DType::e4m3, false));
+      }
+  }
+  double operator()(const Matrix& x, bool left, std::int64_t r, std::int64_t c) const {
+    const ScalePair s = scales[left ? 0 : 1][static_cast<std::size_t>(c)];
+    const float v = x.get(r, c) * s.multiplier;
+    return static_cast<double>(s.scale) * (left ? decode_e5m2(encode_e5m2(v)) : decode_e4m3(encode_e4m3(v)));
+  }
+};
+
+TEST(CudaGradients, OfTheWeightInEightBits) {
+  for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {2048, 8, 8}, {2047, 3, 5}})
+    for (const DType type : {DType::f32, DType::bf16}) {
+      Matrix grad = normal(type, m, n, 1, 4), x = normal(type, m, k, 2, 3), found = normal(DType::f32, n, k, 3);
+      const Status status = cuda::grad_weight_e4m3_row_sm90({grad.view(), x.view(), found.view()});
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_LE(largest_error(found, product_over_rows(grad, x, RoundedColumns(grad, x))), 1e-5)
+          << m << " " << n << " " << k;
+    }
+}
+
+TEST(CudaGradients, OfTheInputInEightBits) {
+  for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {3, 40, 8}, {4, 16, 5}})
+    for (const DType type : {DType::f32, DType::bf16}) {
+      LinearCase layer({.m = m, .n = n, .k = k}, Numerics::e4m3_row);
+      Matrix grad = normal(type, m, n, 4, 3), found(type, m, k);
+      const Status status = cuda::grad_input_e4m3_row_sm90({grad.view(), &*layer.weight, found.view()});
+      ASSERT_TRUE(status.ok()) << status.message();
+      std::vector<double> wanted(static_cast<std::size_t>(m * k));
+      for (int r = 0; r < m; ++r) {
+        float amax = 0;
+        for (int c = 0; c < n; ++c)
+          amax = std::max(amax, std::fabs(grad.get(r, c) * layer.scale[static_cast<std::size_t>(c)]));
+        const ScalePair s = scale_for(amax, DType::e5m2, false);
+        for (int c = 0; c < n; ++c) {
+          const float folded = grad.get(r, c) * layer.scale[static_cast<std::size_t>(c)];
+          const double g = static_cast<double>(s.scale) * decode_e5m2(encode_e5m2(folded * s.multiplier));
+          for (int j = 0; j < k; ++j)
+            wanted[static_cast<std::size_t>(r * k + j)] +=
+                g * decode_e4m3(layer.codes[static_cast<std::size_t>(c * k + j)]);
+        }
+      }
+      EXPECT_LE(largest_error(found, wanted), type == DType::f32 ? 1e-5 : 1.0 / 256) << m << " " << n << " " << k;
+    }
+}
+
+TEST(CudaGradients, OfNothingAreZeros) {
+  Matrix grad(DType::f32, 0, 5), x(DType::f32, 0, 7), found = normal(DType::f32, 5, 7, 3);
+  const std::vector<double> zeros(35);
+  ASSERT_TRUE(cuda::grad_weight_bf16_sm90({grad.view(), x.view(), found.view()}).ok());
+  EXPECT_EQ(largest_error(found, zeros), 0.0);
+  found = normal(DType::f32, 5, 7, 3);
+  ASSERT_TRUE(cuda::grad_weight_e4m3_row_sm90({grad.view(), x.view(), found.view()}).ok());
+  EXPECT_EQ(largest_error(found, zeros), 0.0);
+  LinearCase layer({.m = 3, .n = 0, .k = 4}, Numerics::e4m3_row);
+  Matrix none(DType::f32, 3, 0), input = normal(DType::f32, 3, 4, 5);
+  ASSERT_TRUE(cuda::grad_input_bf16_sm90({none.view(), &*layer.weight, input.view()}).ok());
+  EXPECT_EQ(largest_error(input, std::vector<double>(12)), 0.0);
+  input = normal(DType::f32, 3, 4, 5);
+  ASSERT_TRUE(cuda::grad_input_e4m3_row_sm90({none.view(), &*layer.weight, input.view()}).ok());
+  EXPECT_EQ(largest_error(input, std::vector<double>(12)), 0.0);
+}
+
+}  // namespace
+}  // namespace octavo::testing
