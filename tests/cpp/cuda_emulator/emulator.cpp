@@ -134,17 +134,17 @@ bool step_warp(std::size_t first, std::mt19937_64& random) {
   return release_warp(first);
 }
 
+void prepare(Fiber& fiber, dim3 block, unsigned thread) {
+  fiber.index = {thread % block.x, thread / block.x % block.y, thread / block.x / block.y};
+  fiber.state = State::ready;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter, 0);
+}
+
 void run_block(dim3 block, std::mt19937_64& random) {
-  for (std::size_t t = 0; t < threads; ++t) {
-    Fiber& fiber = *fibers[t];
-    const auto at = static_cast<unsigned>(t);
-    fiber.index = {at % block.x, at / block.x % block.y, at / block.x / block.y};
-    fiber.state = State::ready;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-  }
+  for (std::size_t t = 0; t < threads; ++t) prepare(*fibers[t], block, static_cast<unsigned>(t));
   std::vector<std::size_t> warps((threads + 31) / 32);
   do {
     for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = 32 * w;
