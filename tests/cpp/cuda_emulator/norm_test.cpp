@@ -1,6 +1,7 @@
 // The CUDA epilogue and its backward against those of the CPU; narrow outputs against the FP32 one, bit for bit.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 #include <vector>
 
