@@ -88,28 +88,29 @@ void resume(std::size_t thread) {
   arrived(kept, false);
 }
 
-// Lets the lanes go on whose whole mask has come to the same call.
-bool release_warps() {
+std::size_t end_of_warp(std::size_t first) { return std::min(first + 32, threads); }
+
+// Lets the lanes of a warp go on whose whole mask has come to the same call.
+bool release_warp(std::size_t first) {
   bool any = false;
-  for (std::size_t first = 0; first < threads; first += 32)
-    for (std::size_t t = first; t < std::min(first + 32, threads); ++t) {
-      if (fibers[t]->state != State::at_warp) continue;
-      const unsigned mask = fibers[t]->mask;
-      const int kind = fibers[t]->kind;
-      bool complete = true;
-      for (std::size_t i = 0; i < 32; ++i) {
-        if ((mask >> i & 1) == 0) continue;
-        const Fiber* f = first + i < threads ? fibers[first + i].get() : nullptr;
-        complete &= f != nullptr && f->state == State::at_warp && f->mask == mask && f->kind == kind;
-      }
-      if (!complete) continue;
-      std::array<std::uint64_t, 32> values{};
-      for (std::size_t i = 0; i < 32; ++i)
-        if ((mask >> i & 1) != 0) values[i] = fibers[first + i]->value;
-      for (std::size_t i = 0; i < 32; ++i)
-        if ((mask >> i & 1) != 0) fibers[first + i]->received = values, fibers[first + i]->state = State::ready;
-      any = true;
+  for (std::size_t t = first; t < end_of_warp(first); ++t) {
+    if (fibers[t]->state != State::at_warp) continue;
+    const unsigned mask = fibers[t]->mask;
+    const int kind = fibers[t]->kind;
+    bool complete = true;
+    for (std::size_t i = 0; i < 32; ++i) {
+      if ((mask >> i & 1) == 0) continue;
+      const Fiber* f = first + i < threads ? fibers[first + i].get() : nullptr;
+      complete &= f != nullptr && f->state == State::at_warp && f->mask == mask && f->kind == kind;
     }
+    if (!complete) continue;
+    std::array<std::uint64_t, 32> values{};
+    for (std::size_t i = 0; i < 32; ++i)
+      if ((mask >> i & 1) != 0) values[i] = fibers[first + i]->value;
+    for (std::size_t i = 0; i < 32; ++i)
+      if ((mask >> i & 1) != 0) fibers[first + i]->received = values, fibers[first + i]->state = State::ready;
+    any = true;
+  }
   return any;
 }
 
@@ -123,29 +124,45 @@ bool release_block() {
   return true;
 }
 
+// The threads that may, each as far as the next wait, then those that these waits let go on.
+bool step_warp(std::size_t first, std::mt19937_64& random) {
+  std::vector<std::size_t> order(end_of_warp(first) - first);
+  std::iota(order.begin(), order.end(), first);
+  if (order_seed != 0) std::shuffle(order.begin(), order.end(), random);
+  for (const std::size_t t : order)
+    if (fibers[t]->state == State::ready) resume(t);
+  return release_warp(first);
+}
+
+void prepare(Fiber& fiber, dim3 block, unsigned thread) {
+  fiber.index = {thread % block.x, thread / block.x % block.y, thread / block.x / block.y};
+  fiber.state = State::ready;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter, 0);
+}
+
 void run_block(dim3 block, std::mt19937_64& random) {
-  std::vector<std::size_t> order(threads);
-  std::iota(order.begin(), order.end(), 0);
-  for (std::size_t t = 0; t < threads; ++t) {
-    Fiber& fiber = *fibers[t];
-    const auto at = static_cast<unsigned>(t);
-    fiber.index = {at % block.x, at / block.x % block.y, at / block.x / block.y};
-    fiber.state = State::ready;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-  }
-  while (true) {
-    if (order_seed != 0) std::shuffle(order.begin(), order.end(), random);
-    for (const std::size_t t : order)
-      if (fibers[t]->state == State::ready) resume(t);
-    if (release_warps() || release_block()) continue;
-    for (std::size_t t = 0; t < threads; ++t)
-      if (current = t, threadIdx = fibers[t]->index; fibers[t]->state != State::done)
-        fail("waits for threads that will not come: a barrier or warp call that not all of them reach");
-    return;
-  }
+  for (std::size_t t = 0; t < threads; ++t) prepare(*fibers[t], block, static_cast<unsigned>(t));
+  std::vector<std::size_t> warps((threads + 31) / 32);
+  do {
+    for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = 32 * w;
+    if (order_seed == 0) {  // all warps abreast
+      for (bool any = true; any;) {
+        any = false;
+        for (const std::size_t first : warps) any |= step_warp(first, random);
+      }
+    } else {  // one warp after the other, each as far as the block's next barrier
+      std::shuffle(warps.begin(), warps.end(), random);
+      for (const std::size_t first : warps)
+        while (step_warp(first, random)) {
+        }
+    }
+  } while (release_block());
+  for (std::size_t t = 0; t < threads; ++t)
+    if (current = t, threadIdx = fibers[t]->index; fibers[t]->state != State::done)
+      fail("waits for threads that will not come: a barrier or warp call that not all of them reach");
 }
 
 }  // namespace

@@ -12,8 +12,9 @@ namespace octavo::cuda_emulator {
 // `thread` runs once for each thread of the grid. False for a launch that a device would refuse.
 bool run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread);
 
-// The order in which blocks, and threads between two waits, take their turns: 0 ascending, any other number a random
-// order of its own. What a kernel computes must not depend on it.
+// The order in which blocks and threads take their turns. 0: ascending, warps abreast. Any other number: a random order
+// of its own, in which a warp runs as far as the block's next barrier before another one starts. What a kernel computes
+// must not depend on it.
 void order_threads(std::uint64_t seed);
 
 }  // namespace octavo::cuda_emulator

@@ -1,6 +1,7 @@
 // The emulator finds what it is there for: kernels that are wrong only on a device, or only sometimes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -45,6 +46,30 @@ TEST(CudaEmulator, AMissingBarrierShows) {
   });
   EXPECT_NE(found[0][0], 15.0f);  // NaN: nobody had written it yet
   EXPECT_NE(std::memcmp(found[0].data(), found[1].data(), 16 * sizeof(float)), 0);
+}
+
+// Warp 0 writes its second number into the place that a slower warp has yet to read the first one from.
+__global__ void share_twice(float* found) {
+  float* shared = cuda::dynamic_shared<float>();
+  if (threadIdx.x == 0) shared[0] = 1.0f;
+  __syncthreads();
+  if (threadIdx.x == 32) found[0] = shared[0];
+  if (threadIdx.x == 0) shared[0] = 2.0f;
+  __syncthreads();
+}
+
+TEST(CudaEmulator, AMissingBarrierBetweenTwoUsesShows) {
+  std::vector<float> firsts;
+  for (std::uint64_t order = 0; order < 5; ++order) {
+    cuda_emulator::order_threads(order);
+    float first = 0.0f;
+    ASSERT_TRUE(run(share_twice, 1, 64, &first).ok());
+    firsts.push_back(first);
+  }
+  cuda_emulator::order_threads(0);
+  const auto right = std::count(firsts.begin(), firsts.end(), 1.0f);
+  EXPECT_GT(right, 0);
+  EXPECT_LT(right, 5);
 }
 
 __global__ void barrier_for_some() {
