@@ -51,7 +51,9 @@ Codes quantized(const Matrix& x, DType format) {
 void expect_same(const std::vector<float>& a, const std::vector<float>& b) {
   ASSERT_EQ(a.size(), b.size());
   for (std::size_t i = 0; i < a.size(); ++i)
-    if (!(std::isnan(a[i]) && std::isnan(b[i]))) ASSERT_EQ(a[i], b[i]) << "at " << i;
+    if (!(std::isnan(a[i]) && std::isnan(b[i]))) {
+      ASSERT_EQ(a[i], b[i]) << "at " << i;
+    }
 }
 
 std::vector<float> values(const Matrix& y) {
@@ -106,7 +108,9 @@ TEST(LinearCodes, OutputsAreTheCodesOfTheFp32Output) {
           SCOPED_TRACE(layer.spec.describe());
           expect_same(found.scale, want.scale);
           for (std::size_t i = 0; i < want.data.size(); ++i)
-            if (format == DType::i8 || (want.data[i] & 0x7f) != 0x7f) ASSERT_EQ(found.data[i], want.data[i]) << i;
+            if (format == DType::i8 || (want.data[i] & 0x7f) != 0x7f) {
+              ASSERT_EQ(found.data[i], want.data[i]) << i;
+            }
         }
   });
 }
