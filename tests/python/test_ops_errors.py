@@ -47,8 +47,7 @@ def test_post_norm() -> None:
 
 
 def test_the_next_layer_sees_of_a_head_what_it_says() -> None:
-    rare = REF - 1000.0  # logits with an offset, of which LayerNorm would leave signs
-    assert errors.next_layer_error(Y - 1000.0, rare, None) == pytest.approx(errors.signal_relative(Y, REF))
+    assert errors.next_layer_error(2 * REF, REF, None) == pytest.approx(1.0)  # LayerNorm would leave signs
     norm = ops.Norm("rms")
     assert errors.next_layer_error(Y, REF, norm) == errors.post_norm_error(Y, REF, norm)
     wide, off = torch.cat([REF, 2 * REF], 1), torch.cat([Y, 2 * Y], 1)

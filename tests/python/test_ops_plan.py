@@ -276,7 +276,7 @@ def test_conversion_errors_and_missing_kernels(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
-def test_a_head_is_held_to_its_signal_where_a_norm_leaves_signs_as_solve_does(outputs) -> None:
+def test_a_head_is_held_to_relative_l1_after_the_norm_as_solve_does(outputs) -> None:
     """Of one or two outputs a norm leaves nothing but signs, whatever the class does."""
     torch.manual_seed(0)
     head = torch.nn.Sequential(torch.nn.Linear(64, outputs))
@@ -284,7 +284,6 @@ def test_a_head_is_held_to_its_signal_where_a_norm_leaves_signs_as_solve_does(ou
     _prefer("e4m3_row", [(outputs, 64, "bias")])
     (entry,) = plan(head, x, Requirement(max_post_norm=0.5), measure_costs=False)
     assert entry.numerics == "e4m3_row"
-    error = entry.measured["e4m3_row"]["post_norm"]
-    assert error == entry.measured["e4m3_row"]["signal_rel"] > 0
-    (entry,) = plan(head, x, Requirement(max_post_norm=error / 2), measure_costs=False)
+    assert entry.measured["e4m3_row"]["post_norm"] == entry.measured["e4m3_row"]["rel_l1"] > 0
+    (entry,) = plan(head, x, Requirement(max_post_norm=entry.measured["e4m3_row"]["rel_l1"] / 2), measure_costs=False)
     assert entry.numerics != "e4m3_row"

@@ -45,7 +45,7 @@ class Finding:
     """One numerics class at one site and direction.
 
     ``errors``: by the names of ``ERRORS``, those that mean something there; of one or two outputs without a norm, which
-    a norm would leave nothing but signs of, ``post_norm`` is ``signal_rel``. ``us`` and ``reference_us``: a call with
+    a norm would leave nothing but signs of, ``post_norm`` is ``rel_l1``. ``us`` and ``reference_us``: a call with
     the site's m in this class and in high precision, None where it was not timed. ``draws``: pairs of input and weight
     that the errors come from. ``concerns``: of ``CONCERNS``, why the class is doubtful or useless here. ``pack_us`` and
     ``unpack_us``: what a forward in this class costs a training step besides: rounding the weight that changed, and

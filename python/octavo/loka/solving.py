@@ -45,10 +45,10 @@ def solve(
     At each site and direction: of the classes whose errors meet ``requirement`` with the whole 95% interval (its worse
     end, which reasons give as ``to``) and whose speedup is at least ``min_speedup``, the one with the least time; else
     high precision, and the entry says what stood against every class. ``requirement`` may be a mapping of directions
-    (``forward``, ``grad_input``, ``grad_weight``) to requirements. Of one or two outputs a norm leaves
-    nothing but signs: there ``max_post_norm`` is a demand on ``signal_rel``. No norm follows a gradient, and columns of
-    a weight's gradient are no batch: there ``max_post_norm`` and ``max_signal_rel`` are on ``rel_l1``. A demanded
-    error that was not estimated is not met, and no class is safe where rows with NaN were seen.
+    (``forward``, ``grad_input``, ``grad_weight``) to requirements. No norm follows a gradient or leaves
+    more than signs of one or two outputs, and columns of a weight's gradient are no batch: there ``max_post_norm`` and
+    ``max_signal_rel`` are demands on ``rel_l1``. A demanded error that was not estimated is not met, and no class is
+    safe where rows with NaN were seen.
 
     ``training``: entries of all three directions, else of the forward alone; a forward's time then includes what a
     changing weight costs, packing and, where grad_input stays in FP32, reading it back. The plan depends on the report

@@ -66,8 +66,8 @@ def post_norm_error(y: torch.Tensor, ref: torch.Tensor, norm: Norm | None = None
 def next_layer_error(y: torch.Tensor, ref: torch.Tensor, norm: Norm | None) -> float:
     """What plans and reports hold as ``post_norm`` of a layer [B, N] that has ``norm``.
 
-    :func:`post_norm_error`; of a head :func:`signal_relative`: of one or two outputs without a norm the default norm
-    would leave nothing but signs, and relative L1 is small wherever logits have an offset, as of rare outcomes.
+    :func:`post_norm_error`; of a head relative L1: of one or two outputs without a norm the default norm would leave
+    nothing but signs.
     """
     is_head = norm is None and ref.shape[-1] <= 2
-    return signal_relative(y, ref) if is_head else post_norm_error(y, ref, norm)
+    return relative_l1(y, ref) if is_head else post_norm_error(y, ref, norm)

@@ -53,7 +53,7 @@ def plan(model: torch.nn.Module, batch: Any, requirement: Requirement, *, measur
 
     Sites are ``torch.nn.Linear`` and octavo's ``nn.Linear`` and ``nn.LinearNorm`` modules; layers that share a weight
     are one site. Each class's errors are measured on the layer's real input before the epilogue's norm (``post_norm``:
-    after it; of one or two outputs, of which a norm leaves signs, signal-relative), and with ``measure_costs``
+    after it; of one output, of which a norm leaves nothing, the demand is on relative L1), and with ``measure_costs``
     the candidates are timed at the batch's M, and the chosen class's kernels at the M of every bucket whose calls are
     short. Low precision is chosen where it meets ``requirement`` and is the fastest; FP32 stays elsewhere. Raises
     ValueError when the model has no linear layer that ran.
