@@ -28,4 +28,21 @@ OCTAVO_HOST_DEVICE float activate(float x, Activation kind) {
   }
 }
 
+// `count` values in place. The switch stands outside the loop: one branch for all of them.
+template <int count, class Values>
+OCTAVO_HOST_DEVICE void activate_all(Values& z, Activation kind) {
+  const auto each = [&](auto f) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) z[i] = f(z[i]);
+  };
+  switch (kind) {
+    case Activation::relu: each([](float x) { return activate(x, Activation::relu); }); break;
+    case Activation::silu: each([](float x) { return activate(x, Activation::silu); }); break;
+    case Activation::gelu: each([](float x) { return activate(x, Activation::gelu); }); break;
+    case Activation::hardswish: each([](float x) { return activate(x, Activation::hardswish); }); break;
+    case Activation::sigmoid: each([](float x) { return activate(x, Activation::sigmoid); }); break;
+    default: break;
+  }
+}
+
 }  // namespace octavo::cuda

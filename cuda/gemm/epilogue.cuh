@@ -42,7 +42,7 @@ struct Finish {
   CUTLASS_DEVICE static Values finish(Values z, Values const& bias, Values const& residual, Arguments const& a) {
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < Values::kElements; ++i) z[i] += a.residual_first ? bias[i] + residual[i] : bias[i];
-    activate_all(z, a.activation);
+    activate_all<Values::kElements>(z, a.activation);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < Values::kElements; ++i) z[i] += a.residual_first ? 0.0f : residual[i];
     return z;

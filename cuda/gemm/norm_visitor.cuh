@@ -12,23 +12,6 @@
 
 namespace octavo::cuda {
 
-// In place, the switch outside the loop.
-template <class Values>
-CUTLASS_DEVICE void activate_all(Values& z, Activation kind) {
-  const auto each = [&](auto f) {
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < Values::kElements; ++i) z[i] = f(z[i]);
-  };
-  switch (kind) {
-    case Activation::relu: each([](float x) { return activate(x, Activation::relu); }); break;
-    case Activation::silu: each([](float x) { return activate(x, Activation::silu); }); break;
-    case Activation::gelu: each([](float x) { return activate(x, Activation::gelu); }); break;
-    case Activation::hardswish: each([](float x) { return activate(x, Activation::hardswish); }); break;
-    case Activation::sigmoid: each([](float x) { return activate(x, Activation::sigmoid); }); break;
-    default: break;
-  }
-}
-
 // Whether four neighbouring threads of the copy have values of the same two rows and of no other, the first value of
 // each in the same one.
 template <class TiledCopy>
@@ -131,7 +114,7 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
         if (params->weight != nullptr && inside(i)) z[i] *= params->weight[first_column + column(i)];
         if (params->shift != nullptr && inside(i)) z[i] += params->shift[first_column + column(i)];
       }
-      activate_all(z, params->activation);
+      activate_all<kValues>(z, params->activation);
       return cutlass::NumericArrayConverter<cutlass::bfloat16_t, float, kValues>{}(z);
     }
 

@@ -1,4 +1,4 @@
-// Activations and their slopes on a thread's columns.
+// Gradients through activations on a thread's columns.
 #pragma once
 
 #include "activation.hpp"
@@ -10,22 +10,6 @@ namespace octavo::cuda {
 // Phi(x) + x phi(x).
 __device__ inline float gelu_slope(float x) {
   return 0.5f * erfcf(x * -0.70710678118654752f) + x * expf(-0.5f * x * x) * 0.39894228040143268f;
-}
-
-// The switch stands outside the loop: one branch for all columns.
-__device__ inline void activate(float (&v)[kColumns], Activation kind) {
-  const auto each = [&](auto f) {
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) v[j] = f(v[j]);
-  };
-  switch (kind) {
-    case Activation::relu: each([](float x) { return activate(x, Activation::relu); }); break;
-    case Activation::silu: each([](float x) { return activate(x, Activation::silu); }); break;
-    case Activation::gelu: each([](float x) { return activate(x, Activation::gelu); }); break;
-    case Activation::hardswish: each([](float x) { return activate(x, Activation::hardswish); }); break;
-    case Activation::sigmoid: each([](float x) { return activate(x, Activation::sigmoid); }); break;
-    default: break;
-  }
 }
 
 // g becomes the gradient of v, g that of act(v); borders as torch has them.

@@ -1,11 +1,11 @@
 // What follows the product, in one pass over each row: bias, residual, norm, activation, and the output as FP32, BF16
 // or eight-bit codes with the row's scale. A row that fits into its threads' registers (8,192 columns) is read once and
 // written once; the rest of a longer one lies in z between the steps.
+#include "activation.hpp"
 #include "device/device.hpp"
 #include "device/launch.cuh"
 #include "device/row_groups.cuh"
 #include "kernels.hpp"
-#include "norm/activations.cuh"
 #include "quantize/codes.cuh"
 
 namespace octavo::cuda {
@@ -97,7 +97,7 @@ __device__ inline void finish(const Rows& a, std::int64_t row, const Moments& m,
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) v[j] += other[j];
   }
-  activate(v, a.activation);
+  activate_all<kColumns>(v, a.activation);
   if (a.residual.data != nullptr && !a.residual_before) {
     a.residual.load(row, at, count, other);
 #pragma unroll
