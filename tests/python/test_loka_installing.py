@@ -184,6 +184,7 @@ def test_models_that_do_not_fit_are_refused_untouched(training) -> None:
 class _Named(torch.nn.Linear):
     def reset_parameters(self) -> None:
         torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
 
     def total(self) -> float:
         return self.weight.sum().item()

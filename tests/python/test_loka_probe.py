@@ -235,6 +235,7 @@ def _bytes(text: str) -> torch.Tensor:
 class _Named(torch.nn.Linear):
     def reset_parameters(self) -> None:
         torch.nn.init.zeros_(self.weight)
+        torch.nn.init.zeros_(self.bias)
 
 
 class _Own(torch.nn.Linear):

@@ -77,6 +77,7 @@ def test_parametrized_weights_are_sites_of_their_own() -> None:
 class _Named(torch.nn.Linear):
     def reset_parameters(self) -> None:
         torch.nn.init.eye_(self.weight)
+        torch.nn.init.zeros_(self.bias)
 
 
 class _Own(torch.nn.Linear):
