@@ -4,7 +4,8 @@ Four trained models (``loka_speed_models``), each at every batch it serves: octa
 each class in all layers, FP32 included; the same tables for all. The plan is not to be slower than the best
 single class by more than the A/A spread of its contest. The requirement is measured, not predicted: every layer's
 error on held-out events against FP64, group by group of rows, the upper end of the mean's interval as a share of the
-limit. A single class meets it when all of its layers do.
+limit. A single class meets it when all of its layers do. Where every class meets it nothing could have been violated:
+a tenth of it besides, met by some classes at some layers, shows whether what is admitted holds (no speed is at stake).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from octavo.ops.dispatch import Plan
 from octavo.ops.dispatch.plan import LOW_PRECISION, Site
 
 ROWS, MOST_GROUPS = 256, 16
+TENTH = 0.1
 PLAN, AGAIN = "octavo plan", "octavo plan again"
 CLASSES = (*LOW_PRECISION, "fp32")
 
@@ -117,6 +119,28 @@ def spread(found: Contest) -> float:
     return max(abs(np.log(interval.low)), abs(np.log(interval.high)))
 
 
+def admitted(study: Study, errors: Mapping[tuple[str, str], Measured], share: float) -> list[Measured]:
+    """Every class at every site that the report admits to this share of the limit; errors as shares of it."""
+    limit = share * REQUIREMENT.demands()["max_post_norm"]
+    found = []
+    for finding in study.report().findings:
+        predicted = finding.errors.get("post_norm")
+        if predicted is not None and predicted.high <= limit:
+            seen = errors[finding.site, finding.numerics]
+            found.append(Measured(seen.share / share, seen.upper / share))
+    return found
+
+
+def requirement(run: harness.Run, name: str, shares: list[Measured], of: int, bar: float | None = None) -> None:
+    """The nearest to the limit; how many were looked at, out of how many, and how many lie beyond it."""
+    if not shares:
+        return
+    worst = max(shares, key=lambda each: math.inf if math.isnan(each.upper) else each.upper)
+    violated = sum(not each.upper <= 1 for each in shares)
+    run.measured(name, Interval(worst.upper, worst.share, worst.upper), bar, at_most=True,
+                 admitted=len(shares), of=of, violated=violated)  # fmt: skip
+
+
 def figures(run: harness.Run, found: list[tuple[Contest, list[str]]]) -> None:
     """Geometric means, and the contest where the plan is furthest behind in relation to its spread."""
     meeting = [ratios(contest, names) for contest, names in found]
@@ -138,7 +162,8 @@ def figures(run: harness.Run, found: list[tuple[Contest, list[str]]]) -> None:
 def body(run: harness.Run) -> None:
     """Every model at every batch, then the figures."""
     size = SIZES[run.effort.name]
-    found, shares = [], []
+    found, strict, possible = [], [], 0
+    planned: dict[tuple[str, str, str], Measured] = {}  # a layer in a class counts once, whatever the batches
     for kind in size.kinds:
         with torch.enable_grad():
             study = Study(kind, size)
@@ -146,16 +171,14 @@ def body(run: harness.Run) -> None:
         for events in size.batches:
             plan, timed, meeting = contest(run, study, events, errors)
             found.append((timed.without_calls(), meeting))
-            shares += [errors[e.site, e.numerics] for e in plan if e.numerics != "fp32"]
+            planned |= {(kind, e.site, e.numerics): errors[e.site, e.numerics] for e in plan if e.numerics != "fp32"}
+        strict += admitted(study, errors, TENTH)
+        possible += len(errors)
         del study, timed
         gc.collect()
     figures(run, found)
-    if not shares:  # every plan is FP32: nothing was demanded of anything
-        return
-    worst = max(shares, key=lambda each: math.inf if math.isnan(each.upper) else each.upper)
-    violated = sum(not each.upper <= 1 for each in shares)
-    run.measured("loka_dispatch_requirement", Interval(worst.upper, worst.share, worst.upper), 1.0, at_most=True,
-                 sites=len(shares), violated=violated)  # fmt: skip
+    requirement(run, "loka_dispatch_requirement", list(planned.values()), possible, bar=1.0)
+    requirement(run, "loka_dispatch_requirement_tenth", strict, possible)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,10 @@ def training(run: harness.Run, model: str, seeds: list[runs.Found], plans: dict[
     found = figures.trained(run, "loka_quality training", {"model": model}, seeds, ARMS[1:], classes=classes)
     for (task, arm), figure in found.items():
         figures.bar(run, named("training", model, task, arm), figure, arm in PLANS, classes.get(arm))
+    for arm in PLANS:  # what choosing layers brings: the same events and seeds
+        apart = figures.trained(run, "loka_quality training", {"model": model, "minus": arm}, seeds, ["naive"], arm)
+        for (task, _), figure in apart.items():
+            run.measured(named("training", model, task, f"naive_minus_{arm}"), figure)
 
 
 def named(what: str, model: str, task: str, arm: str) -> str:

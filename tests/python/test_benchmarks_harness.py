@@ -75,6 +75,20 @@ def test_a_hopeless_entry_is_called_twice(harness: Any) -> None:
     assert calls.count("b") > 4
 
 
+def test_a_first_call_does_not_stand_for_an_entry_that_later_ones_leave_behind(harness: Any) -> None:
+    clock = Clock()
+
+    def cold(name: str, first: float, then: float) -> Any:
+        once = iter([clock.taking(name, first)])
+        warm = clock.taking(name, then)
+        return harness.Entry(name, lambda i: next(once, warm)(i))
+
+    entries = [cold("a", 3e5, 1e3), cold("b", 3e6, 2e3)]  # b compiles, then a's cold call is the slowest of all
+    samples = harness.interleaved(entries, effort(harness), clock)
+    assert samples["a"] == pytest.approx([1e3] * len(samples["a"]))
+    assert samples["b"] == pytest.approx([2e3] * len(samples["b"]))
+
+
 def test_the_number_of_rounds_follows_the_budget_within_bounds(harness: Any) -> None:
     for budget, rounds in ((1e-6, 5), (1.0, 9), (20.05e-5 * 7 / 10, 7)):
         clock = Clock()

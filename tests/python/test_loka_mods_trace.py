@@ -191,6 +191,28 @@ def test_hooks_parametrizations_and_libraries_are_left_alone(asked) -> None:
         assert notes["0.all.c.0"] == "its weight is bfloat16; fuse in FP32"
 
 
+class Attention(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (torch.nn.Linear(12, 12) for _ in range(3))
+        self.encoder = torch.nn.TransformerEncoderLayer(12, 2, 16, 0.0, batch_first=True)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (2, 6)).transpose(1, 2) for part in (self.q(x), self.k(x), self.v(x)))
+        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.encoder(mixed.transpose(1, 2).reshape(x.shape))
+
+
+def test_heads_of_attention_are_merged_and_torchs_own_encoder_is_said_to_be_left() -> None:
+    model, x = Attention().eval(), torch.randn(3, 5, 12)
+    changed = mods.apply(model, group=True, hard_swish=True)
+    assert torch.allclose(changed(x), model(x), rtol=1e-5, atol=1e-6)
+    found = {change.site: change for change in mods.changes(changed)}
+    assert found["q_k_v"].after == "Linear(36)"
+    assert found["encoder"].after is None
+    assert found["encoder"].note == "a module of torch's own, whose code reads its parts; no Mod looks inside"
+
+
 def test_batch_norm_is_refused_with_a_reason() -> None:
     chain = torch.nn.Sequential(torch.nn.Linear(13, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
     model = trained(chain)
@@ -226,8 +248,11 @@ def test_layers_of_one_input_are_merged() -> None:
     model, x = trained(Heads()), inputs()
     changed = mods.apply(model, group=True)
     assert torch.allclose(changed(x), model(x), rtol=1e-5, atol=1e-6)
-    made = {change.site: change.after for change in mods.changes(changed)}
+    made = {change.site: change.after for change in mods.changes(changed) if change.after is not None}
     assert made == {"b_c_a": "Linear(16)", "experts_0_to_experts_4": "LinearNorm(40)"}
+    left = {change.site: change.note for change in mods.changes(changed) if change.after is None}
+    assert list(left) == ["seen.0", "seen.1", "seen.2"]
+    assert left["seen.0"].startswith("its result goes to view")
     where = mods.names(changed)
     assert where["experts.1.weight"] == "experts_0_to_experts_4.weight[8:16]"
     state = changed.state_dict()

@@ -210,8 +210,16 @@ def test_other_models_and_settings_are_refused() -> None:
         assert all(torch.equal(before[name], tensor) for name, tensor in probe.state_dict().items())
     with pytest.raises(ValueError, match=r"model: has no torch.nn.Linear"):
         loka.Probe(torch.nn.ReLU())
-    with pytest.raises(ValueError, match="every: expected a number of at least 1, found 0"):
+    with pytest.raises(ValueError, match="every: expected a whole number of at least 1, found 0"):
         loka.Probe(_model(), every=0)
+    with pytest.raises(ValueError, match=r"most_rows: expected a whole number of at least 1, found 1\.5"):
+        loka.Probe(_model(), most_rows=1.5)
+    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, found str"):
+        loka.Probe("model")
+    with pytest.raises(TypeError, match="other: expected a Probe or its state_dict, found int"):
+        loka.Probe(_model()).merge(3)
+    with pytest.raises(TypeError, match=r"candidates: expected several, found the string 'bf16'; give \['bf16'\]"):
+        loka.Probe(_model()).evaluate(candidates="bf16")
     with pytest.raises(ValueError, match="weights: found 'mean'"):
         loka.Probe(_model(), weights="mean")
     with pytest.raises(ValueError, match="run the model once"):

@@ -16,7 +16,8 @@ from octavo.loka.valve import figures
 from octavo.ops.dispatch import Plan, PlanEntry, Requirement
 
 LOW = {(s.path, d): "bf16" for s in SITES[:3] for d in loka.DIRECTIONS}
-CALM = {"rows": 1000, "mean_square_share": 0.5, "crest": 3.0, "amax_p50": 2.0, "amax_p999": 8.0}
+SHARED = {**LOW, ("middle", "grad_weight"): "e4m3_row"}  # scales over rows
+CALM = {"rows": 5000, "mean_square_share": 0.5, "crest": 3.0, "amax_p50": 2.0, "amax_p999": 8.0}
 
 
 class Fake:
@@ -63,7 +64,7 @@ def test_a_probe_is_watched_itself() -> None:
     ],
 )
 def test_a_drift_past_the_limit_closes_the_site_once(values, figure, before, now, caplog) -> None:
-    model, probe = _installed(), Fake()
+    model, probe = _installed(SHARED), Fake()
     valve = SafetyValve(model, probe, limit=1.5, every=2)
     assert valve.step() == valve.step() == []
     probe.found["middle"] |= values
@@ -94,6 +95,51 @@ def test_what_is_no_drift_for_the_worse_closes_nothing(values) -> None:
     probe.found["body"] |= values
     assert valve.check() == []
     assert model.body.numerics == "bf16"
+
+
+def test_large_rows_alone_close_nothing_where_rows_have_their_own_scales_or_are_few() -> None:
+    for choices, rows in ((LOW, 5000), (SHARED, 4000)):
+        model, probe = _installed(choices), Fake()
+        valve = SafetyValve(model, probe)
+        probe.found["middle"] |= {"rows": rows, "amax_p999": 100.0}
+        assert valve.check() == []
+
+
+def test_rows_as_they_always_were_close_nothing() -> None:
+    """0.3% of the rows are ten times as large: of a few hundred, their 99.9% quantile is now one of them, now not."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+
+        def rows() -> torch.Tensor:
+            x = torch.randn(1024, 20)
+            return x.mul_(torch.where(torch.rand(1024, 1) < 0.003, 10.0, 1.0))
+
+        model = Net()
+        with loka.Probe(model, every=1) as probe:
+            for _ in range(3):
+                model(rows()).sum().backward()
+                probe.step()
+        report = probe.evaluate(candidates=["bf16", "int8_dynamic", "e4m3_row"], draws=2, measure_costs=False)
+        loka.install(model, loka.solve(report_for(SHARED), Requirement(max_signal_rel=0.05), training=True))
+        valve = SafetyValve(model, report, every=4)
+        for _ in range(120):
+            model(rows())
+            valve.step()
+        assert valve.closed == []
+
+
+def test_a_further_site_of_a_later_plan_is_compared_with_its_first_rows() -> None:
+    model = _installed({(s.path, d): "bf16" if s.path == "middle" else "fp32" for s in SITES for d in loka.DIRECTIONS})
+    kept = {"middle": {"input": dict(CALM)}}
+    valve = SafetyValve(model, report(settings={"statistics": kept}), every=1, least_rows=1)
+    loka.install(model, loka.solve(report_for(LOW), Requirement(max_signal_rel=0.05), training=True))
+    for _ in range(2):
+        model(X)
+        assert "body" not in [closing.site for closing in valve.step()]
+    for _ in range(8):
+        model(X + 100)
+        valve.step()
+    assert "body" in [closing.site for closing in valve.closed]
 
 
 def test_the_first_rows_are_the_reference_where_there_were_none() -> None:
@@ -158,6 +204,20 @@ def test_recent_rows_are_what_they_say() -> None:
     assert watcher.summary("body") == found
     with pytest.raises(KeyError, match="site: 'tail' is not watched; there are body, middle, tied_a, head"):
         watcher.summary("tail")
+
+
+def test_recent_rows_are_some_of_a_large_batch_and_what_is_not_finite_is_found_in_all() -> None:
+    model = Net().train()
+    watcher = RecentRows(model, every=1, batches=2, most_rows=100)
+    x = X.repeat(8, 1)
+    x[5, 3], x[-1, 0], x[-2] = math.nan, math.inf, -math.inf
+    model(x)
+    found = watcher.summary("body")
+    assert found["nan_rows"] == 1
+    assert found["infinite_rows"] == 2
+    assert 97 <= found["rows"] <= 100
+    with pytest.raises(ValueError, match="most_rows: expected 1 or more, found 0"):
+        RecentRows(model, most_rows=0)
 
 
 def test_a_report_is_enough() -> None:
@@ -228,8 +288,10 @@ def test_bad_arguments() -> None:
             SafetyValve(model, Fake(), limit=limit)
     with pytest.raises(ValueError, match="every: expected 1 step or more"):
         SafetyValve(model, Fake(), every=0)
-    with pytest.raises(ValueError, match="model: follows no plan"):
-        SafetyValve(Net(), Fake())
+    served = loka.install(model, loka.solve(report_for(LOW), Requirement(max_signal_rel=0.05)), training=False)
+    for unwatched in (Net(), served):
+        with pytest.raises(ValueError, match="model: follows no plan in training"):
+            SafetyValve(unwatched, Fake())
     with pytest.raises(TypeError, match="statistics: expected a Probe or a Report, found int"):
         SafetyValve(model, 3)
     other = torch.nn.Sequential(torch.nn.Linear(3, 4))
@@ -277,10 +339,11 @@ def test_explain_shows_errors_speed_and_reasons(capsys, monkeypatch) -> None:
     assert rows[1][5].startswith("2.50x; rel_l1 0.02 (to 0.022) <= 0.05")
     assert rows[3][2:5] == ("fp32", "", "")
     assert explain_rows(plan)[1][3:5] == ("rel_l1 0.02, signal_rel 0.5", "")
-    loka.explain(plan, made)
+    loka.explain(plan, replace(made, settings={"unreached": ["spare.0"]}))
     out = capsys.readouterr().out
     assert "middle" in out
     assert "2.50x" in out
+    assert "never called while it was probed, in FP32: spare.0" in out
     monkeypatch.setitem(sys.modules, "rich.console", None)
     loka.explain(loka.install(Net(), plan, training=False), made)
     lines = capsys.readouterr().out.splitlines()

@@ -166,6 +166,7 @@ def test_plan_files_round_trip(tmp_path) -> None:
     [
         ("{", "not a plan of octavo"),
         ("[]", "not a plan of octavo"),
+        ('{"findings": []}', "it has no schema_version and no entries"),
         ('{"schema_version": 9, "entries": []}', "schema version 9, this octavo reads 1"),
         ('{"schema_version": 1, "entries": [{"site": "a"}]}', "missing 4 required positional arguments"),
         (

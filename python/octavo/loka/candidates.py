@@ -82,6 +82,8 @@ def chosen_candidates(
     candidates: Sequence[str | Candidate] | None,
 ) -> tuple[Candidate, ...]:
     """Candidates of all directions; None: every class. Raises ValueError or TypeError naming the one that is none."""
+    if isinstance(candidates, str):
+        raise TypeError(f"candidates: expected several, found the string {candidates!r}; give [{candidates!r}]")
     found: list[Candidate] = []
     for candidate in LOW_PRECISION if candidates is None else candidates:
         if isinstance(candidate, Candidate):

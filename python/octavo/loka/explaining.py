@@ -15,24 +15,31 @@ from octavo.loka.solving import classes_of, weighed
 from octavo.ops.dispatch import Plan, PlanEntry
 
 COLUMNS = ("site", "direction", "class", "errors", "speedup", "reason")
+_WIDE = 160  # of a file or a pipe, which says no width
 _SHOWN = ("rel_l1", "signal_rel", "post_norm", "sqnr_db")
 
 
 def explain(model_or_plan: torch.nn.Module | Plan, report: Report | None = None) -> None:
     """Print, for each site and direction, the class, its predicted errors, its speedup and why.
 
-    ``report``: gives errors their 95% intervals, and speedups as ``solve`` weighed them. A model shows what it runs in
+    ``report``: gives errors their 95% intervals, and speedups as ``solve`` weighed them, and names the layers that it
+    never saw called. A model shows what it runs in
     now, the valve's closings included. In plain text where the package rich is not installed (it is in octavo's
     ``train`` extra). Raises ValueError for a model that follows no plan and for the report of another model.
     """
     rows = explain_rows(model_or_plan, report)
+    unreached = () if report is None else report.settings.get("unreached", ())
+    notes = [f"never called while it was probed, in FP32: {', '.join(unreached)}"] if unreached else []
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print(as_text(rows))
+        print("\n".join([as_text(rows), *notes]))
         return
-    Console(highlight=False).print(as_table(rows, Table))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
+    console.print(as_table(rows, Table), *notes, sep="\n")
 
 
 def explain_rows(model_or_plan: torch.nn.Module | Plan, report: Report | None = None) -> list[tuple[str, ...]]:

@@ -102,7 +102,16 @@ class Installed:
     @property
     def is_low(self) -> bool:
         """Whether a direction runs in low precision."""
-        return any(entry.numerics != "fp32" for entry in self.entries.values())
+        return _is_low(self.entries)
+
+
+def runs_low(module: torch.nn.Module) -> bool:
+    """Whether a plan has a direction of this layer in low precision now."""
+    return _is_low(module.__dict__.get(_ENTRIES, {}))
+
+
+def _is_low(entries: Mapping[str, PlanEntry]) -> bool:
+    return any(entry.numerics != "fp32" for entry in entries.values())
 
 
 def installed(model: torch.nn.Module) -> dict[str, Installed]:

@@ -54,10 +54,12 @@ class Probe:
         weights_every: int = 1000,
         most_rows: int = MOST_ROWS,
     ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
         choice("weights", weights, WEIGHT_MODELS)
         for name, value in (("every", every), ("weights_every", weights_every), ("most_rows", most_rows)):
-            if value < 1:
-                raise ValueError(f"{name}: expected a number of at least 1, found {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, found {value}")
         self.model, self.every, self.weights_every, self.most_rows = model, every, weights_every, most_rows
         self.weights, self.tails = weights, tails
         self.sites = _sites.find_sites(model, tails, weights == "matrix_normal")
@@ -191,6 +193,8 @@ class Probe:
         anything is changed.
         """
         state = other.state_dict() if isinstance(other, Probe) else other
+        if not isinstance(state, Mapping):
+            raise TypeError(f"other: expected a Probe or its state_dict, found {type(state).__name__}")
         twin = Probe(self.model, self.every, self.tails, self.weights, weights_every=self.weights_every)
         twin.close()
         twin.load_state_dict(state)

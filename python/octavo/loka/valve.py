@@ -11,11 +11,13 @@ from typing import Any
 import torch
 
 from octavo.loka.findings import Report
-from octavo.loka.installing import installed, to_high_precision
+from octavo.loka.installing import Installed, installed, is_installed, runs_low, to_high_precision
 from octavo.loka.layers import fingerprint, is_of
 from octavo.loka.watching import RecentRows, Watcher
 
 log = logging.getLogger("octavo.loka")
+_TAIL_ROWS = 4096  # of both sides, to compare 99.9% quantiles: of fewer, a few rows decide
+_SHARES_SCALES = ("grad_weight", "e4m3_row")  # sums over rows: the scales there are the columns'
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class SafetyValve:
       signal-relative error;
     * ``crest``: a row's largest magnitude over its root mean square, which INT8's error is proportional to;
     * ``amax_spread`` = 99.9% quantile of the rows' largest magnitudes over their median, what scales that rows share
-      suffer from;
+      suffer from: where the gradient of the weight is in ``e4m3_row``, and both sides are of 4,096 rows;
 
     or when rows with NaN or infinities came that were not there before. Closings are in ``closed`` and in the log of
     ``octavo.loka``, as warnings.
@@ -73,9 +75,9 @@ class SafetyValve:
         self.model, self.limit, self.every, self.least_rows = model, limit, every, least_rows
         self.closed: list[Closing] = []
         self.steps = 0
-        sites = self._open()
-        if not sites and not installed(model):
-            raise ValueError("model: follows no plan; install one with loka.install(..., training=True)")
+        if not is_installed(model):
+            raise ValueError("model: follows no plan in training; install one with loka.install(..., training=True)")
+        sites = list(self._open())
         mark = statistics.model if isinstance(statistics, Report) else getattr(statistics, "fingerprint", None)
         if not is_of(model, mark):
             raise ValueError(
@@ -87,7 +89,7 @@ class SafetyValve:
             self._before = {site: dict(statistics.summary(site)) for site in sites}
         else:
             raise TypeError(f"statistics: expected a Probe or a Report, found {type(statistics).__name__}")
-        self._own = RecentRows(model, max(1, every // 4)) if isinstance(statistics, Report) else None
+        self._own = RecentRows(model, max(1, every // 4), only=runs_low) if isinstance(statistics, Report) else None
         self._watcher: Watcher = self._own or statistics  # type: ignore[assignment]
 
     def step(self) -> list[Closing]:
@@ -100,14 +102,14 @@ class SafetyValve:
     def check(self) -> list[Closing]:
         """Look now."""
         found = []
-        for site in self._open():
-            before, now = self._before[site], self._watcher.summary(site)
+        for site, planned in self._open().items():
+            before, now = self._before.get(site, {}), self._watcher.summary(site)
             drift = _broken(before, now)
             if drift is None and self._says_much(now):
                 if not self._says_much(before):
                     self._before[site] = dict(now)
                     continue
-                drift = _drift(before, now, self.limit)
+                drift = _drift(before, now, self.limit, _compared(planned, before, now))
             if drift is not None:
                 found.append(Closing(site, self.steps, *drift))
         for closing in found:
@@ -136,8 +138,8 @@ class SafetyValve:
     def _says_much(self, summary: Mapping[str, float]) -> bool:
         return bool(figures(summary)) and summary.get("rows", math.inf) >= self.least_rows
 
-    def _open(self) -> list[str]:
-        return [site for site, found in installed(self.model).items() if found.is_low]
+    def _open(self) -> dict[str, Installed]:
+        return {site: found for site, found in installed(self.model).items() if found.is_low}
 
     def _close(self, closing: Closing) -> None:
         found = installed(self.model).get(closing.site)
@@ -169,9 +171,19 @@ def _broken(before: Mapping[str, float], now: Mapping[str, float]) -> tuple[str,
     return None
 
 
-def _drift(before: Mapping[str, float], now: Mapping[str, float], limit: float) -> tuple[str, float, float] | None:
+def _compared(site: Installed, before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+    direction, numerics = _SHARES_SCALES
+    entry = site.entries.get(direction)
+    rows = min(summary.get("rows", math.inf) for summary in (before, now))
+    shared = entry is not None and entry.numerics == numerics and rows >= _TAIL_ROWS
+    return ["offset_gain", "crest", *(["amax_spread"] if shared else [])]
+
+
+def _drift(
+    before: Mapping[str, float], now: Mapping[str, float], limit: float, names: list[str]
+) -> tuple[str, float, float] | None:
     was_all, now_all = figures(before), figures(now)
-    grown = [(now_all[name] / was, name) for name, was in was_all.items() if name in now_all and was < math.inf]
+    grown = [(now_all[n] / was_all[n], n) for n in names if n in was_all and n in now_all and was_all[n] < math.inf]
     if not grown:
         return None
     factor, name = max(grown)

@@ -10,7 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from octavo.loka.sites import picked_rows, rows_of
 from octavo.ops.dispatch.plan import canonical, is_linear, weight_key
+
+MOST_ROWS = 512  # of a batch; eight batches of them say where the 99.9% quantile lies
 
 
 @runtime_checkable
@@ -27,17 +30,26 @@ class Watcher(Protocol):
 
 class RecentRows:
     """Watches the inputs of ``model``'s linear layers: figures of the last ``batches`` batches, one every ``every``
-    steps.
+    steps, each of at most ``most_rows`` of its rows, picked at random; NaN and infinities are looked for in all.
+    ``only``: asked of a layer when it is called, whether to watch it; None: every layer.
 
     A Probe's statistics are of all of training, in which a drift shows late; these forget. Call :meth:`step` after each
     training step. Calls inside a ``torch.compile``'d graph are not seen: there, call the model itself once in
     ``every`` steps (under ``torch.no_grad()``, in training mode). :meth:`close` removes the hooks.
     """
 
-    def __init__(self, model: torch.nn.Module, every: int = 100, batches: int = 8) -> None:
-        if every < 1 or batches < 1:
-            raise ValueError(f"every, batches: expected 1 or more, found {every} and {batches}")
-        self.every, self.steps = every, 0
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        every: int = 100,
+        batches: int = 8,
+        most_rows: int = MOST_ROWS,
+        only: Callable[[torch.nn.Module], bool] | None = None,
+    ) -> None:
+        for name, value in (("every", every), ("batches", batches), ("most_rows", most_rows)):
+            if value < 1:
+                raise ValueError(f"{name}: expected 1 or more, found {value}")
+        self.every, self.most_rows, self.only, self.steps = every, most_rows, only, 0
         self._paused = False
         self._recent: dict[str, deque[_Batch]] = {}
         self._hooks = []
@@ -99,25 +111,27 @@ class RecentRows:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling() or self._paused or self.steps % self.every or not module.training:
                 return
+            if self.only is not None and not self.only(module):
+                return
             x = args[0] if args else kwargs["x" if "x" in kwargs else "input"]
             if x.numel():
-                kept.append(_Batch(x.detach().reshape(-1, x.shape[-1]).float()))
+                kept.append(_Batch(x.detach(), self.most_rows, self.steps))
 
         return hook
 
 
 class _Batch:
-    """Sums over one batch's finite rows."""
+    """Sums over finite rows of one batch, at most ``most``; how many of all its rows are not finite."""
 
-    def __init__(self, x: torch.Tensor) -> None:
+    def __init__(self, batch: torch.Tensor, most: int, seed: int) -> None:
+        self.nan_rows, self.infinite_rows = _not_finite(batch)
+        x = rows_of(batch, picked_rows(batch.shape[:-1].numel(), most, seed)).double()
         amax = x.abs().amax(1)
         finite = amax.isfinite()
-        self.nan_rows = int(amax.isnan().sum())
-        self.infinite_rows = len(x) - int(finite.sum()) - self.nan_rows
-        x, self.amax = x[finite], amax[finite]
+        x, self.amax = x[finite], amax[finite].float()
         self.rows = len(x)
-        self.total = x.double().sum(0)
-        squares = x.double().square().sum(1)
+        self.total = x.sum(0)
+        squares = x.square().sum(1)
         self.squares = float(squares.sum())
         used = self.amax > 0
         self.shares = float((squares[used] / self.amax[used].double().square()).sum())  # of (|x| / amax)^2
@@ -136,6 +150,14 @@ class _Batch:
         found.nan_rows, found.infinite_rows, found.rows, found.cells = map(int, counts)
         found.amax, found.total = state["amax"].clone(), state["total"].clone()
         return found
+
+
+def _not_finite(batch: torch.Tensor) -> tuple[int, int]:
+    """Rows with NaN, and others with infinities. A finite sum has seen neither, in one pass."""
+    if bool(batch.sum().isfinite()):
+        return 0, 0
+    amax = batch.abs().amax(-1)
+    return int(amax.isnan().sum()), int(amax.isinf().sum())
 
 
 def _joined(batches: list[_Batch]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 
 from octavo import loka
 from octavo.config import TrainingConfig, ValveConfig
+from octavo.loka.installing import runs_low
 from octavo.ops.dispatch import Plan, Requirement
 from octavo.training.distributed import Group
 
@@ -47,7 +48,7 @@ class Valve:
     ) -> None:
         """``model``: with the plan installed. ``seen``: by site, what the plan was made on; None: what comes first."""
         self._config, self._group = config, group
-        self._rows = loka.RecentRows(model, max(1, config.every // 4))
+        self._rows = loka.RecentRows(model, max(1, config.every // 4), only=runs_low)
         self._valve = loka.SafetyValve(model, self._rows, config.limit, config.every)
         if seen is not None:
             state = self._valve.state_dict()

@@ -12,7 +12,7 @@ from octavo.loka.mods.fuse import fuse_graph, fuse_sequentials, swap_calls
 from octavo.loka.mods.group import group_graph
 from octavo.loka.mods.parts import is_linear
 from octavo.loka.mods.places import Places, is_list, is_open
-from octavo.loka.mods.record import Change, Record
+from octavo.loka.mods.record import MODS, Change, Record
 from octavo.loka.mods.swaps import block_norms, drop_biases, hard_swishes, swish_rms_norms
 from octavo.loka.mods.tables import convertible, store_tables
 from octavo.loka.mods.trace import Method, methods_of
@@ -67,6 +67,8 @@ def apply(
     before = _named(target)
     if tables is not None:
         store_tables(Places(target, keep), record, tables)
+    if asked := [mod for mod in MODS if arguments[mod] and mod != "tables"]:
+        _leave_closed(Places(target, keep), record, asked[0])
     if no_bias:
         drop_biases(Places(target, keep), record)
     if block is not None:
@@ -150,6 +152,15 @@ def _copied(model: torch.nn.Module, keep: Iterable[str], tables: str | None) -> 
     if tables is not None:
         memo = {id(p.module): p.module for p, why in convertible(Places(model, keep), tables) if why is None}
     return copy.deepcopy(model, memo)
+
+
+def _leave_closed(places: Places, record: Record, mod: str) -> None:
+    """Says which of torch's modules keep their parts."""
+    for place in places:
+        kind = type(place.module)
+        if not is_open(place.module) and kind.__module__.startswith("torch.") and any(place.module.children()):
+            why = "a module of torch's own, whose code reads its parts; no Mod looks inside"
+            record.changes.append(Change(place.path, mod, kind.__name__, None, why))
 
 
 def _traced(places: Places, record: Record, mod: str | None) -> list[Method]:

@@ -30,6 +30,7 @@ _ANY_STRIDES = {
     functional.hardswish, functional.softmax, functional.layer_norm, functional.rms_norm, functional.linear,
     operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, parts.block_norm,
 }  # fmt: skip
+_VIEWS = {"transpose", "permute", "unsqueeze", "reshape", "unflatten"}  # methods; what reads their result counts
 
 
 @dataclass(eq=False)
@@ -64,8 +65,20 @@ def group_graph(method: Method, places: Places, record: Record) -> None:
         if key is not None:
             found.setdefault(key, []).append(node)
     for nodes in found.values():
-        if len(nodes) >= _LEAST:
-            _merge(method, nodes, places, record)
+        if len(nodes) < _LEAST:
+            continue
+        free = [node for node in nodes if all(_takes_any_strides(method, user) for user in node.users)]
+        _leave(method, [node for node in nodes if node not in free], places, record)
+        if len(free) >= _LEAST:
+            _merge(method, free, places, record)
+
+
+def _leave(method: Method, nodes: list[fx.Node], places: Places, record: Record) -> None:
+    for node in nodes:
+        users = [str(user) for user in node.users if not _takes_any_strides(method, user)]
+        why = f"its result goes to {', '.join(users)}, which may ask for strides that a part of a longer result lacks"
+        place = places.by_module[id(method.child(node))]
+        record.changes.append(Change(place.path, "group", type(place.module).__name__, None, why))
 
 
 def _key(method: Method, node: fx.Node, places: Places) -> Any:
@@ -74,8 +87,6 @@ def _key(method: Method, node: fx.Node, places: Places) -> Any:
     if layer is None or id(layer) not in places.by_module or len(node.args) != 1 or node.kwargs:
         return None
     if not method.is_own(node) or method.calls(node) != 1 or places.is_shared(layer) or has_hooks(layer):
-        return None
-    if not all(_takes_any_strides(method, user) for user in node.users):
         return None
     common: tuple[Any, ...]
     if isinstance(layer, nn.LinearNorm):
@@ -94,8 +105,10 @@ def _key(method: Method, node: fx.Node, places: Places) -> Any:
 
 
 def _takes_any_strides(method: Method, user: fx.Node) -> bool:
-    """Whether ``user`` may read a view and gives a result of its own."""
+    """Whether ``user`` may read a view and gives a result of its own, or a view that only such ones read."""
     module: Any = method.child(user)
+    if user.op == "call_method":
+        return user.target in _VIEWS and all(_takes_any_strides(method, reader) for reader in user.users)
     if module is None:
         return user.op == "call_function" and user.target in _ANY_STRIDES
     known = parts.is_linear(module) or isinstance(module, nn.LinearNorm) or parts.norm_of_module(module) is not None

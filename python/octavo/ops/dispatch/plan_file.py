@@ -82,6 +82,9 @@ class Plan:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """The inverse of :meth:`to_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        missing = [name for name in ("schema_version", "entries") if name not in content]
+        if missing:
+            raise ValueError(f"it has no {' and no '.join(missing)}")
         version = content["schema_version"]
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema version {version}, this octavo reads {SCHEMA_VERSION}; make the plan again")
