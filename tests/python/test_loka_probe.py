@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from octavo import loka, nn
-from octavo.loka.candidates import own_candidate
+from octavo.loka.candidates import chosen_candidates, own_candidate
 from octavo.loka.layers import fingerprint
 from octavo.loka.sites import parts_of, picked_rows
 from octavo.ops.dispatch import Requirement
@@ -219,7 +219,7 @@ def test_other_models_and_settings_are_refused() -> None:
     with pytest.raises(TypeError, match="other: expected a Probe or its state_dict, found int"):
         loka.Probe(_model()).merge(3)
     with pytest.raises(TypeError, match=r"candidates: expected several, found the string 'bf16'; give \['bf16'\]"):
-        loka.Probe(_model()).evaluate(candidates="bf16")
+        chosen_candidates("bf16")
     with pytest.raises(ValueError, match="weights: found 'mean'"):
         loka.Probe(_model(), weights="mean")
     with pytest.raises(ValueError, match="run the model once"):
