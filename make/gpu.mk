@@ -1,6 +1,6 @@
 # On a machine with a GPU, offline (docs/gpu.md): build against its torch, qualify, test, measure. GPU_PYTHON is the
 # interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT. GPU_EFFORT=--quick
-# measures fewer shapes. With 16 cores about 5 minutes of build, 4 of tests and 17 of benchmarks; where a command may
+# measures fewer shapes. With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
 # last ten minutes only, call gpu-build, gpu-test and gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") one by one.
 GPU_PYTHON ?= $(PYTHON)
 OUT ?= benchmarks/results

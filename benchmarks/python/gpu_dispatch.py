@@ -66,7 +66,9 @@ def tile_contest(run: GpuRun, product: Product, regrets: Regrets, budget_s: floa
     names = product.tiles()
     if len(names) < 2:
         return
-    times = (time_tiles_on_a_cpu if run.device == "cpu" else tuning.time_tiles)(product, names, budget_s * 1e3)
+    times = (time_tiles_on_a_cpu if run.device == "cpu" else tuning.time_tiles)(
+        product, names, budget_s * 1e3 / len(names)
+    )
     _core.keep_gemm_times(times, **asdict(product))
     chosen = {SHIPPED: names[0], TUNED: product.tiles()[0]}
     contest_of(run, "gemm", asdict(product), tile_calls(product, names, run.device), chosen, regrets)

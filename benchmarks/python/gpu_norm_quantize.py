@@ -30,14 +30,17 @@ BAR, TORCH, COMPILED = 0.85, "torch eager", "torch compiled"
 
 
 def rivals_of(
-    run: GpuRun, expression: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor
+    run: GpuRun,
+    expression: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    x: torch.Tensor,
+    compiles: bool,
 ) -> tuple[list[Entry], dict[str, str]]:
-    """torch's expression, eager and compiled."""
+    """torch's expression, eager and, where seconds are spent on it, compiled."""
     found: list[Entry] = []
     absent: dict[str, str] = {}
     peers.admit(found, absent, TORCH, lambda: Entry(TORCH, lambda i: expression(x), group="torch"))
-    if run.is_smoke:
-        absent[COMPILED] = "not in the smoke run: compiling takes seconds"
+    if run.is_smoke or not compiles:
+        absent[COMPILED] = "not in the smoke run, nor for every type and norm: compiling takes seconds"
     else:
 
         def compiled() -> Entry:
@@ -59,7 +62,7 @@ def quantize_contest(run: GpuRun, m: int, k: int, dtype: torch.dtype) -> None:
     ours = [Entry("octavo quantize", lambda i: ops.quantize(x, out=q), group="quantize", bytes=moved,
                   roof=run.copy_roof())]  # fmt: skip
     shape = {"m": m, "k": k, "io": str(dtype).removeprefix("torch.")}
-    run.contest("quantize", shape, ours, *rivals_of(run, torch_e4m3, x))
+    run.contest("quantize", shape, ours, *rivals_of(run, torch_e4m3, x, dtype == torch.bfloat16))
 
 
 def norm_of(kind: str, n: int, device: str) -> Norm:
@@ -96,7 +99,7 @@ def norm_contest(run: GpuRun, m: int, n: int, kind: str) -> None:
     call = finisher(z.clone(), norm, activation)
     peers.agrees(call(0).dequantize(), codes.float() * scale, "bf16")
     ours = [Entry("octavo finish_linear", call, group="norm", bytes=5 * m * n + 4 * m, roof=run.copy_roof())]
-    run.contest("linear", {"m": m, "n": n, "norm": kind}, ours, *rivals_of(run, expression, z))
+    run.contest("linear", {"m": m, "n": n, "norm": kind}, ours, *rivals_of(run, expression, z, kind == NORMS[0]))
 
 
 @torch.no_grad()
