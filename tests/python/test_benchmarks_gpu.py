@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,3 +202,20 @@ def test_inputs_rotate_past_the_caches() -> None:
     assert [made(i) for i in range(12)] == [*range(10), 0, 1]
     made = gpu_run.rotating(lambda i: i, 1 << 30, "cuda")
     assert [made(i) for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_the_header_says_which_gpu_and_its_clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = importlib.import_module("machine")
+    properties = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132, total_memory=1 << 37,
+                                 L2_cache_size=60 << 20)  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    asked = tmp_path / "nvidia-smi"
+    asked.write_text('#!/bin/sh\necho "1980 MHz, 1980 MHz, 3201 MHz, 110.50 W, 700.00 W, 31, 580.1"\n')
+    asked.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = machine.gpu_facts()
+    assert (found["device"], found["isa"], found["multiprocessors"]) == ("NVIDIA H200", "sm_90", 132)
+    assert found["gpu_clocks"]["clocks.sm"] == "1980 MHz"
+    assert found["gpu_clocks"]["driver_version"] == "580.1"
+    asked.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.gpu_facts()["gpu_clocks"] is None
