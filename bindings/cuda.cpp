@@ -2,6 +2,7 @@
 
 #ifdef OCTAVO_WITH_CUDA
 #include "device/device.hpp"
+#include "kernels.hpp"
 #endif
 
 namespace octavo::bindings {
@@ -22,10 +23,23 @@ py::object cuda_info() {
 #endif
 }
 
+#ifdef OCTAVO_WITH_CUDA
+// The kernel that ends a layer, alone: y [m, n] of z [m, n] FP32, contiguous. For benchmarks; layers call it inside.
+void finish_linear(std::uintptr_t z, std::int64_t rows, std::int64_t n, const Epilogue& epilogue, std::uintptr_t y,
+                   DType y_dtype, std::uintptr_t y_scale, std::uintptr_t stream) {
+  run_released([&] {
+    return cuda::finish_linear(reinterpret_cast<float*>(z), n, epilogue, matrix(y, rows, n, n, y_dtype),
+                               reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<float*>(y_scale));
+  });
+}
+#endif
+
 void bind_cuda(py::module_& m) {
   m.def("cuda_info", &cuda_info);
 #ifdef OCTAVO_WITH_CUDA
   m.attr("built_with_cuda") = true;
+  m.def("finish_linear", &finish_linear, py::arg("z"), py::arg("m"), py::arg("n"), py::arg("epilogue"), py::arg("y"),
+        py::arg("y_dtype"), py::arg("y_scale"), py::arg("stream"));
 #else
   m.attr("built_with_cuda") = false;
 #endif

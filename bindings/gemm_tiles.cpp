@@ -1,4 +1,4 @@
-#include "gemm/tile_choice.hpp"
+#include "gemm/measured_tiles.hpp"
 
 #include <pybind11/stl.h>
 
@@ -73,13 +73,20 @@ TileRequest request(const std::string& product, std::int64_t m, std::int64_t n, 
   return r;
 }
 
-#ifdef OCTAVO_WITH_CUDA
 int index_of(const std::string& name) {
   const int index = cuda::tile_index(name.c_str());
   if (index < 0) throw py::key_error("no tile named " + name + "; gemm_tiles() lists them");
   return index;
 }
 
+void keep_times(const std::map<std::string, double>& us, const std::string& product, std::int64_t m, std::int64_t n,
+                std::int64_t k, bool d_is_f32, bool d_aligned, bool norm) {
+  std::vector<cuda::RankedTile> times;
+  for (const auto& [name, time] : us) times.push_back({index_of(name), time});
+  cuda::keep_tile_times(request(product, m, n, k, "k", "k", d_is_f32, d_aligned, norm, false), times);
+}
+
+#ifdef OCTAVO_WITH_CUDA
 cuda::Gemm contiguous(const Tile& tile, int m, int n, int k) {
   cuda::Gemm g;
   g.m = m;
@@ -142,6 +149,9 @@ void bind_gemm_tiles(py::module_& m) {
       },
       py::arg("product"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("x_major") = "k", py::arg("w_major") = "k",
       py::arg("d_is_f32") = false, py::arg("d_aligned") = true, py::arg("norm") = false, py::arg("residual") = false);
+  m.def("keep_gemm_times", &keep_times, py::arg("us"), py::arg("product"), py::arg("m"), py::arg("n"), py::arg("k"),
+        py::arg("d_is_f32") = false, py::arg("d_aligned") = true, py::arg("norm") = false);
+  m.def("forget_gemm_times", &cuda::forget_tile_times);
 #ifdef OCTAVO_WITH_CUDA
   m.def("run_gemm_tile", &run_tile, py::arg("tile"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("x"),
         py::arg("w"), py::arg("x_scale"), py::arg("w_scale"), py::arg("d"), py::arg("d_is_f32"), py::arg("stream"));

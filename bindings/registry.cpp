@@ -18,7 +18,7 @@ std::string name_of(Enum value) {
 // A row of another library: filtered, ranked and counted here, run by octavo.ops.
 void register_external(const std::string& name, Op op, Numerics numerics, const std::string& library, Device device,
                        bool trusted, bool deterministic, DType product, double overhead_us, double gmacs_per_s,
-                       double gbytes_per_s, const py::object& accepts) {
+                       double gbytes_per_s, const py::object& accepts, double tolerance, bool only_measured) {
   if (library == "octavo")
     throw py::value_error(
         "register: library 'octavo' is for kernels compiled into octavo; name the library that runs it");
@@ -31,6 +31,8 @@ void register_external(const std::string& name, Op op, Numerics numerics, const 
   row.deterministic = deterministic;
   row.product = product;
   row.cost = {overhead_us, gmacs_per_s, gbytes_per_s};
+  row.tolerance = tolerance;
+  row.only_measured = only_measured;
   if (!accepts.is_none()) row.accepts = accepts.cast<std::function<bool(std::int64_t, std::int64_t, std::int64_t)>>();
   row.state = trusted ? Qualification::trusted : Qualification::unknown;
   raise_if_failed(Registry::instance().add(std::move(row)));
@@ -72,6 +74,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("product", &KernelInfo::product)
       .def_readonly("tolerance", &KernelInfo::tolerance)
       .def_readonly("takes_codes", &KernelInfo::takes_codes)
+      .def_readonly("only_measured", &KernelInfo::only_measured)
       .def_readonly("note", &KernelInfo::note)
       .def_readonly("calls", &KernelInfo::calls)
       .def_property_readonly("state", [](const KernelInfo& k) { return name_of(k.state); })
@@ -114,7 +117,8 @@ void bind_registry(py::module_& m) {
   m.def("kernels", [] { return Registry::instance().all(); }, py::return_value_policy::reference);
   m.def("register", &register_external, py::arg("name"), py::arg("op"), py::arg("numerics"), py::arg("library"),
         py::arg("device"), py::arg("trusted"), py::arg("deterministic"), py::arg("product"), py::arg("overhead_us"),
-        py::arg("gmacs_per_s"), py::arg("gbytes_per_s"), py::arg("accepts") = py::none());
+        py::arg("gmacs_per_s"), py::arg("gbytes_per_s"), py::arg("accepts") = py::none(),
+        py::arg("tolerance") = KernelInfo().tolerance, py::arg("only_measured") = false);
 }
 
 }  // namespace octavo::bindings

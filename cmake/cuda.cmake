@@ -57,7 +57,7 @@ set_target_properties(octavo_cuda_simt PROPERTIES CUDA_STANDARD 20)
 target_include_directories(octavo_cuda_simt PRIVATE cpp/src)
 target_compile_options(octavo_cuda_simt PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false>)
 file(GLOB octavo_cuda_launchers CONFIGURE_DEPENDS cuda/*.cpp cuda/device/*.cpp cuda/gemm/*.cpp cuda/embedding/*.cpp)
-list(FILTER octavo_cuda_launchers EXCLUDE REGEX "tile_choice|layer_plan")  # which every build has
+list(FILTER octavo_cuda_launchers EXCLUDE REGEX "tile_choice|measured_tiles|layer_plan")  # which every build has
 target_sources(octavo_engine PRIVATE ${octavo_cuda_launchers})
 target_compile_definitions(octavo_engine PUBLIC OCTAVO_WITH_CUDA)
 target_link_libraries(octavo_engine PUBLIC CUDA::cudart_static)

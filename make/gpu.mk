@@ -1,17 +1,32 @@
-# On a machine with a GPU, offline (docs/gpu.md): build against its torch, test, qualify, measure. GPU_PYTHON is the
-# interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT.
+# On a machine with a GPU, offline (docs/gpu.md): build against its torch, qualify, test, measure. GPU_PYTHON is the
+# interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT. GPU_EFFORT=--quick
+# measures fewer shapes. With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
+# last ten minutes only, call gpu-build, gpu-test and gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") one by one.
 GPU_PYTHON ?= $(PYTHON)
 OUT ?= benchmarks/results
+GPU_EFFORT ?=
+GPU_BENCHMARKS ?= $(shell $(GPU_PYTHON) benchmarks/python/harness.py --list --gpu)
 
-.PHONY: gpu-check
-gpu-check:
+.PHONY: gpu-check gpu-device gpu-build gpu-test gpu-bench
+# Measures also where a test failed; then fails.
+gpu-check: gpu-build
+	@$(MAKE) --no-print-directory gpu-test; tested=$$?; $(MAKE) --no-print-directory gpu-bench && exit $$tested
+
+gpu-device:
 	@command -v nvidia-smi > /dev/null && nvidia-smi -L | grep -q GPU || \
 	  { echo "gpu-check: no NVIDIA GPU on this machine; run it on one (docs/gpu.md)"; exit 1; }
+	@mkdir -p $(OUT)
+
+gpu-build: gpu-device
 	$(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
 	  $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
-	@mkdir -p $(OUT)
-	$(GPU_PYTHON) benchmarks/python/gpu_check.py --qualify --out $(OUT)/gpu-qualification.json
-	@$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_*.py -p no:cacheprovider; tested=$$?; \
-	  $(GPU_PYTHON) benchmarks/python/gpu_check.py --tiles --out $(OUT)/gpu-tiles.jsonl && \
-	  $(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-linear.jsonl && \
-	  $(GPU_PYTHON) benchmarks/python/gpu_simt.py --out $(OUT)/gpu-simt.jsonl && exit $$tested
+
+gpu-test: gpu-device
+	$(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-qualification.json
+	$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_*.py -p no:cacheprovider
+
+# Every script within its own budget of seconds (benchmarks/python/harness.py); one that fails does not stop the others.
+gpu-bench: gpu-device
+	@failed=0; for name in $(GPU_BENCHMARKS); do \
+	  echo "== $$name"; $(GPU_PYTHON) benchmarks/python/$$name.py $(GPU_EFFORT) --out $(OUT)/$$name.jsonl || failed=1; \
+	done; exit $$failed

@@ -61,9 +61,9 @@ def contest(run: harness.Run, problem: Problem, fits: tuple[ops.dispatch.Fit, ..
         if s > _SLOWEST * min(once.values())
     }
     chosen = {CALIBRATED: choice(problem, fits), PRIORS: choice(problem, ())}
-    peers = [harness.Entry(name, _counting(name, calls[name]), io=problem.x_dtype, group="kernel")
+    peers = [harness.Entry(name, counting(name, calls[name]), io=problem.x_dtype, group="kernel")
              for name in calls if name not in absent or name in chosen.values()]  # fmt: skip
-    ours = [harness.Entry(source, _counting(name, calls[name]), io=problem.x_dtype, facts={"chosen": name})
+    ours = [harness.Entry(source, counting(name, calls[name]), io=problem.x_dtype, facts={"chosen": name})
             for source, name in chosen.items()]  # fmt: skip
     shape = {"m": problem.m, "n": problem.n, "k": problem.k, "epilogue": EPILOGUE}
     result = run.contest("linear", shape, ours, peers, {k: v for k, v in absent.items() if k not in chosen.values()})
@@ -79,7 +79,7 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - start
 
 
-def _counting(name: str, call: Any) -> Any:
+def counting(name: str, call: Any) -> Any:
     """torch's FP32 layer runs outside octavo's counters."""
     kernel = kernels.by_name(name)
     if kernel.numerics.name != "fp32":

@@ -30,6 +30,9 @@ NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", 
          "loka_prediction", "loka_faults", "loka_quality", "loka_comm", "loka_mods", "loka_inference", "loka_training",
          "loka_dispatch", "loka_overhead", "exfm_stream", "exfm_sweeps", "exfm_real", "exfm_cost", "das_throughput",
          "windows_synthetic", "windows_censoring", "windows_speed", "windows_real")  # fmt: skip
+# On a GPU, in the order of `make gpu-bench`, with the seconds each may take there (gpu_run.py).
+GPU_BUDGETS = {"gpu_gemm": 90, "gpu_norm_quantize": 75, "gpu_embedding": 90, "gpu_dispatch": 180,
+               "gpu_linear_norm": 330, "gpu_model": 330}  # fmt: skip
 RESAMPLES = 2000
 HOPELESS_US, HOPELESS = 1e5, 6  # torch without AVX-512: 1.7 s a step in BF16 where FP32 takes 0.07 s
 
@@ -56,7 +59,8 @@ EFFORTS = {
 @dataclass(frozen=True)
 class Entry:
     """One candidate of a contest. ``call(i)`` is its i-th call, so that inputs may vary; with ``prepare``, call gets
-    what ``prepare(i)`` returned, and preparing is not timed.
+    what ``prepare(i)`` returned, and preparing is not timed. ``captures``: on a GPU its calls may be recorded in a CUDA
+    graph.
 
     ``io``: element type at the boundary (for tables: of the rows); a row's ``best_peer`` is the best at the same one.
     ``group``: what kind of peer. ``facts``: further columns of the row (numerics, route). ``flops``, ``bytes``,
@@ -73,6 +77,7 @@ class Entry:
     bytes: float = 0.0
     items: float = 0.0
     roof: roofs.Roof | None = None
+    captures: bool = True
 
 
 def where(**wanted: Any) -> Callable[[Entry], bool]:
@@ -206,15 +211,27 @@ def median_interval(ratios: Sequence[np.ndarray], seed: int = 0) -> Interval:
     return Interval(float(np.exp(figure / len(ratios))), float(low), float(high))
 
 
-class Run:
-    """One run of a benchmark: its contests, the rows they gave, the bars they end in."""
+Timing = Callable[[Sequence[Entry], Effort], dict[str, np.ndarray]]
 
-    def __init__(self, name: str, effort: Effort, as_json: bool) -> None:
-        self.name, self.effort, self._as_json = name, effort, as_json
+
+class Run:
+    """One run of a benchmark: its contests, the rows they gave, the bars they end in. ``timing`` takes the samples of a
+    contest, ``machine`` says more of where (a GPU's: gpu_run.py)."""
+
+    def __init__(
+        self,
+        name: str,
+        effort: Effort,
+        as_json: bool,
+        timing: Timing | None = None,
+        machine: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name, self.effort, self._as_json, self._timing = name, effort, as_json, timing
         self.contests: list[Contest] = []
+        self.cuts = 0
         self.bars: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
-        self.machine = facts()
+        self.machine = {**facts(), **(machine or {})}
         self.roofs = roofs.Roofs(effort.roof_ms)
         self._emit({"benchmark": name, "effort": effort.name, **self.machine})
 
@@ -236,7 +253,7 @@ class Run:
     ) -> Contest:
         """Time one shape and print a row for each entry of ours. ``absent``: peer -> why it did not run."""
         kernels = {entry.name: _kernel_of(op, entry) for entry in ours}
-        samples = interleaved([*ours, *peers], self.effort)
+        samples = (self._timing or interleaved)([*ours, *peers], self.effort)
         contest = Contest(shape, ours, peers, absent or {}, samples)
         self.contests.append(contest.without_calls())
         for entry in ours:
@@ -246,6 +263,11 @@ class Run:
     def skip(self, op: str, shape: Mapping[str, Any], reason: str) -> None:
         """Say that a shape did not run, and why."""
         self._emit({**self._identity(), "op": op, "shape": dict(shape), "skipped": reason})
+
+    def cut(self, op: str, shape: Mapping[str, Any], reason: str) -> None:
+        """:meth:`skip` a shape of the gates: no bar of this run holds."""
+        self.cuts += 1
+        self.skip(op, shape, reason)
 
     def row(self, op: str, shape: Mapping[str, Any], entry: str, found: Interval, facts: Mapping[str, Any]) -> None:
         """A row of something that is no time: an estimate with its interval, and facts."""
@@ -310,6 +332,28 @@ class Run:
                 found.append((contest, _shares(mine, contest.samples[mine.name])))
         self._bar(name, found, bar, worst, set())
 
+    def won(
+        self,
+        name: str,
+        ours: Callable[[Entry], bool],
+        peers: Callable[[Entry], bool],
+        bar: float | None = None,
+        among: Callable[[Mapping[str, Any]], bool] = everywhere,
+    ) -> None:
+        """A bar on the share of contests in which the best of ``ours`` is faster than the best of ``peers``, by
+        medians; its interval counts those that are surely so, and those that may be."""
+        found = []
+        for contest in self.contests:
+            mine = contest.best([e for e in contest.ours if ours(e)])
+            theirs = contest.best([e for e in contest.peers if peers(e)])
+            if mine is not None and theirs is not None and among(contest.shape):
+                found.append(median_interval([contest.ratios(mine, theirs)]))
+        if not found:
+            self._bar(name, [], bar, False, set())
+            return
+        shares = {end: float(np.mean([getattr(i, end) > 1 for i in found])) for end in ("figure", "low", "high")}
+        self.measured(name, Interval(**shares), bar, contests=len(found))
+
     def measured(
         self,
         name: str,
@@ -330,6 +374,7 @@ class Run:
                 entry["holds"] = figure.low > bar
             if inside:
                 entry["holds"] = -bar < figure.low and figure.high < bar
+            entry["holds"] = entry["holds"] and self.cuts == 0
         self.bars.append(entry)
 
     def _bar(
@@ -343,14 +388,15 @@ class Run:
                 entry["worst"] = dict(found[0][0].shape)
             interval = median_interval([values for _, values in found])
             entry |= {key: round(getattr(interval, key), 4) for key in ("figure", "low", "high")}
-            entry["holds"] = None if bar is None else interval.figure >= bar
+            entry["holds"] = None if bar is None else interval.figure >= bar and self.cuts == 0
         if missing or not found:
             entry |= {"holds": False, "did_not_run": sorted(missing)}
         self.bars.append(entry)
 
     def finish(self) -> None:
         """The last line."""
-        self._emit({"summary": self.name, "bars": self.bars, "effort": self.effort.name, **self._identity()})
+        summary = {"summary": self.name, "bars": self.bars, "effort": self.effort.name, **self._identity()}
+        self._emit(summary | ({"cut_shapes": self.cuts} if self.cuts else {}))
         if not self._as_json:
             _print_tables(self.records)
 
@@ -461,6 +507,22 @@ def _print_tables(records: Sequence[Mapping[str, Any]]) -> None:
     console.print(bars)
 
 
+def command_line(name: str) -> argparse.ArgumentParser:
+    """What every benchmark takes."""
+    parser = argparse.ArgumentParser(prog=f"{name}.py")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="fewer shapes, under 5 minutes on 2 cores")
+    effort.add_argument("--smoke", action="store_true", help="seconds; for tests, figures mean nothing")
+    parser.add_argument("--json", action="store_true", help="JSON lines on stdout instead of tables")
+    parser.add_argument("--out", type=Path, help="write the JSON lines to this file, atomically, at the end")
+    return parser
+
+
+def level_of(arguments: argparse.Namespace) -> str:
+    """The effort's name."""
+    return "quick" if arguments.quick else "smoke" if arguments.smoke else "full"
+
+
 def main(
     name: str,
     body: Callable[[Run], None],
@@ -468,17 +530,11 @@ def main(
     tune: Callable[[Run], None] | None = None,
 ) -> None:
     """The command line every benchmark shares."""
-    parser = argparse.ArgumentParser(prog=f"{name}.py")
-    effort = parser.add_mutually_exclusive_group()
-    effort.add_argument("--quick", action="store_true", help="fewer shapes, under 5 minutes on 2 cores")
-    effort.add_argument("--smoke", action="store_true", help="seconds; for tests, figures mean nothing")
+    parser = command_line(name)
     if tune is not None:
         parser.add_argument("--tune", action="store_true", help="find the committed settings again, nothing else")
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdout instead of tables")
-    parser.add_argument("--out", type=Path, help="write the JSON lines to this file, atomically, at the end")
     arguments = parser.parse_args(argv)
-    level = "quick" if arguments.quick else "smoke" if arguments.smoke else "full"
-    run = Run(name, EFFORTS[level], arguments.json)
+    run = Run(name, EFFORTS[level_of(arguments)], arguments.json)
     (tune if tune is not None and arguments.tune else body)(run)
     run.finish()
     if arguments.out is not None:
@@ -488,5 +544,5 @@ def main(
 if __name__ == "__main__":
     listing = argparse.ArgumentParser(prog="harness.py")
     listing.add_argument("--list", action="store_true", required=True, help="the benchmarks' names, one a line")
-    listing.parse_args()
-    print("\n".join(NAMES))
+    listing.add_argument("--gpu", action="store_true", help="of those that run on a GPU")
+    print("\n".join(GPU_BUDGETS if listing.parse_args().gpu else NAMES))

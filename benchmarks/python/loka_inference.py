@@ -57,13 +57,14 @@ class Rivals:
         self.absent: dict[str, str] = {}
         self.found: dict[str, Rival] = {}
         self._study, self._reference = study, reference
-        tables = len(study.size.rows)
-        rows, towers = stacked_rows(study.model), towers_of(study.kind, study.model, tables, study.size.dim).eval()
+        tables, device = len(study.size.rows), study.events.device
+
+        def own_towers() -> torch.nn.Module:
+            return towers_of(study.kind, study.model, tables, study.size.dim).to(device)
+
+        rows, towers = stacked_rows(study.model), own_towers().eval()
         whole = Whole(FloatRows(rows, tables), towers).requires_grad_(False)
-        half = Whole(
-            FloatRows(rows.bfloat16(), tables), towers_of(study.kind, study.model, tables, study.size.dim).bfloat16()
-        )
-        half = half.eval().requires_grad_(False)
+        half = Whole(FloatRows(rows.bfloat16(), tables), own_towers().bfloat16()).eval().requires_grad_(False)
 
         def scripted(module: Whole, dtype: torch.dtype) -> Served:
             return frozen_script(module, self.inputs(study.held_out, dtype))
@@ -87,6 +88,8 @@ class Rivals:
                 "int8", f32, lambda: Whole(whole.rows, linear_peers.compiled(linear_peers.torchao_int8(towers)))),
         }  # fmt: skip
         for name, (group, dtype, build) in recipes.items():
+            if device == "cuda" and group == "int8":
+                continue  # of x86
             if smoke and "compiled" in name:
                 self.absent[name] = "not in the smoke run: compiling takes seconds"
                 continue

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from octavo import loka, models
+from octavo import loka, models, nn
 from octavo.config import DLRMConfig, ModelConfig, build_config
 from octavo.data import Batch, Dense, Label, Schema, Sparse
 from octavo.evaluation import ne
@@ -84,10 +84,10 @@ SIZES = {
 
 
 class Events:
-    """Batches of one world, by number: the same for the same seed."""
+    """Batches of one world, by number: the same for the same seed, on ``device``."""
 
-    def __init__(self, size: Size, seed: int = 0) -> None:
-        self.size = size
+    def __init__(self, size: Size, seed: int = 0, device: str = "cpu") -> None:
+        self.size, self.device = size, device
         generator = torch.Generator().manual_seed(seed)
         self._laws = {rows: torch.arange(1, rows + 1).double().pow(-ZIPF).cumsum(0) for rows in set(size.rows)}
         self._effects = [torch.randn(rows, generator=generator) for rows in size.rows]
@@ -122,7 +122,7 @@ class Events:
         return Batch(
             dense=dense, sparse=Jagged(torch.cat(values), offsets), sequences={}, labels={TASK: labels}, user=none,
             item=none, request=none, domain=none, weight=torch.ones(events), time=numbers, delay={}, id=numbers,
-        )  # fmt: skip
+        ).to(self.device)  # fmt: skip
 
     def batches(self, events: int, count: int) -> list[Batch]:
         """``count`` batches of that size."""
@@ -136,7 +136,8 @@ class Events:
             parts.append(batch.sparse.values[first : first + events * length].view(events, length) + above)
             first, above = first + events * length, above + rows
         ends = torch.tensor(self.size.lengths).repeat(events).cumsum(0)
-        return torch.cat(parts, 1).flatten(), torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+        return torch.cat(parts, 1).flatten(), offsets.to(self.device)
 
 
 class PlainMLP(models.Ranker):
@@ -174,9 +175,13 @@ class Study:
 
     EVERY = 4
 
-    def __init__(self, kind: str, size: Size) -> None:
-        self.kind, self.size, self.events = kind, size, Events(size)
-        self.model = ranker(kind, self.events)
+    def __init__(self, kind: str, size: Size, device: str = "cpu") -> None:
+        self.kind, self.size, self.events = kind, size, Events(size, device=device)
+        self.model = ranker(kind, self.events).to(device)
+        if device == "cuda":  # as torch's bags there, which do not wait for a count of indices outside either
+            for module in self.model.modules():
+                if isinstance(module, nn.EmbeddingBags):
+                    module.bounds = "ignore"
         optimizer = torch.optim.Adam(self.model.parameters(), LR, fused=True)
         self.probe: loka.Probe | None = None
         self._reports: dict[bool, loka.Report] = {}
@@ -248,8 +253,8 @@ def quality_facts(logits: torch.Tensor, reference: torch.Tensor, batch: Batch) -
     """What serving these logits instead of ``reference`` costs. Raises ValueError where one is not finite."""
     if not bool(logits.isfinite().all()):
         raise ValueError("logits: not all are finite")
-    labels = batch.labels[TASK].numpy()
-    found, expected = (ne(z.float().numpy(), labels, logits=True) for z in (logits, reference))
+    labels = batch.labels[TASK].cpu().numpy()
+    found, expected = (ne(z.float().cpu().numpy(), labels, logits=True) for z in (logits, reference))
     difference = float((logits.float() - reference).abs().sum() / reference.abs().sum())
     return {"rel_l1": round(difference, 6), "ne": round(found, 6), "ne_difference": round(found / expected - 1, 7)}
 

@@ -101,7 +101,7 @@ def contest(run: harness.Run, study: Study) -> None:
             run_all_in(model, "bf16")
         own.reset(rows)
         step = agreeing(octavo_step(model, batches), expected)
-        ours.append(Entry(name, step, io="float32", group=name, facts=facts, items=size.train_batch))
+        ours.append(Entry(name, step, io="float32", group=name, facts=facts, items=size.train_batch, captures=False))
     rivals: list[Entry] = []
     absent: dict[str, str] = {}
     makers: dict[str, Callable[[], Tables]] = {
@@ -109,9 +109,11 @@ def contest(run: harness.Run, study: Study) -> None:
         TORCH[0]: lambda: SparseAdagrad(apart, rows),
         TORCH[1]: lambda: OneTable(stacked, rows),
     }
+    if study.events.device == "cuda":
+        del makers[FBGEMM]  # its tables here are the CPU's
 
     def towers() -> torch.nn.Module:
-        return towers_of(study.kind, study.model, len(size.rows), size.dim)
+        return towers_of(study.kind, study.model, len(size.rows), size.dim).to(study.events.device)
 
     admit_steps(rivals, absent, makers, rows, towers, apart, expected, not run.is_smoke)
     shape = {"model": study.kind, "batch": size.train_batch, "tables": len(size.rows), "dim": size.dim}

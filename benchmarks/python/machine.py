@@ -38,6 +38,34 @@ def facts() -> dict[str, Any]:
     }
 
 
+def gpu_facts() -> dict[str, Any]:
+    """The current CUDA device, in place of the processor, and its clocks as they are now: nothing here sets them."""
+    properties = torch.cuda.get_device_properties()
+    return {
+        "device": properties.name,
+        "isa": f"sm_{properties.major}{properties.minor}",
+        "host": octavo.info()["cpu"],
+        "multiprocessors": properties.multi_processor_count,
+        "gpu_memory_bytes": properties.total_memory,
+        "gpu_l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "octavo_cuda": octavo.info()["cuda"],
+        "gpu_clocks": _gpu_clocks(),
+    }
+
+
+def _gpu_clocks() -> dict[str, str] | None:
+    """What nvidia-smi says of clocks, power and temperature, or None where it cannot."""
+    names = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu",
+             "driver_version")  # fmt: skip
+    ask = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader", "-i", "0"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(names, (value.strip() for value in done.stdout.splitlines()[0].split(",")), strict=False))
+
+
 def commit() -> str:
     """The checkout's commit, ``-dirty`` when tracked files differ from it; ``unknown`` outside git."""
     git = ["git", "-C", str(ROOT)]

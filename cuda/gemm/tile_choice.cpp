@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <climits>
 
+#include "gemm/measured_tiles.hpp"
+
 namespace octavo::cuda {
 namespace {
 
@@ -104,7 +106,7 @@ std::vector<RankedTile> rank_tiles(const TileRequest& request) {
     if (tile_refusal(tile, request).empty()) ranked.push_back({i, tile_estimate_us(tile, request)});
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const RankedTile& a, const RankedTile& b) { return a.us < b.us; });
-  return ranked;
+  return by_measured_times(request, std::move(ranked));
 }
 
 int choose_tile(const TileRequest& request) {

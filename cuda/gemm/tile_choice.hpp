@@ -1,5 +1,5 @@
 // Which GEMM kernel for which problem: what each tile takes, said once, and a model of its time that ranks those that
-// take the problem. Pure functions of their arguments, without CUDA.
+// take the problem, behind those that were measured here (measured_tiles.hpp). Without CUDA.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,8 @@ struct RankedTile {
   double us;
 };
 
-// The tiles that take the request, fastest first; of equals the one first in the table.
+// The tiles that take the request, fastest first by what was measured on this machine, else by the model; of equals
+// the one first in the table.
 std::vector<RankedTile> rank_tiles(const TileRequest& request);
 
 // The first of rank_tiles, or -1.

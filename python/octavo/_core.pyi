@@ -62,6 +62,7 @@ class Kernel:
     product: DType
     tolerance: float
     takes_codes: bool
+    only_measured: bool
     note: str
     calls: int
     @property
@@ -91,6 +92,8 @@ def register(
     gmacs_per_s: float,
     gbytes_per_s: float,
     accepts: Callable[[int, int, int], bool] | None = None,
+    tolerance: float = 1e-5,
+    only_measured: bool = False,
 ) -> None: ...
 
 # --- dispatch.hpp ---
@@ -447,6 +450,11 @@ built_with_cuda: bool
 
 def cuda_info() -> dict[str, Any] | None: ...
 
+# Only in builds with CUDA.
+def finish_linear(
+    z: int, m: int, n: int, epilogue: Epilogue, y: int, y_dtype: DType, y_scale: int, stream: int
+) -> None: ...
+
 # --- cuda/gemm/tile_choice.hpp ---
 def gemm_tiles() -> list[dict[str, Any]]: ...
 def rank_gemm_tiles(
@@ -461,6 +469,17 @@ def rank_gemm_tiles(
     norm: bool = False,
     residual: bool = False,
 ) -> list[tuple[str, float]]: ...
+def keep_gemm_times(
+    us: Mapping[str, float],
+    product: str,
+    m: int,
+    n: int,
+    k: int,
+    d_is_f32: bool = False,
+    d_aligned: bool = True,
+    norm: bool = False,
+) -> None: ...
+def forget_gemm_times() -> None: ...
 
 # Only in builds with CUDA.
 def refused_by_cutlass(tile: str, m: int, n: int, k: int) -> str: ...

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from octavo import _core, nn, ops
+from octavo import _core, loka, nn, ops
+from octavo.loka.candidates import is_served, own_candidate
 from octavo.ops import kernels
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.linear_backward import by_kernels
@@ -62,6 +63,15 @@ def test_without_a_device_nothing_is_admitted_and_the_table_says_why() -> None:
     assert "nothing admitted" in table
     with pytest.raises(RuntimeError, match=r"cuda\.sm90\.linear\.e4m3_row"):
         ops.dispatch.choose(problem)
+
+
+@without_device
+def test_a_class_is_served_where_it_is_judged_and_where_it_is_timed() -> None:
+    for direction in loka.DIRECTIONS:
+        candidate = own_candidate("bf16", direction)
+        assert candidate is not None
+        assert is_served(candidate, 8, 16, 32)
+        assert not is_served(candidate, 8, 16, 32, "cuda")
 
 
 @without_device

@@ -109,8 +109,8 @@ def test_calibration_need_not_be_kept() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["{ not json", "[]", '{"version": 1}', '{"version": 1, "fits": {"a": {"float32": {"coefficients": [1]}}}}',
-     '{"version": 1, "fits": {"a": {"float32": {"coefficients": [-1,0,0,0,0,0,0,0], "error": 0, "samples": 1}}}}'],
+    ["{ not json", "[]", '{"version": 2}', '{"version": 2, "kept": {"a": {"float32": {"coefficients": [1]}}}}',
+     '{"version": 2, "kept": {"a": {"float32": {"coefficients": [-1,0,0,0,0,0,0,0], "error": 0, "samples": 1}}}}'],
 )  # fmt: skip
 def test_a_damaged_file_is_ignored_with_a_hint(damage) -> None:
     calibrate(measured=_synthetic)

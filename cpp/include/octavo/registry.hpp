@@ -66,6 +66,7 @@ struct KernelInfo {
   bool takes_codes = false;    // linear only: x and y may be eight-bit codes with a scale per row
   std::string formats;         // others: what the kernel reads and writes, in words
   bool deterministic = true;
+  bool only_measured = false;  // chosen only for problems it was timed on: its first calls are slow (it compiles)
   CostPrior cost;
   std::function<double(const Problem&)> estimate_us;  // before anyone measured; empty: by the prior
   std::function<bool()> supported;                    // ISA or architecture of this machine; empty: everywhere

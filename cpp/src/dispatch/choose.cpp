@@ -101,6 +101,8 @@ Decision choose(const Problem& problem, const Requirement& requirement, const Ev
     candidate.predicted_us = cost.us;
     candidate.source = cost.source;
     candidate.reason = predicate_miss(*kernel, problem, requirement);
+    if (candidate.reason.empty() && kernel->only_measured && cost.source != CostSource::measured)
+      candidate.reason = "is chosen only where it was timed (octavo.ops.dispatch.tune)";
     if (candidate.reason.empty() && problem.op == Op::linear && kernel->numerics != Numerics::fp32)
       candidate.reason = first_miss(requirement, candidate.error);
     candidate.admitted = candidate.reason.empty();

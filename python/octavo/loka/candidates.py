@@ -101,14 +101,17 @@ def chosen_candidates(
     return tuple(found)
 
 
-def is_served(candidate: Candidate, m: int, n: int, k: int) -> bool:
-    """Whether this machine has a qualified kernel for it; other people's candidates serve themselves."""
+def is_served(candidate: Candidate, m: int, n: int, k: int, device: str = "cpu") -> bool:
+    """Whether this machine has a qualified kernel for it on the CPU, which its errors are judged by, and on ``device``,
+    which it is timed on; other people's candidates serve themselves."""
     if candidate.numerics not in NUMERICS:
         return True
-    problem = Problem(OPS[candidate.direction], m, n, k, numerics=candidate.numerics)
-    if candidate.direction != "forward":
-        problem = Problem(OPS[candidate.direction], m, n, k, "bfloat16", "float32", numerics=candidate.numerics)
-    return any(row.admitted for row in judge(problem).candidates)
+    x_dtype = "float32" if candidate.direction == "forward" else "bfloat16"
+    return all(
+        any(row.admitted for row in judge(Problem(OPS[candidate.direction], m, n, k, x_dtype, "float32", "", where,
+                                                  candidate.numerics)).candidates)
+        for where in {"cpu", device}
+    )  # fmt: skip
 
 
 def _forward(operands: Operands, numerics: str) -> torch.Tensor:

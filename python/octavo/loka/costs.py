@@ -35,19 +35,19 @@ def forward_costs(site: ProbedSite, timed: bool) -> dict[str, float]:
 def weight_costs(site: ProbedSite, classes: Iterable[str]) -> dict[str, tuple[float, float]]:
     """us that a forward in each of ``classes`` costs a training step besides: packing the weight that changed, and
     reading it back as FP32."""
-    x = torch.randn(site.m, site.k, generator=torch.Generator().manual_seed(0))
+    x, weight = _normal(site, site.k), site.weight.to(site.device)
     found = {}
     with torch.no_grad():
         for numerics in classes:
             if numerics == REFERENCE:
                 continue
-            packed = pack_as(site.weight, numerics)
+            packed = pack_as(weight, numerics)
             calls: dict[str, Callable[[], object]] = {
-                "fresh": partial(_packed_anew, x, site.weight, numerics),
+                "fresh": partial(_packed_anew, x, weight, numerics),
                 "packed": partial(run, x, packed),
                 "read back": packed.dequantize,
             }
-            us = interleaved(calls, _BUDGET_MS)
+            us = interleaved(calls, _BUDGET_MS, site.device, captures=False)
             found[numerics] = max(us["fresh"] - us["packed"], 0.0), us["read back"]
     return found
 
@@ -58,16 +58,21 @@ def _packed_anew(x: torch.Tensor, weight: torch.Tensor, numerics: str) -> torch.
 
 def gradient_costs(site: ProbedSite, direction: str, candidates: Sequence[Candidate]) -> dict[str, float]:
     """us of each candidate's gradient and of torch's in FP32, timed in turns on normal operands."""
-    generator = torch.Generator().manual_seed(0)
-    x, grad = (torch.randn(site.m, width, generator=generator) for width in (site.k, site.n))
-    operands = Operands(x, grad, site.weight, None)
+    x, grad = _normal(site, site.k), _normal(site, site.n)
+    operands = Operands(x, grad, site.weight.to(site.device), None)
     calls: dict[str, Callable[[], object]] = {
         candidate.numerics: _call(candidate, operands) for candidate in candidates
     }
     weight = operands.weight
     calls[REFERENCE] = (lambda: grad @ weight) if direction == "grad_input" else (lambda: grad.T @ x)
     with torch.no_grad():
-        return interleaved(calls, _BUDGET_MS)
+        return interleaved(calls, _BUDGET_MS, site.device, captures=False)
+
+
+def _normal(site: ProbedSite, width: int) -> torch.Tensor:
+    """Rows of the site's calls, where it is."""
+    generator = torch.Generator(site.device).manual_seed(width)
+    return torch.randn(site.m, width, generator=generator, device=site.device)
 
 
 def _call(candidate: Candidate, operands: Operands) -> Callable[[], object]:

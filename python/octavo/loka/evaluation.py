@@ -58,7 +58,7 @@ class Evaluation:
             for direction in DIRECTIONS:
                 if direction == "forward" or site.gradient.rows > 0:
                     findings += self._findings(site, direction, source)
-        infos = tuple(SiteInfo(s.path, s.n, s.k, s.m, s.epilogue, s.dtype) for s in sites)
+        infos = tuple(SiteInfo(s.path, s.n, s.k, s.m, s.epilogue, s.dtype, s.device) for s in sites)
         own = {
             "draws": self.draws, "rows": self.rows, "inputs": self.inputs, "seed": self.seed,
             "tau": errors.MERE_FLOOR, "requirement": (self.requirement or Requirement()).demands(),
@@ -69,7 +69,7 @@ class Evaluation:
     def _findings(self, site: ProbedSite, direction: str, source: _Source) -> list[Finding]:
         candidates = [
             candidate for candidate in self.candidates
-            if candidate.direction == direction and is_served(candidate, self.rows, site.n, site.k)
+            if candidate.direction == direction and is_served(candidate, self.rows, site.n, site.k, site.device)
         ]  # fmt: skip
         if not candidates:
             return []

@@ -30,7 +30,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """A linear layer [n, k] as it was met: canonical module path, rows of a typical call, epilogue, input type."""
+    """A linear layer [n, k] as it was met: canonical module path, rows of a typical call, epilogue, input type, and the
+    kind of device it ran on."""
 
     path: str
     n: int
@@ -38,6 +39,7 @@ class SiteInfo:
     m: int
     epilogue: str
     dtype: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

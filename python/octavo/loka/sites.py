@@ -47,6 +47,13 @@ class ProbedSite:
         return weight.detach().to("cpu", torch.float32)  # type: ignore[no-any-return]
 
     @property
+    def device(self) -> str:
+        """Where the layer is, ``cpu`` or ``cuda``: costs are of there, errors of the CPU's kernels of a class, which
+        round alike."""
+        weight: Any = self.modules[0].weight
+        return str(weight.device.type)
+
+    @property
     def bias(self) -> torch.Tensor | None:
         bias: Any = self.modules[0].bias
         return None if bias is None else bias.detach().to("cpu", torch.float32)
@@ -76,7 +83,7 @@ class ProbedSite:
 
     def problem(self, m: int) -> Problem:
         """Its call with m rows, in any class."""
-        return Problem("linear", m, self.n, self.k, self.dtype, self.dtype, self.epilogue)
+        return Problem("linear", m, self.n, self.k, self.dtype, self.dtype, self.epilogue, self.device)
 
 
 def find_sites(model: torch.nn.Module, tails: bool, models_weights: bool) -> dict[str, ProbedSite]:

@@ -191,7 +191,7 @@ def _kernels(site: SiteInfo, numerics: str, requirement: Requirement) -> dict[st
     deterministic = Requirement(deterministic=requirement.deterministic)
     return {
         str(m): choose(
-            Problem("linear", m, site.n, site.k, site.dtype, site.dtype, site.epilogue, numerics=numerics),
+            Problem("linear", m, site.n, site.k, site.dtype, site.dtype, site.epilogue, site.device, numerics),
             deterministic,
         ).kernel
         for m in M_BUCKETS

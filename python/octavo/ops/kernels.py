@@ -16,6 +16,8 @@ from octavo.ops._types import DTYPES
 
 # How kernels of other libraries are run, by name: run(x [M, K], weight) -> x W^T [M, N].
 externals: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {}
+# Those of them that run a whole layer, epilogue and all: registration.Chain.
+chains: dict[str, Callable[..., torch.Tensor]] = {}
 # The shapes (m, n, k) that those take which do not take all.
 limits: dict[str, Callable[[int, int, int], bool]] = {}
 generation = 0

@@ -362,6 +362,10 @@ class Layer:
             bias, norm_weight, norm_bias = self.vectors
             spec = self.norm and Norm(self.norm.kind, norm_weight, norm_bias, self.norm.eps, self.norm.block)
             kernel.count()
+            if saved is None and kernel.name in kernels.chains:
+                chain = kernels.chains[kernel.name]
+                whole = chain(rows, w, bias, spec, self.activation, r, self.before, self.y_dtype).view(shape)
+                return whole if y is None else y.copy_(whole)
             z = kernels.externals[kernel.name](rows, w).float()
             if self.before or saved is not None:  # in two steps, so that what lies between can be kept
                 z = apply_epilogue(z, bias, None, None, r if self.before else None, True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from functools import partial
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -9,6 +13,7 @@ from octavo import _core
 from octavo.ops.dispatch.registration import register
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import quantize
+from octavo.ops.torch_compiled import CompiledChain
 
 
 def _bf16(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
@@ -21,11 +26,24 @@ def _int8_dynamic(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
     return torch._int_mm(q.data, w.codes.T).float() * q.scale[:, None] * w.scale
 
 
-def _e4m3_row(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+def _e4m3_row(x: torch.Tensor, w: PackedWeight, fast: bool = False) -> torch.Tensor:
     assert w.scale is not None
     q = quantize(x, "e4m3", "row")
     out_dtype = torch.bfloat16 if x.is_cuda else torch.float32
-    return torch._scaled_mm(q.data, w.codes.T, scale_a=q.scale[:, None], scale_b=w.scale[None, :], out_dtype=out_dtype)
+    return torch._scaled_mm(q.data, w.codes.T, scale_a=q.scale[:, None], scale_b=w.scale[None, :], out_dtype=out_dtype,
+                            use_fast_accum=fast)  # fmt: skip
+
+
+def _e4m3_codes(x: torch.Tensor, w: PackedWeight, fast: bool = False) -> torch.Tensor:
+    assert w.scale is not None
+    q, one = quantize(x, "e4m3", "row"), _one(x.device)
+    z = torch._scaled_mm(q.data, w.codes.T, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=fast)
+    return z * q.scale[:, None] * w.scale
+
+
+@functools.cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), device=device)
 
 
 def _fp32(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
@@ -62,14 +80,32 @@ def register_torch_kernels() -> None:
     register("torch.cpu.linear_grad_weight.bf16", "bf16", _grad_weight, op="linear_grad_weight", library="torch",
              trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
     if torch.cuda.is_available():
-        register("torch.cuda.linear.fp32", "fp32", _fp32, library="torch", device="cuda", trusted=True,
-                 overhead_us=8, gmacs_per_s=20_000, gbytes_per_s=2000)  # fmt: skip
-        register("torch.cuda.linear.bf16", "bf16", _bf16, library="torch", device="cuda", trusted=True,
-                 product="bfloat16", overhead_us=8, gmacs_per_s=300_000, gbytes_per_s=2000)  # fmt: skip
-        for op, product in (("linear_grad_input", _grad_input), ("linear_grad_weight", _grad_weight)):
-            register(f"torch.cuda.{op}.bf16", "bf16", product, op=op, library="torch", device="cuda", trusted=True,
-                     product="bfloat16", overhead_us=8, gmacs_per_s=300_000, gbytes_per_s=2000)  # fmt: skip
-        if torch.cuda.get_device_capability() >= (9, 0):
-            register("torch.cuda.linear.e4m3_row", "e4m3_row", _e4m3_row, library="torch", device="cuda",
-                     accepts=_multiples_of_16, product="bfloat16", overhead_us=20,
-                     gmacs_per_s=500_000, gbytes_per_s=1500)  # fmt: skip
+        for row in cuda_rows(torch.cuda.get_device_capability()):
+            register(**row)
+
+
+def cuda_rows(capability: tuple[int, int]) -> list[dict[str, Any]]:
+    """What ``register`` takes of torch's kernels on a device of this capability.
+
+    ``_scaled_mm`` wants N and K in multiples of 16 and FP8 tensor cores: sm_89 for one scale a tensor, sm_90 for a
+    scale a row. With one scale it gives FP32: of codes alone, whose own scales follow; with a scale a row, BF16.
+    """
+    rate: dict[str, Any] = {"library": "torch", "device": "cuda", "overhead_us": 8, "gbytes_per_s": 2000}
+    bf16 = {**rate, "numerics": "bf16", "product": "bfloat16", "gmacs_per_s": 300_000, "trusted": True}
+    rows: list[dict[str, Any]] = [
+        {**rate, "name": "torch.cuda.linear.fp32", "numerics": "fp32", "run": _fp32, "gmacs_per_s": 20_000,
+         "trusted": True},
+        {**bf16, "name": "torch.cuda.linear.bf16", "run": _bf16},
+        {**bf16, "name": "torch.cuda.linear.bf16_compiled", "run": _bf16, "chain": CompiledChain(),
+         "only_measured": True},
+        {**bf16, "name": "torch.cuda.linear_grad_input.bf16", "run": _grad_input, "op": "linear_grad_input"},
+        {**bf16, "name": "torch.cuda.linear_grad_weight.bf16", "run": _grad_weight, "op": "linear_grad_weight"},
+    ]  # fmt: skip
+    fp8 = {**rate, "accepts": _multiples_of_16, "overhead_us": 20, "gbytes_per_s": 1500, "gmacs_per_s": 500_000}
+    for numerics, fast, tolerance in (("e4m3_row", False, 2**-10), ("e4m3_row_fast", True, 2**-7)):
+        name, own = f"torch.cuda.linear.{numerics}", {**fp8, "numerics": numerics, "tolerance": tolerance}
+        if capability >= (8, 9):
+            rows.append({**own, "name": f"{name}_tensor", "run": partial(_e4m3_codes, fast=fast)})
+        if capability >= (9, 0):
+            rows.append({**own, "name": name, "run": partial(_e4m3_row, fast=fast), "product": "bfloat16"})
+    return rows

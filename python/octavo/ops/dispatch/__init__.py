@@ -7,6 +7,7 @@ from octavo.ops.dispatch.plan import plan, site_errors, sites, uniform_plan
 from octavo.ops.dispatch.plan_file import Plan, PlanEntry
 from octavo.ops.dispatch.problem import Alternative, Decision, Evidence, Problem, Requirement
 from octavo.ops.dispatch.registration import register
+from octavo.ops.dispatch.tuning import Tuned, tune
 from octavo.ops.kernels import force_isa
 from octavo.ops.qualification import qualify
 
@@ -19,6 +20,7 @@ __all__ = [
     "PlanEntry",
     "Problem",
     "Requirement",
+    "Tuned",
     "calibrate",
     "choose",
     "counters",
@@ -30,5 +32,6 @@ __all__ = [
     "register",
     "site_errors",
     "sites",
+    "tune",
     "uniform_plan",
 ]

@@ -38,10 +38,11 @@ def choose(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Ev
 
 def judge(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Evidence | None = None) -> _core.Decision:
     """Every candidate with its verdict, the admitted first, the fastest first."""
-    from octavo.ops.dispatch import calibration  # which times what is judged here
+    from octavo.ops.dispatch import calibration, tuning  # which time what is judged here
 
     qualification.ensure(_core.Op[problem.op])
     calibration.load()
+    tuning.load()
     return _core.choose(problem.core(), requirement.core(), {} if evidence is None else evidence.core())
 
 

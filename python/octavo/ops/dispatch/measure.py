@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.nn import functional
@@ -14,12 +13,15 @@ from octavo.ops import kernels
 from octavo.ops._types import NORMS
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.problem import Problem, Requirement
+from octavo.ops.dispatch.timing import sampler
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.linear_call import CODE_FORMATS, run
 from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.quantization import quantize
 
 _HOPELESS = 10.0  # candidates whose prediction is this many times the best one's are not timed
+_CALLS_A_SAMPLE = 10  # on CUDA, whose events tell half microseconds apart
+_CAPTURABLE = ("octavo", "torch")  # libraries whose kernels may run while a CUDA graph is recorded
 
 
 def measure(problem: Problem, requirement: Requirement | None = None, budget_ms: float = 10.0) -> dict[str, float]:
@@ -55,16 +57,16 @@ def timed(problem: Problem, rows: list[_core.Kernel], budget_ms: float) -> dict[
     """Lower-quartile us of each kernel on ``problem``, interleaved, about ``budget_ms`` each."""
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     with torch.no_grad():
-        return interleaved(calls, budget_ms)
+        return interleaved(calls, budget_ms, problem.device, all(kernel.library in _CAPTURABLE for kernel in rows))
 
 
 def calls_of(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], object]]:
     """A call of each kernel on random operands of ``problem``, by the route that ``ops.linear`` takes."""
     m, n, k = problem.m, problem.n, problem.k
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator(problem.device).manual_seed(0)
 
     def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(*size, generator=g).to(problem.device, dtype)
+        return torch.randn(*size, generator=g, device=problem.device).to(dtype)
 
     x_dtype, out_dtype = getattr(torch, problem.x_dtype), getattr(torch, problem.out_dtype)
     numbers = normal(m, k, dtype=torch.float32 if x_dtype in CODE_FORMATS else x_dtype)
@@ -102,23 +104,28 @@ def _norm(kind: str, n: int, device: str) -> Norm:
     return Norm(kind, weight, torch.zeros(n, device=device) if kind == "layer" else None)
 
 
-def interleaved(calls: dict[str, Callable[[], object]], budget_ms: float) -> dict[str, float]:
-    """Lower-quartile us of each call, taken in turns."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    slowest = 0.0
-    for call in calls.values():
-        call()  # layouts are made here
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        slowest = max(slowest, time.perf_counter() - start)
-    rounds = min(50, max(5, math.floor(budget_ms / 1e3 / max(slowest, 1e-6))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], budget_ms: float, device: str = "cpu", captures: bool = True
+) -> dict[str, float]:
+    """Lower-quartile us of each call, taken in turns, about ``budget_ms`` each; a call that takes ``_HOPELESS`` times
+    as long as the fastest keeps the time of its second. ``captures``: as of ``timing.sampler``."""
+    numbered = {name: _numbered(call) for name, call in calls.items()}
+    looks = {}
+    for name, call in numbered.items():
+        look = sampler(call, device, captures=False)
+        look()  # layouts are made here
+        looks[name] = look()
+    near = [name for name, us in looks.items() if us <= _HOPELESS * min(looks.values())]
+    repeats = 1 if device == "cpu" else _CALLS_A_SAMPLE
+    takes = {name: sampler(numbered[name], device, repeats, captures) for name in near}
+    slowest_ms = max((looks[name] for name in near), default=0.0) * repeats / 1e3
+    rounds = min(50, max(5, math.floor(budget_ms / max(slowest_ms, 1e-3))))
+    times: dict[str, list[float]] = {name: [] for name in near}
     for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: sorted(values)[len(values) // 4] * 1e6 for name, values in times.items()}
+        for name, take in takes.items():
+            times[name].append(take())
+    return looks | {name: sorted(found)[len(found) // 4] for name, found in times.items()}
+
+
+def _numbered(call: Callable[[], object]) -> Callable[[int], object]:
+    return lambda i: call()

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import ALL_NUMERICS, DTYPES, choice
+from octavo.ops.epilogue import Norm
+
+
+class Chain(Protocol):
+    """A whole layer of x [M, K] in one call, y [M, N] in ``out_dtype``: the product and its epilogue."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: Any,
+        bias: torch.Tensor | None,
+        norm: Norm | None,
+        activation: str | None,
+        residual: torch.Tensor | None,
+        residual_before_norm: bool,
+        out_dtype: torch.dtype,
+    ) -> torch.Tensor: ...
 
 
 def register(
@@ -22,6 +39,9 @@ def register(
     device: str = "cpu",
     accepts: Callable[[int, int, int], bool] | None = None,
     product: str = "float32",
+    tolerance: float = 1e-5,
+    chain: Chain | None = None,
+    only_measured: bool = False,
     trusted: bool = False,
     deterministic: bool = True,
     overhead_us: float = 5.0,
@@ -40,6 +60,12 @@ def register(
         op: ``linear``, ``linear_grad_input`` or ``linear_grad_weight``.
         accepts: ``accepts(m, n, k) -> bool``; None = every shape.
         product: what the product is rounded to, ``float32`` or ``bfloat16``; one in BF16 serves BF16 outputs only.
+        tolerance: error of FP32 outputs, in parts of the largest element, with which it qualifies; FP8 tensor cores
+            keep about 14 bits of a sum.
+        chain: runs whole layers, epilogue included; ``run`` then serves calls that keep what lies between, and
+            qualification checks both.
+        only_measured: never chosen by its prior, only for problems that ``tune`` or ``measure`` timed it on: for what
+            compiles at its first call.
         trusted: skip qualification. Leave it False.
         overhead_us, gmacs_per_s, gbytes_per_s: the cost prior, per thread on a CPU; measurements replace it.
 
@@ -59,9 +85,11 @@ def register(
         name=name, op=_core.Op[op], numerics=_core.Numerics[numerics], library=library,
         device=_core.Device[device], trusted=trusted, deterministic=deterministic,
         product=DTYPES[getattr(torch, product)], overhead_us=overhead_us, gmacs_per_s=gmacs_per_s,
-        gbytes_per_s=gbytes_per_s, accepts=accepts,
+        gbytes_per_s=gbytes_per_s, accepts=accepts, tolerance=tolerance, only_measured=only_measured,
     )  # fmt: skip
     kernels.externals[name] = run
+    if chain is not None:
+        kernels.chains[name] = chain
     if accepts is not None:
         kernels.limits[name] = accepts
     kernels.new_generation()
