@@ -21,12 +21,12 @@ TileRequest tile_request(const LayerRequest& r) {
 
 }  // namespace
 
-NormKind whole_row_norm(NormKind norm, std::int64_t norm_block, std::int64_t n) {
+GemmNorm gemm_norm(NormKind norm, std::int64_t norm_block, std::int64_t n) {
   switch (norm) {
-    case NormKind::none: return NormKind::none;
-    case NormKind::layer: return NormKind::layer;
-    case NormKind::block: return n <= norm_block ? NormKind::rms : NormKind::none;
-    default: return NormKind::rms;  // rms, swish_rms
+    case NormKind::none: return {NormKind::none, 0};
+    case NormKind::layer: return {NormKind::layer, 0};
+    case NormKind::block: return {NormKind::rms, norm_block < n ? static_cast<int>(norm_block) : 0};
+    default: return {NormKind::rms, 0};  // rms, swish_rms
   }
 }
 
@@ -43,14 +43,14 @@ LayerPlan plan_layer(const LayerRequest& r) {
     whole.d_is_f32 = codes || r.y == DType::f32;
     whole.d_aligned = r.y_aligned;
     whole.residual = r.residual;
-    whole.norm = whole_row_norm(r.norm, r.norm_block, r.n) != NormKind::none;
-    if (whole.norm == (r.norm != NormKind::none))
-      if (const auto ranked = rank_tiles(whole); !ranked.empty())
-        return {whole.norm ? Route::fused : Route::whole, ranked.front().index,
-                around + ranked.front().us + (codes ? pass_us(outputs * 5) : 0)};
+    whole.norm = r.norm != NormKind::none;
+    whole.norm_block = gemm_norm(r.norm, r.norm_block, r.n).block;
+    if (const auto ranked = rank_tiles(whole); !ranked.empty())
+      return {whole.norm ? Route::fused : Route::whole, ranked.front().index,
+              around + ranked.front().us + (codes ? pass_us(outputs * 5) : 0)};
   }
   const RankedTile product = rank_tiles(request).front();
-  const double bytes = outputs * (4 + static_cast<double>(size_of(r.y)) + (r.residual != Residual::none ? 2 : 0));
+  const double bytes = outputs * (4 + static_cast<double>(size_of(r.y)) + bytes_of(r.residual));
   return {Route::in_steps, product.index, around + product.us + pass_us(bytes)};
 }
 

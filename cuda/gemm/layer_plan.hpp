@@ -9,7 +9,7 @@ namespace octavo::cuda {
 
 enum class Route : std::uint8_t {
   whole,     // no norm: bias, activation and residual belong to the GEMM, into y
-  fused,     // a norm over few enough columns, into BF16: the whole epilogue belongs to the GEMM
+  fused,     // a norm over few enough columns or in blocks of a tile's, into BF16: all of it belongs to the GEMM
   in_steps,  // the product in FP32 into scratch memory, the rest by finish_linear
 };
 
@@ -34,8 +34,11 @@ struct LayerPlan {
 // m, n > 0. The plan always has a tile.
 LayerPlan plan_layer(const LayerRequest& request);
 
-// What this norm comes down to over rows of n columns that a kernel sees whole: layer, rms, or none where it has
-// blocks.
-NormKind whole_row_norm(NormKind norm, std::int64_t norm_block, std::int64_t n);
+// What this norm over rows of n columns comes down to in a GEMM: layer or rms, and the columns of a block, 0 for all.
+struct GemmNorm {
+  NormKind kind;
+  int block;
+};
+GemmNorm gemm_norm(NormKind norm, std::int64_t norm_block, std::int64_t n);
 
 }  // namespace octavo::cuda

@@ -87,7 +87,9 @@ struct Layer {
     g.residual = e.residual;
     g.residual_first = e.residual_before_norm;
     g.activation = e.last_activation();
-    g.norm = whole_row_norm(e.norm, e.norm_block, args.y.cols);
+    const GemmNorm norm = gemm_norm(e.norm, e.norm_block, args.y.cols);
+    g.norm = norm.kind;
+    g.norm_block = norm.block;
     g.norm_weight = e.norm_weight;
     g.norm_bias = e.norm_bias;
     g.eps = e.eps;

@@ -45,7 +45,12 @@ TEST(LayerPlan, NormsAreFusedWhereTheRowFitsOneTile) {
   EXPECT_EQ(route([](LayerRequest&) {}), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::swish_rms; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block; }), Route::fused);
-  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.norm_block = 64; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.norm_block = 64; }), Route::fused);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.norm_block = 48; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.norm_block = 128, r.n = 1000; }), Route::fused);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.n = 1000; }), Route::in_steps);  // blocks of 256
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::block, r.n = 1000, r.product = Product::bf16; }),
+            Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.n = 192; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.n = 200; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.n = 256, r.product = Product::e4m3_fast; }), Route::fused);
@@ -55,7 +60,8 @@ TEST(LayerPlan, NormsAreFusedWhereTheRowFitsOneTile) {
   EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::f32; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::e4m3; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.y_aligned = false; }), Route::in_steps);
-  EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::bf16; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::bf16; }), Route::fused);
+  EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::f32; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.saved = true; }), Route::in_steps);
 }
 

@@ -152,6 +152,12 @@ TEST(TileChoice, RefusalsNameTheirReason) {
   EXPECT_EQ(tile_refusal(norm, request), "");
   request.n = 136;
   EXPECT_EQ(tile_refusal(norm, request), "n does not fit one tile");
+  request.norm_block = 64;
+  EXPECT_EQ(tile_refusal(norm, request), "");
+  for (const std::int64_t block : {32, 96, 192, 256}) {
+    request.norm_block = block;
+    EXPECT_EQ(tile_refusal(norm, request), "the norm's blocks do not divide its tile");
+  }
 }
 
 TEST(Slices, CoverTheRowsOnceAndFillTheMultiprocessors) {

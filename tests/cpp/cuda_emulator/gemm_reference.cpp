@@ -1,5 +1,6 @@
 #include "gemm_reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -48,14 +49,18 @@ void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
     if (g.residual.data != nullptr && g.residual_first) z[c] += element(g.residual, row, c);
   }
   if (g.norm != NormKind::none) {
-    double mean = 0, squares = 0;
-    if (g.norm == NormKind::layer)
-      for (const double v : z) mean += v / g.n;
-    for (const double v : z) squares += (v - mean) * (v - mean) / g.n;
-    for (int c = 0; c < g.n; ++c) {
-      z[c] = (z[c] - mean) / std::sqrt(squares + g.eps);
-      if (g.norm_weight != nullptr) z[c] *= g.norm_weight[c];
-      if (g.norm_bias != nullptr) z[c] += g.norm_bias[c];
+    const int block = g.norm_block == 0 ? g.n : g.norm_block;
+    for (int begin = 0; begin < g.n; begin += block) {
+      const int end = std::min(begin + block, g.n);
+      double mean = 0, squares = 0;
+      if (g.norm == NormKind::layer)
+        for (int c = begin; c < end; ++c) mean += z[c] / (end - begin);
+      for (int c = begin; c < end; ++c) squares += (z[c] - mean) * (z[c] - mean) / (end - begin);
+      for (int c = begin; c < end; ++c) {
+        z[c] = (z[c] - mean) / std::sqrt(squares + g.eps);
+        if (g.norm_weight != nullptr) z[c] *= g.norm_weight[c];
+        if (g.norm_bias != nullptr) z[c] += g.norm_bias[c];
+      }
     }
   }
   for (int c = 0; c < g.n; ++c) {

@@ -67,11 +67,17 @@ TEST(CudaLayers, EveryEpilogueOnEveryRoute) {
 
 TEST(CudaLayers, BlocksOfColumnsHaveStatisticsOfTheirOwn) {
   for (const Class& c : kClasses)
-    for (const int block : {16, 48, 128}) {
-      LinearSpec spec{.m = 4, .n = 128, .k = 24, .x = DType::f32, .y = DType::bf16, .norm = NormKind::block};
-      spec.norm_block = block;
-      EXPECT_EQ(expect_layer(spec, c), block == 128 ? Store::norm : Store::direct);
-    }
+    for (const int n : {128, 136, 520})
+      for (const int block : {16, 48, 64, 128, 256}) {
+        LinearSpec spec{.m = 4, .n = n, .k = 24, .x = DType::f32, .y = DType::bf16, .norm = NormKind::block};
+        spec.norm_block = block;
+        spec.residual_dtype = DType::bf16;
+        spec.residual = n == 520 ? ResidualUse::after : ResidualUse::none;
+        const int widest = c.numerics == Numerics::e4m3_row ? 128 : 256;
+        const bool whole = n <= block && n <= (widest == 128 ? 192 : 256);
+        const bool fused = whole || (block % 64 == 0 && block <= widest);
+        EXPECT_EQ(expect_layer(spec, c) == Store::norm, fused) << spec.describe() << " block " << block;
+      }
 }
 
 TEST(CudaLayers, ARecordedLayerKeepsWhatTheNormSaw) {
