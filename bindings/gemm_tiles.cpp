@@ -142,11 +142,10 @@ void bind_gemm_tiles(py::module_& m) {
   m.def(
       "rank_gemm_tiles",
       [](const std::string& product, std::int64_t rows, std::int64_t n, std::int64_t k, const std::string& x_major,
-         const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm, bool residual,
-         std::int64_t norm_block) {
+         const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm, bool residual, std::int64_t norm_block) {
         std::vector<std::pair<std::string, double>> ranked;
-        for (const cuda::RankedTile& tile :
-             cuda::rank_tiles(request(product, rows, n, k, x_major, w_major, d_is_f32, d_aligned, norm, residual, norm_block)))
+        for (const cuda::RankedTile& tile : cuda::rank_tiles(
+                 request(product, rows, n, k, x_major, w_major, d_is_f32, d_aligned, norm, residual, norm_block)))
           ranked.emplace_back(cuda::kTiles[static_cast<std::size_t>(tile.index)].name, tile.us);
         return ranked;
       },

@@ -123,8 +123,8 @@ struct EpilogueTree {
       if constexpr (!kDirect) {
         return {scaled, bias, residual, finish};
       } else {
-        const typename Wide::Arguments wide_residual{
-            wide, 0.0f, matrix_stride<typename Wide::StrideMNL>(g.residual.row_stride)};
+        const typename Wide::Arguments wide_residual{wide, 0.0f,
+                                                     matrix_stride<typename Wide::StrideMNL>(g.residual.row_stride)};
         const auto stride = matrix_stride<typename StoreWide::StrideMNL>(g.ldd, g.d_batch);
         const bool d_narrow = g.d_dtype == DType::bf16;
         const typename Computed::Arguments computed(scaled, bias, wide_residual, residual, finish);

@@ -10,7 +10,7 @@ namespace octavo::cuda {
 enum class Route : std::uint8_t {
   whole,     // no norm: bias, activation and residual belong to the GEMM, into y
   fused,     // a norm over few enough columns or in blocks of a tile's, into BF16: all of it belongs to the GEMM
-  in_steps,  // the product in FP32 into scratch memory, the rest by finish_linear
+  in_steps,  // the product into scratch memory, the rest by finish_linear
 };
 
 struct LayerRequest {
@@ -20,8 +20,10 @@ struct LayerRequest {
   NormKind norm = NormKind::none;
   std::int64_t norm_block = 256;
   Residual residual = Residual::none;
-  bool y_aligned = true;  // as TileRequest::d_aligned
-  bool saved = false;     // a backward wants what the norm saw
+  bool residual_first = false;
+  bool y_aligned = true;      // as TileRequest::d_aligned
+  bool saved = false;         // a backward wants what the norm saw, in y's type
+  bool saved_aligned = true;  // as y_aligned
   int sm_count = 132;
 };
 
@@ -29,6 +31,8 @@ struct LayerPlan {
   Route route = Route::in_steps;
   int tile = -1;  // of kTiles
   double us = 0;  // all kernels, launches included; never falling as m grows
+  // In steps, what lies between them. BF16: with bias and a residual before the norm, and it is what is saved.
+  DType product = DType::f32;
 };
 
 // m, n > 0. The plan always has a tile.

@@ -83,18 +83,17 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
       narrow[i] = cutlass::bfloat16_t(normal(random));
       residual[i] = static_cast<float>(narrow[i]);
     }
-  const typename Visitor::Arguments arguments{
-      norm.vectors ? bias.data() : nullptr,
-      norm.vectors ? weight.data() : nullptr,
-      norm.vectors && norm.centred ? shift.data() : nullptr,
-      1e-5f,
-      norm.centred,
-      norm.block,
-      norm.activation,
-      norm.residual == Residue::narrow ? narrow.data() : nullptr,
-      norm.residual == Residue::wide ? residual.data() : nullptr,
-      static_cast<std::int64_t>(ld),
-      norm.residual_first};
+  const typename Visitor::Arguments arguments{norm.vectors ? bias.data() : nullptr,
+                                              norm.vectors ? weight.data() : nullptr,
+                                              norm.vectors && norm.centred ? shift.data() : nullptr,
+                                              1e-5f,
+                                              norm.centred,
+                                              norm.block,
+                                              norm.activation,
+                                              norm.residual == Residue::narrow ? narrow.data() : nullptr,
+                                              norm.residual == Residue::wide ? residual.data() : nullptr,
+                                              static_cast<std::int64_t>(ld),
+                                              norm.residual_first};
   EXPECT_TRUE(Visitor::can_implement(make_shape(rows, cols, 128, 1), arguments));
   std::vector<double> found(64 * kColumns);
   const bool ran = cuda_emulator::run(dim3(1), dim3(128), 0, [&] {
