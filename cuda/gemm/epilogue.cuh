@@ -114,7 +114,8 @@ struct EpilogueTree {
     if constexpr (kNorm) {
       return {scaled,
               {g.bias, g.norm_weight, g.norm_bias, g.eps, g.norm == NormKind::layer, g.norm_block, g.activation, narrow,
-               wide, g.residual.row_stride, g.residual_first}};
+               wide, g.residual.row_stride, g.residual_first,
+               g.d_dtype == DType::e4m3 ? static_cast<std::uint8_t*>(g.d) : nullptr, g.ldd, g.d_scale}};
     } else {
       const typename Bias::Arguments bias{g.bias, 0.0f, {}};
       const typename Narrow::Arguments residual{narrow, cutlass::bfloat16_t(0.0f),

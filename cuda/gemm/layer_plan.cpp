@@ -59,7 +59,8 @@ LayerPlan plan_layer(const LayerRequest& r) {
   if (r.saved) return in_steps;  // the product is wanted beside y
 
   TileRequest whole = tile_request(r);
-  whole.d_is_f32 = codes || r.y == DType::f32;
+  whole.d_is_codes = r.y == DType::e4m3 && r.norm != NormKind::none;
+  whole.d_is_f32 = !whole.d_is_codes && r.y != DType::bf16;
   whole.d_aligned = r.y_aligned;
   whole.residual = r.residual;
   whole.norm = r.norm != NormKind::none;
@@ -67,7 +68,7 @@ LayerPlan plan_layer(const LayerRequest& r) {
   const auto ranked = rank_tiles(whole);
   if (ranked.empty()) return in_steps;
   const LayerPlan at_once{whole.norm ? Route::fused : Route::whole, ranked.front().index,
-                          around + ranked.front().us + (codes ? pass_us(outputs * 5) : 0)};
+                          around + ranked.front().us + (codes && !whole.d_is_codes ? pass_us(outputs * 5) : 0)};
   return whole.norm && in_steps.us < at_once.us ? in_steps : at_once;
 }
 

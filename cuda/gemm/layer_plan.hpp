@@ -9,7 +9,8 @@ namespace octavo::cuda {
 
 enum class Route : std::uint8_t {
   whole,     // no norm: bias, activation and residual belong to the GEMM, into y
-  fused,     // a norm over few enough columns or in blocks of a tile's, into BF16: all of it belongs to the GEMM
+  fused,     // a norm over few enough columns or in blocks of a tile's: all of it belongs to the GEMM, into BF16, or
+             // into E4M3 codes where a tile holds the row
   in_steps,  // the product into scratch memory, the rest by finish_linear
 };
 

@@ -128,13 +128,14 @@ struct Layer {
     Gemm g;
     if (Status s = operands(g, scratch); !s.ok()) return s;
     const LayerPlan p = plan();
-    const bool in_steps = p.route == Route::in_steps, codes = args.y_scale != nullptr;
+    const bool in_steps = p.route == Route::in_steps, codes = p.route == Route::whole && args.y_scale != nullptr;
     MatrixView d = args.y;
     if (in_steps || codes)
       if (Status s = between(p.product, product_memory, d); !s.ok()) return s;
     g.d = d.data;
     g.ldd = ld_of(d);
     g.d_dtype = d.dtype;
+    g.d_scale = args.y_scale;
     if (!in_steps)
       set_epilogue(g);
     else if (p.product == DType::bf16)

@@ -1,6 +1,7 @@
 // A norm inside the GEMM's epilogue: act(norm(z + bias [+ residual])) [+ residual]. Statistics are those of whole rows,
-// which the tile must hold, or of blocks of columns that divide the tile, with any number of columns. A thread must see
-// all that it has of its rows in one visit: the epilogue's own tile is 64 x the tile's n (kernel.cuh).
+// which the tile must hold, or of blocks of columns that divide the tile, with any number of columns. Rows that the
+// tile holds may leave as E4M3 codes with a scale. A thread must see all that it has of its rows in one visit: the
+// epilogue's own tile is 64 x the tile's n (kernel.cuh).
 //
 // A warpgroup's sums lie so that a thread has columns 2 * (lane % 4) + {0, 1} + 8 j of rows lane / 4 and lane / 4 + 8
 // of its warp's sixteen: four neighbouring lanes hold a row between them. four_lanes_share_rows asks CUTLASS's layout.
@@ -11,6 +12,7 @@
 
 #include "cutlass/epilogue/fusion/sm90_visitor_tma_warpspecialized.hpp"
 #include "gemm/tiles.hpp"
+#include "quantize/codes.cuh"
 
 namespace octavo::cuda {
 
@@ -52,6 +54,9 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
     const float* wide;
     std::int64_t residual_ld;
     bool residual_first;
+    std::uint8_t* codes;  // [m, n] instead of d, rows codes_ld apart, multiples of 8; nullptr: not wanted
+    std::int64_t codes_ld;
+    float* scale;  // [m], of codes
   };
   using Params = Arguments;
 
@@ -61,8 +66,8 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   }
   template <class Problem>
   static bool can_implement(Problem const& problem, Arguments const& args) {
-    if (args.block == 0) return cute::get<1>(problem) <= kTileColumns;
-    return !args.centred && args.block % kNormStep == 0 && kTileColumns % args.block == 0;
+    if ((args.block == 0 || args.codes != nullptr) && cute::get<1>(problem) > kTileColumns) return false;
+    return args.block == 0 || (!args.centred && args.block % kNormStep == 0 && kTileColumns % args.block == 0);
   }
   template <class Problem>
   static std::size_t get_workspace_size(Problem const&, Arguments const&) {
@@ -83,13 +88,13 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   struct Callbacks : cutlass::epilogue::fusion::EmptyConsumerStoreCallbacks {
     Coordinates coordinates;
     Residue residue;
-    int first_row, first_column, columns;  // columns: of the matrix, from the tile's first
+    int rows, first_column, columns;  // rows: of the matrix; columns: of the matrix, from the tile's first
     Params const* params;
 
     CUTLASS_DEVICE Callbacks(Coordinates c, Residue r, int m, int n, int tile, Params const* p)
         : coordinates(c),
           residue(r),
-          first_row(m - cute::get<0>(r)),
+          rows(m),
           first_column(n - cute::get<1>(r)),
           columns(n - tile * kTileColumns),
           params(p) {}
@@ -108,7 +113,7 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
       const auto inside = [&](int i) { return column(i) / 8 * 8 < columns; };
       const auto add_residual = [&](auto const* data) {
         if (data == nullptr) return;
-        data += first_row * params->residual_ld + first_column;
+        data += first_row() * params->residual_ld + first_column;
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < kValues; ++i)
           if (inside(i) && cute::get<0>(at(i)) < cute::get<0>(residue))
@@ -145,9 +150,79 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
         if (params->weight != nullptr && inside(i)) z[i] *= params->weight[first_column + column(i)];
         if (params->shift != nullptr && inside(i)) z[i] += params->shift[first_column + column(i)];
       }
-      activate_all<kValues>(z, params->activation);
+      // In parts: a branch between them keeps the compiler from having steps of too many values under way.
+      constexpr int kTogether = 32;
+      CUTLASS_PRAGMA_UNROLL
+      for (int first = 0; first < kValues; first += kTogether) {
+        cutlass::Array<float, kTogether> part;
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kTogether; ++i) part[i] = z[first + i];
+        activate_all<kTogether>(part, params->activation);
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < kTogether; ++i) z[first + i] = part[i];
+      }
       if (!params->residual_first) add_residuals();
+      if (params->codes != nullptr) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int r = 0; r < 2; ++r) {  // one row after the other: fewer registers at once
+          float largest = 0.0f;
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < kValues; ++i)
+            if (row(i) == r && inside(i) && fabsf(z[i]) <= 3.402823466e38f) largest = fmaxf(largest, fabsf(z[i]));
+          const float by = store_scale(largest, r * 8);
+          // The lane's two codes of every eight columns, two times eight in a word. Values 2 i and 2 i + 1 are
+          // neighbours.
+          std::uint32_t words[kTileColumns / 16] = {};
+          CUTLASS_PRAGMA_UNROLL
+          for (int i = 0; i < kValues; i += 2) {
+            if (row(i) != r) continue;
+            const std::uint32_t two =
+                __nv_cvt_float2_to_fp8x2(make_float2(z[i] * by, z[i + 1] * by), __NV_SATFINITE, __NV_E4M3);
+            std::uint32_t& word = words[column(i) / 16];
+            word = column(i) % 16 < 8 ? (word & 0xffff0000u) | two : (word & 0xffffu) | two << 16;
+          }
+          store_row(words, r * 8);
+        }
+        cutlass::Array<cutlass::bfloat16_t, kValues> dropped;
+        dropped.clear();  // so that the values' registers serve their codes
+        return dropped;
+      }
       return cutlass::NumericArrayConverter<cutlass::bfloat16_t, float, kValues>{}(z);
+    }
+
+    // The scale of the row that lies `below` the thread's first, from the lane's largest magnitude; the multiplier.
+    CUTLASS_DEVICE float store_scale(float largest, int below) const {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+      const RowScale found = row_scale(largest, DType::e4m3, false);
+      if (lane() == 0 && below < static_cast<int>(cute::get<0>(residue)))
+        params->scale[first_row() + below] = found.scale;
+      return found.multiplier;
+    }
+
+    CUTLASS_DEVICE void store_row(std::uint32_t const (&words)[kTileColumns / 16], int below) const {
+      const bool is_row = below < static_cast<int>(cute::get<0>(residue));
+      std::uint8_t* to = params->codes + (first_row() + below) * params->codes_ld;
+      CUTLASS_PRAGMA_UNROLL
+      for (int group = 0; group < kTileColumns / 32; ++group) {
+        const uint2 eight = eight_codes(words[2 * group], words[2 * group + 1], lane());
+        const int column = group * 32 + lane() * 8;
+        if (is_row && column < columns) *reinterpret_cast<uint2*>(to + column) = eight;
+      }
+    }
+
+    // Four lanes have two codes of each of four groups of eight columns, `a` those of groups 0 and 1, `b` of 2 and 3;
+    // then each has all of the group that its number says. Neighbours swap first, then pairs of them.
+    CUTLASS_DEVICE static uint2 eight_codes(std::uint32_t a, std::uint32_t b, int lane) {
+      const bool odd = lane % 2 != 0, upper = lane >= 2;
+      const auto low = [](std::uint32_t x, std::uint32_t y) { return (x & 0xffffu) | y << 16; };
+      const auto high = [](std::uint32_t x, std::uint32_t y) { return x >> 16 | (y & 0xffff0000u); };
+      const std::uint32_t even_groups = low(a, b), odd_groups = high(a, b);
+      const std::uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? even_groups : odd_groups, 1);
+      const std::uint32_t left = odd ? got : even_groups, right = odd ? odd_groups : got;
+      const std::uint32_t first = low(left, right), second = high(left, right);
+      const std::uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? first : second, 2);
+      return upper ? make_uint2(other, second) : make_uint2(first, other);
     }
 
     // The lane's sums of squares of one row, part by part, become what their blocks are multiplied by.
@@ -177,6 +252,10 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
         for (int part = 0; part < kLength; ++part) parts[first + part] = inverse;
       }
     }
+
+    // Of the four. From the column: what is known before the first tile would hold a register throughout.
+    CUTLASS_DEVICE int lane() const { return first_column % 8 / 2; }
+    CUTLASS_DEVICE std::int64_t first_row() const { return rows - cute::get<0>(residue); }
 
     // The four lanes that share a row.
     CUTLASS_DEVICE static float over_lanes(float value) {

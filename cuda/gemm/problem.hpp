@@ -16,7 +16,8 @@ struct Gemm {
   const float *x_scale = nullptr, *w_scale = nullptr;  // [m], [n]; nullptr: ones
   void* d = nullptr;
   std::int64_t ldd = 0;
-  DType d_dtype = DType::bf16;  // or f32
+  DType d_dtype = DType::bf16;  // or f32; e4m3 behind a norm of whole rows: codes
+  float* d_scale = nullptr;     // [m], of codes
   const float* bias = nullptr;  // [n]
   MatrixView residual;          // [m, n] bf16, or f32 with direct stores or a norm
   bool residual_first = false;  // before norm and activation

@@ -20,6 +20,7 @@ struct TileRequest {
   std::int64_t m = 0, n = 0, k = 0;
   Major x_major = Major::k, w_major = Major::k;
   bool d_is_f32 = false;        // else BF16
+  bool d_is_codes = false;      // E4M3 with a scale a row
   bool d_aligned = true;        // address and leading dimension multiples of 16 bytes
   bool norm = false;            // in the kernel
   std::int64_t norm_block = 0;  // columns that share its statistics; 0: whole rows

@@ -58,7 +58,9 @@ TEST(LayerPlan, NormsAreFusedWhereTheRowFitsOneTile) {
   EXPECT_EQ(route([](LayerRequest& r) { r.n = 264, r.product = Product::bf16; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.n = 127; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::f32; }), Route::in_steps);
-  EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::e4m3; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::e4m3; }), Route::fused);
+  EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::i8; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.y = DType::e4m3, r.n = 200; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.y_aligned = false; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::bf16; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::f32; }), Route::fused);

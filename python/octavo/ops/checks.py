@@ -159,7 +159,8 @@ def _codes_behind_norms_failure(kernel: _core.Kernel) -> str:
         there = (bias.to(device), Norm(kind), "hardswish", residual.to(device, torch.bfloat16))
         q = run(x.to(device), weight_on(w, device), *there, kernel=kernel, out_format="e4m3")
         y, scale = q.dequantize().double().cpu(), q.scale.double().cpu()[:, None]
-        bound = torch.maximum(ref.abs() / 16, scale / 1024) + 17 / 16 * tolerance(kernel, torch.bfloat16, kind) * ref.abs().max()
+        own = tolerance(kernel, torch.bfloat16, kind) * ref.abs().max()
+        bound = torch.maximum(ref.abs() / 16, scale / 1024) + 17 / 16 * own  # half a step, of a value so far off
         wrong = int((~((y - ref).abs() <= bound)).sum())
         if wrong:
             return f"linear m={m} n={n} k={k}, norm {kind}, out e4m3: expected the nearest codes, found {wrong} others"

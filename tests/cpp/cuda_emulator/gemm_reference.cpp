@@ -7,6 +7,7 @@
 #include "activation.hpp"
 #include "gemm/layers.hpp"
 #include "octavo/float8.hpp"
+#include "octavo/quantize.hpp"
 
 namespace octavo::testing {
 namespace {
@@ -95,10 +96,19 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
             sum * (g.x_scale == nullptr ? 1.0 : g.x_scale[r]) * (g.w_scale == nullptr ? 1.0 : g.w_scale[c]);
       }
       finish_row(g, r, z);
+      ScalePair scale{};
+      if (g.d_dtype == DType::e4m3) {
+        float largest = 0;
+        for (const double v : z) largest = std::max(largest, std::fabs(static_cast<float>(v)));
+        scale = scale_for(largest, DType::e4m3, false);
+        g.d_scale[r] = scale.scale;
+      }
       for (std::int64_t c = 0; c < g.n; ++c) {
         const std::int64_t to = b * g.d_batch + r * g.ldd + c;
         const auto value = static_cast<float>(z[static_cast<std::size_t>(c)]);
-        if (g.d_dtype == DType::f32)
+        if (g.d_dtype == DType::e4m3)
+          static_cast<std::uint8_t*>(g.d)[to] = encode_e4m3(value * scale.multiplier);
+        else if (g.d_dtype == DType::f32)
           static_cast<float*>(g.d)[to] = value;
         else
           static_cast<std::uint16_t*>(g.d)[to] = encode_bf16(value);

@@ -87,7 +87,7 @@ TEST(CudaLayers, BlocksOfColumnsHaveStatisticsOfTheirOwn) {
         EXPECT_TRUE(fits || !fused) << spec.describe() << " block " << block;
         seen.insert({n, fused});
       }
-  for (const int n : {128, 136, 520}) EXPECT_TRUE(seen.contains({n, true}) && seen.contains({n, false})) << n;
+  for (const int n : {128, 136}) EXPECT_TRUE(seen.contains({n, true}) && seen.contains({n, false})) << n;
 }
 
 TEST(CudaLayers, ARecordedLayerKeepsWhatTheNormSaw) {
@@ -115,35 +115,49 @@ TEST(CudaLayers, ARecordedLayerKeepsWhatTheNormSaw) {
           }
 }
 
-// The product of such a layer is rounded to BF16 on the way: its codes are those of an output that is off by as much.
-TEST(CudaLayers, CodesBehindNormsWithoutAMeanAreThoseOfABf16Product) {
+// Behind a norm the route decides the FP32 output's last bits, and where steps lie in BF16 those beyond 2^-7 of the
+// largest: codes are those of an output that is off by as much.
+TEST(CudaLayers, CodesBehindANormAreThoseOfItsRoute) {
+  std::set<std::pair<Store, bool>> seen;  // of the GEMM; whether the product was in BF16
   for (const Class& c : kClasses)
-    for (const NormKind norm : {NormKind::rms, NormKind::block, NormKind::swish_rms})
-      for (const int n : {24, 67, 520}) {
-        LinearSpec spec{.m = 9, .n = n, .k = 48, .x = DType::f32, .y = DType::f32, .norm = norm};
-        LinearCase layer(spec, c.numerics);
-        std::vector<std::uint8_t> codes(static_cast<std::size_t>(9 * n));
-        std::vector<float> scale(9);
-        LinearArgs args = layer.args();
-        args.y = {codes.data(), 9, n, n, DType::i8};
-        args.y_scale = scale.data();
-        ASSERT_TRUE(c.run(args).ok());
-        const std::vector<double> wanted = layer.reference();
-        double largest = 0;
-        for (const double y : wanted) largest = std::max(largest, std::fabs(y));
-        for (std::size_t i = 0; i < wanted.size(); ++i) {
-          const double step = scale[i / static_cast<std::size_t>(n)];
-          EXPECT_NEAR(step * static_cast<std::int8_t>(codes[i]), wanted[i], step / 2 + largest / 128)
-              << spec.describe();
-        }
-      }
+    for (const NormKind norm : {NormKind::layer, NormKind::rms, NormKind::block, NormKind::swish_rms})
+      for (const ResidualUse residual : {ResidualUse::none, ResidualUse::before_norm, ResidualUse::after})
+        for (const DType format : {DType::e4m3, DType::i8})
+          for (const int n : {32, 67, 520}) {
+            LinearSpec spec{.m = 9, .n = n, .k = 48, .x = DType::f32, .y = DType::f32, .norm = norm};
+            spec.residual = residual;
+            spec.residual_dtype = DType::bf16;
+            LinearCase layer(spec, c.numerics);
+            std::vector<std::uint8_t> codes(static_cast<std::size_t>(9 * n));
+            std::vector<float> scale(9);
+            LinearArgs args = layer.args();
+            args.y = {codes.data(), 9, n, n, format};
+            args.y_scale = scale.data();
+            const Status status = c.run(args);
+            ASSERT_TRUE(status.ok()) << status.message();
+            const Store store = store_of_last();
+            seen.insert({store, norm != NormKind::layer});
+            const std::vector<double> wanted = layer.reference();
+            double largest = 0;
+            for (const double y : wanted) largest = std::max(largest, std::fabs(y));
+            const double own = store == Store::norm || norm == NormKind::layer ? 1e-5 : 2.0 / 256;
+            for (std::size_t i = 0; i < wanted.size(); ++i) {
+              const double step = scale[i / static_cast<std::size_t>(n)];
+              const bool whole = format == DType::i8;
+              const double found = step * (whole ? static_cast<std::int8_t>(codes[i]) : decode_e4m3(codes[i]));
+              const double half = whole ? step / 2 : std::max(std::fabs(wanted[i]) / 16, step / 1024);
+              // The code is of a value within `own`, whose own half step is that much larger at most.
+              ASSERT_NEAR(found, wanted[i], half + own * largest * 17 / 16) << spec.describe();
+            }
+          }
+  EXPECT_TRUE(seen.contains({Store::norm, false}) && seen.contains({Store::tma, true}));
 }
 
 TEST(CudaLayers, CodesGoInAndOut) {
   for (const Class& c : kClasses) {
     if (c.numerics == Numerics::bf16) continue;
     for (const int k : {16, 48, 37})
-      for (const NormKind norm : {NormKind::none, NormKind::layer}) {
+      for (const NormKind norm : {NormKind::none, NormKind::layer}) {  // in steps: 24 bytes are no rows of 16
         LinearSpec spec{.m = 9, .n = 24, .k = k, .x = DType::f32, .y = DType::f32, .norm = norm};
         LinearCase layer(spec, c.numerics);
         ASSERT_TRUE(c.run(layer.args()).ok());

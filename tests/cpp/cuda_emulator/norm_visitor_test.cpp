@@ -16,6 +16,7 @@
 #include "cute/atom/mma_traits_sm90_gmma.hpp"
 #include "cute/tensor.hpp"
 #include "emulator.hpp"
+#include "octavo/float8.hpp"
 
 namespace octavo::testing {
 namespace {
@@ -30,6 +31,7 @@ struct Norm {
   int block = 0;  // 0: whole rows
   Residue residual = Residue::none;
   bool residual_first = false;
+  bool codes = false;
 };
 
 // y of one row of z, in FP64; what the visitor is held to.
@@ -58,6 +60,18 @@ std::vector<double> normalised(const Norm& norm, std::vector<double> z, const st
   return z;
 }
 
+// 0 where codes and scale are those of values within 1e-5 of the row's largest, else 1.
+double error_of_codes(const std::uint8_t* codes, float scale, const std::vector<double>& wanted) {
+  double largest = 0;
+  for (const double y : wanted) largest = std::max(largest, std::fabs(y));
+  if (std::fabs(scale * 448.0 - largest) > 1e-5 * largest) return 1;
+  for (std::size_t c = 0; c < wanted.size(); ++c) {
+    const double half_step = std::max(std::fabs(wanted[c]) / 16, scale / 1024.0);
+    if (!(std::fabs(scale * decode_e4m3(codes[c]) - wanted[c]) <= half_step + 1e-5 * largest)) return 1;
+  }
+  return 0;
+}
+
 // Tile (tile_row, tile_column) of a matrix [rows, cols], 64 x kColumns, as the epilogue visits it; the largest error of
 // a valid element, of the largest element.
 template <int kColumns, class Instruction>
@@ -83,6 +97,8 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
       narrow[i] = cutlass::bfloat16_t(normal(random));
       residual[i] = static_cast<float>(narrow[i]);
     }
+  std::vector<std::uint8_t> codes(m * n);
+  std::vector<float> scale(m);
   const typename Visitor::Arguments arguments{norm.vectors ? bias.data() : nullptr,
                                               norm.vectors ? weight.data() : nullptr,
                                               norm.vectors && norm.centred ? shift.data() : nullptr,
@@ -93,7 +109,10 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
                                               norm.residual == Residue::narrow ? narrow.data() : nullptr,
                                               norm.residual == Residue::wide ? residual.data() : nullptr,
                                               static_cast<std::int64_t>(ld),
-                                              norm.residual_first};
+                                              norm.residual_first,
+                                              norm.codes ? codes.data() : nullptr,
+                                              static_cast<std::int64_t>(n),
+                                              norm.codes ? scale.data() : nullptr};
   EXPECT_TRUE(Visitor::can_implement(make_shape(rows, cols, 128, 1), arguments));
   std::vector<double> found(64 * kColumns);
   const bool ran = cuda_emulator::run(dim3(1), dim3(128), 0, [&] {
@@ -124,6 +143,10 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
     const auto from = z.begin() + static_cast<std::ptrdiff_t>(row * n);
     const std::vector<double> wanted =
         normalised(norm, {from, from + cols}, bias, weight, shift, residual.data() + row * ld);
+    if (norm.codes) {
+      worst = std::max(worst, error_of_codes(codes.data() + row * n, scale[row], wanted));
+      continue;
+    }
     for (int c = 0; c < kColumns && tile_column * kColumns + c < cols; ++c) {
       const double y = wanted[static_cast<std::size_t>(tile_column * kColumns + c)];
       const double error = std::fabs(y - found[static_cast<std::size_t>(r * kColumns + c)]);
@@ -145,7 +168,9 @@ void expect_norms(std::initializer_list<int> widths) {
                                {true, false, Activation::none, 0, Residue::narrow, true},
                                {false, false, Activation::hardswish, 0, Residue::wide},
                                {true, true, Activation::relu, 0, Residue::narrow},
-                               {false, true, Activation::sigmoid, 0, Residue::wide, true}})
+                               {false, true, Activation::sigmoid, 0, Residue::wide, true},
+                               {true, true, Activation::gelu, 0, Residue::narrow, false, true},
+                               {false, false, Activation::none, 64, Residue::none, false, true}})
         EXPECT_LE((error_of<kColumns, Instruction>(rows, cols, tile_row, 0, norm)), 1.0 / 256)
             << cols << " columns, " << rows << " rows, tile " << tile_row;
 }
@@ -190,6 +215,12 @@ TEST(CudaNormVisitor, RefusesWhatTheTileCannotHold) {
   EXPECT_FALSE(takes(1000, false, 192));
   EXPECT_FALSE(takes(1000, false, 32));
   EXPECT_FALSE(takes(1000, false, 512));
+  std::uint8_t codes[8];
+  typename Visitor::Arguments arguments{};
+  arguments.codes = codes;
+  arguments.block = 64;
+  EXPECT_TRUE(Visitor::can_implement(make_shape(5, 256, 128, 1), arguments));
+  EXPECT_FALSE(Visitor::can_implement(make_shape(5, 264, 128, 1), arguments));
 }
 
 }  // namespace
