@@ -28,7 +28,7 @@ py::object cuda_info() {
 void finish_linear(std::uintptr_t z, std::int64_t rows, std::int64_t n, const Epilogue& epilogue, std::uintptr_t y,
                    DType y_dtype, std::uintptr_t y_scale, std::uintptr_t stream) {
   run_released([&] {
-    return cuda::finish_linear(reinterpret_cast<float*>(z), n, epilogue, matrix(y, rows, n, n, y_dtype),
+    return cuda::finish_linear(matrix(z, rows, n, n, DType::f32), epilogue, matrix(y, rows, n, n, y_dtype),
                                reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<float*>(y_scale));
   });
 }

@@ -58,7 +58,7 @@ py::dict described(const Tile& tile) {
 
 TileRequest request(const std::string& product, std::int64_t m, std::int64_t n, std::int64_t k,
                     const std::string& x_major, const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm,
-                    bool residual) {
+                    bool residual, std::int64_t norm_block = 0) {
   TileRequest r;
   r.product = named("product", product, Product::e5m2);
   r.m = m;
@@ -69,6 +69,7 @@ TileRequest request(const std::string& product, std::int64_t m, std::int64_t n, 
   r.d_is_f32 = d_is_f32;
   r.d_aligned = d_aligned;
   r.norm = norm;
+  r.norm_block = norm_block;
   r.residual = residual ? (d_is_f32 ? Residual::f32 : Residual::bf16) : Residual::none;
   return r;
 }
@@ -100,9 +101,10 @@ cuda::Gemm contiguous(const Tile& tile, int m, int n, int k) {
 }
 
 // What CUTLASS says of contiguous operands of this shape: "" or its refusal. On the host, without a device.
-std::string refused_by_cutlass(const std::string& name, int m, int n, int k) {
+std::string refused_by_cutlass(const std::string& name, int m, int n, int k, int norm_block) {
   const int index = index_of(name);
-  const cuda::Gemm g = contiguous(cuda::kTiles[static_cast<std::size_t>(index)], m, n, k);
+  cuda::Gemm g = contiguous(cuda::kTiles[static_cast<std::size_t>(index)], m, n, k);
+  g.norm_block = norm_block;
   const Status status = cuda::accepts_gemm(index, g);
   return status.ok() ? "" : status.message();
 }
@@ -140,22 +142,24 @@ void bind_gemm_tiles(py::module_& m) {
   m.def(
       "rank_gemm_tiles",
       [](const std::string& product, std::int64_t rows, std::int64_t n, std::int64_t k, const std::string& x_major,
-         const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm, bool residual) {
+         const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm, bool residual, std::int64_t norm_block) {
         std::vector<std::pair<std::string, double>> ranked;
-        for (const cuda::RankedTile& tile :
-             cuda::rank_tiles(request(product, rows, n, k, x_major, w_major, d_is_f32, d_aligned, norm, residual)))
+        for (const cuda::RankedTile& tile : cuda::rank_tiles(
+                 request(product, rows, n, k, x_major, w_major, d_is_f32, d_aligned, norm, residual, norm_block)))
           ranked.emplace_back(cuda::kTiles[static_cast<std::size_t>(tile.index)].name, tile.us);
         return ranked;
       },
       py::arg("product"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("x_major") = "k", py::arg("w_major") = "k",
-      py::arg("d_is_f32") = false, py::arg("d_aligned") = true, py::arg("norm") = false, py::arg("residual") = false);
+      py::arg("d_is_f32") = false, py::arg("d_aligned") = true, py::arg("norm") = false, py::arg("residual") = false,
+      py::arg("norm_block") = 0);
   m.def("keep_gemm_times", &keep_times, py::arg("us"), py::arg("product"), py::arg("m"), py::arg("n"), py::arg("k"),
         py::arg("d_is_f32") = false, py::arg("d_aligned") = true, py::arg("norm") = false);
   m.def("forget_gemm_times", &cuda::forget_tile_times);
 #ifdef OCTAVO_WITH_CUDA
   m.def("run_gemm_tile", &run_tile, py::arg("tile"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("x"),
         py::arg("w"), py::arg("x_scale"), py::arg("w_scale"), py::arg("d"), py::arg("d_is_f32"), py::arg("stream"));
-  m.def("refused_by_cutlass", &refused_by_cutlass, py::arg("tile"), py::arg("m"), py::arg("n"), py::arg("k"));
+  m.def("refused_by_cutlass", &refused_by_cutlass, py::arg("tile"), py::arg("m"), py::arg("n"), py::arg("k"),
+        py::arg("norm_block") = 0);
 #endif
 }
 

@@ -72,6 +72,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("device", &KernelInfo::device)
       .def_readonly("numerics", &KernelInfo::numerics)
       .def_readonly("product", &KernelInfo::product)
+      .def_readonly("norm_input", &KernelInfo::norm_input)
       .def_readonly("tolerance", &KernelInfo::tolerance)
       .def_readonly("takes_codes", &KernelInfo::takes_codes)
       .def_readonly("only_measured", &KernelInfo::only_measured)

@@ -39,9 +39,10 @@ Status transpose_codes(const void* codes, std::int64_t n, std::int64_t k, void* 
 Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream);
 Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream);
 
-// cuda/norm/finish_linear.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] FP32, rows ld apart,
-// overwritten. y is FP32, BF16, or codes (e4m3, e5m2, i8) with y_scale [m]: those that quantize gives the FP32 output.
-Status finish_linear(float* z, std::int64_t ld, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
+// cuda/norm/finish_linear.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] is FP32 and overwritten. Or z
+// is BF16 and what the norm sees, bias and a residual before the norm included; it is left alone, and epilogue.saved is
+// not written. y is FP32, BF16, or codes (e4m3, e5m2, i8) with y_scale [m]: those that quantize gives the FP32 output.
+Status finish_linear(const MatrixView& z, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
                      float* y_scale = nullptr);
 
 // cuda/norm/epilogue_backward.cu

@@ -17,7 +17,7 @@ CLASSES = {"e4m3": "`e4m3_row`", "e4m3_fast": "`e4m3_row_fast`", "bf16": "`bf16`
 STORES = {
     "tma": "BF16 out, aligned rows",
     "direct": "FP32, or BF16 of any width",
-    "norm": "a norm over the row, BF16 out",
+    "norm": "a norm over rows or blocks that it holds, BF16 or codes out",
 }
 MAJORS = {("k", "k"): "", ("k", "mn"): "grad_input: ", ("mn", "mn"): "grad_weight: "}
 
@@ -40,7 +40,7 @@ def requests(product: str, m: int, n: int) -> list[dict[str, Any]]:
     """What layers ask of a GEMM of this class."""
     if product == "e5m2":
         return [{"d_is_f32": True}]
-    own: list[dict[str, Any]] = [{}, {"d_is_f32": True}, {"norm": True}]
+    own: list[dict[str, Any]] = [{}, {"d_is_f32": True}, {"norm": True}, {"norm": True, "norm_block": 128}]
     if product == "bf16":
         own.append({"w_major": "mn", "d_is_f32": True})
         own.append({"x_major": "mn", "w_major": "mn", "d_is_f32": True, "m": -(-m // 8) * 8})

@@ -95,8 +95,9 @@ Made from the registry by `tools/kernel_table.py --write`; do not edit. `octavo 
 
 A kernel may be chosen only after it agreed on this machine with an FP64 reference on the operands as its class rounds
 them. Unless a section says otherwise the largest error may be {checks.FP32_TOLERANCE:.0e} of the largest element with
-FP32 outputs, 2^-8 with BF16 ones (twice that where the product is BF16). What the classes themselves lose is measured
-per layer (`octavo.ops.dispatch.plan`); on Gaussian data: {nominal()}.
+FP32 outputs, 2^-8 with BF16 ones (twice that where the product is BF16, or what an RMS norm sees, as it may be on
+Hopper). What the classes themselves lose is measured per layer (`octavo.ops.dispatch.plan`); on Gaussian data:
+{nominal()}.
 """
     sections = [section(op, own) for op in _core.Op if (own := [k for k in rows if k.op == op])]
     return "\n".join([head, *sections, gemm_table.section()])

@@ -90,6 +90,7 @@ struct RowSpan {
 template <class Run>
 auto with_row_groups(std::int64_t columns, Run&& run) {
   if (columns <= 8 * kColumns) return run.template operator()<8, 1>();
+  if (columns <= 16 * kColumns) return run.template operator()<16, 1>();
   if (columns <= 32 * kColumns) return run.template operator()<32, 1>();
   if (columns <= 4 * 32 * kColumns) return run.template operator()<32, 4>();
   return run.template operator()<kRowThreads, 4>();

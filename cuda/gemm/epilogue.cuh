@@ -108,23 +108,27 @@ struct EpilogueTree {
   static typename Tree::Arguments arguments(const Gemm& g) {
     const auto scaled =
         kTile.swap ? Scaled<Shape>::arguments(g.w_scale, g.x_scale) : Scaled<Shape>::arguments(g.x_scale, g.w_scale);
+    const bool is_narrow = g.residual.dtype == DType::bf16;
+    const auto* narrow = is_narrow ? static_cast<const cutlass::bfloat16_t*>(g.residual.data) : nullptr;
+    const auto* wide = is_narrow ? nullptr : static_cast<const float*>(g.residual.data);
     if constexpr (kNorm) {
-      return {scaled, {g.bias, g.norm_weight, g.norm_bias, g.eps, g.norm == NormKind::layer, g.activation}};
+      return {scaled,
+              {g.bias, g.norm_weight, g.norm_bias, g.eps, g.norm == NormKind::layer, g.norm_block, g.activation, narrow,
+               wide, g.residual.row_stride, g.residual_first,
+               g.d_dtype == DType::e4m3 ? static_cast<std::uint8_t*>(g.d) : nullptr, g.ldd, g.d_scale}};
     } else {
       const typename Bias::Arguments bias{g.bias, 0.0f, {}};
-      const bool narrow = g.residual.dtype == DType::bf16;
-      const typename Narrow::Arguments residual{
-          narrow ? static_cast<const cutlass::bfloat16_t*>(g.residual.data) : nullptr, cutlass::bfloat16_t(0.0f),
-          matrix_stride<typename Narrow::StrideMNL>(g.residual.row_stride)};
+      const typename Narrow::Arguments residual{narrow, cutlass::bfloat16_t(0.0f),
+                                                matrix_stride<typename Narrow::StrideMNL>(g.residual.row_stride)};
       const FinishArguments finish{g.activation, g.residual_first};
       if constexpr (!kDirect) {
         return {scaled, bias, residual, finish};
       } else {
-        const typename Wide::Arguments wide{narrow ? nullptr : static_cast<const float*>(g.residual.data), 0.0f,
-                                            matrix_stride<typename Wide::StrideMNL>(g.residual.row_stride)};
+        const typename Wide::Arguments wide_residual{wide, 0.0f,
+                                                     matrix_stride<typename Wide::StrideMNL>(g.residual.row_stride)};
         const auto stride = matrix_stride<typename StoreWide::StrideMNL>(g.ldd, g.d_batch);
         const bool d_narrow = g.d_dtype == DType::bf16;
-        const typename Computed::Arguments computed(scaled, bias, wide, residual, finish);
+        const typename Computed::Arguments computed(scaled, bias, wide_residual, residual, finish);
         const typename Stored::Arguments stored{computed, {d_narrow ? nullptr : static_cast<float*>(g.d), stride}};
         return {stored, {d_narrow ? static_cast<cutlass::bfloat16_t*>(g.d) : nullptr, stride}};
       }

@@ -38,6 +38,22 @@ struct ScheduleTypes<Schedule::cooperative, kFast> {
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
 };
 
+// Behind a norm d leaves as BF16 through shared memory, whatever else the norm writes. Where it writes codes, d is one
+// row of scratch: the memory accelerator drops what lies outside the matrix that it was told of.
+template <class Base>
+struct DroppingEpilogue : Base {
+  struct Arguments : Base::Arguments {
+    bool drops = false;
+  };
+  using Base::Base;
+
+  template <class Problem>
+  static constexpr typename Base::Params to_underlying_arguments(Problem problem, Arguments const& args, void* memory) {
+    if (args.drops) cute::get<0>(problem) = 1;
+    return Base::to_underlying_arguments(problem, args, memory);
+  }
+};
+
 template <int kIndex>
 struct Kernel {
   static constexpr Tile kTile = kTiles[kIndex];
@@ -58,10 +74,11 @@ struct Kernel {
   using D = std::conditional_t<kTile.store == Store::direct, void, cutlass::bfloat16_t>;
   using EpilogueTile = std::conditional_t<kTile.store == Store::norm, cute::Shape<cute::_64, cute::Int<kTile.n>>,
                                           cutlass::epilogue::collective::EpilogueTileAuto>;
-  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+  using Whole = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Shape, Cluster, EpilogueTile, float, float, void,
       typename Tree::Layout, 8, D, typename Tree::Layout, 8, typename Types::Epilogue,
       typename Tree::Tree>::CollectiveOp;
+  using Epilogue = std::conditional_t<kTile.store == Store::norm, DroppingEpilogue<Whole>, Whole>;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, A, LayoutA, kAlign, B, LayoutB, kAlign, float, Shape,
       Cluster,
@@ -70,7 +87,8 @@ struct Kernel {
   using Universal = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
   using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Universal>;
 
-  static typename Adapter::Arguments arguments(const Gemm& g, int sm_count) {
+  // `row`: tile.n elements of scratch, of a norm that writes codes.
+  static typename Adapter::Arguments arguments(const Gemm& g, int sm_count, void* row = nullptr) {
     const void *a = g.x, *b = g.w;
     std::int64_t lda = g.ldx, ldb = g.ldw, batch_a = g.x_batch, batch_b = g.w_batch;
     if constexpr (kTile.swap) {
@@ -79,13 +97,19 @@ struct Kernel {
       std::swap(batch_a, batch_b);
     }
     const int m = kTile.swap ? g.n : g.m, n = kTile.swap ? g.m : g.n;
+    const typename Whole::Arguments whole{
+        Tree::arguments(g), nullptr, {}, {}, matrix_stride<typename Universal::StrideD>(g.ldd, g.d_batch)};
     typename Adapter::Arguments found{
         cutlass::gemm::GemmUniversalMode::kGemm,
         cute::make_shape(m, n, g.k, g.batch),
         {static_cast<const A*>(a), matrix_stride<typename Universal::StrideA>(lda, batch_a), static_cast<const B*>(b),
          matrix_stride<typename Universal::StrideB>(ldb, batch_b)},
-        {Tree::arguments(g), nullptr, {}, {}, matrix_stride<typename Universal::StrideD>(g.ldd, g.d_batch)}};
+        {whole}};
     if constexpr (kTile.store != Store::direct) found.epilogue.ptr_D = static_cast<cutlass::bfloat16_t*>(g.d);
+    if constexpr (kTile.store == Store::norm) {
+      found.epilogue.drops = g.d_dtype == DType::e4m3;
+      if (found.epilogue.drops) found.epilogue.ptr_D = static_cast<cutlass::bfloat16_t*>(row);
+    }
     found.hw_info.sm_count = sm_count;  // else every call asks the runtime
     found.hw_info.max_active_clusters = sm_count / kTile.cluster_m;
     return found;
@@ -104,8 +128,10 @@ template <int kIndex>
 Status run_tile(const Gemm& g, cudaStream_t stream) {
   if (Status status = accepts_tile<kIndex>(g); !status.ok()) return status;
   typename Kernel<kIndex>::Adapter gemm;
-  const auto arguments = Kernel<kIndex>::arguments(g, device_info().multiprocessors);
-  StreamBuffer workspace(stream);
+  StreamBuffer workspace(stream), row(stream);
+  if (g.d_dtype == DType::e4m3)
+    if (Status s = row.allocate(static_cast<std::size_t>(kTiles[kIndex].n) * 2); !s.ok()) return s;
+  const auto arguments = Kernel<kIndex>::arguments(g, device_info().multiprocessors, row.template as<void>());
   if (Status s = workspace.allocate(gemm.get_workspace_size(arguments)); !s.ok()) return s;
   if (const auto status = gemm.run(arguments, workspace.template as<void>(), stream);
       status != cutlass::Status::kSuccess)

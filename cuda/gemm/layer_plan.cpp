@@ -5,6 +5,15 @@
 namespace octavo::cuda {
 namespace {
 
+// Whether what lies between the steps may be BF16: its rounding is one more of the kind that y's own is
+// (KernelInfo::norm_input). A mean taken off afterwards would leave more of it; a residual in FP32 that comes before is
+// for direct stores.
+bool steps_in_bf16(const LayerRequest& r) {
+  const bool y_fits = r.y == DType::bf16 || (r.y != DType::f32 && !r.saved);
+  const bool norm_fits = r.norm != NormKind::none && r.norm != NormKind::layer;
+  return y_fits && norm_fits && !(r.residual_first && r.residual == Residual::f32);
+}
+
 // A kernel that reads and writes so many bytes. The bandwidth is a little below an H100's peak; see tile_choice.cpp.
 double pass_us(double bytes) { return 2.5 + bytes / 2.5e6; }
 
@@ -15,18 +24,17 @@ TileRequest tile_request(const LayerRequest& r) {
   tile.n = r.n;
   tile.k = padded(std::max<std::int64_t>(r.k, 1), alignment_of(r.product));
   tile.sm_count = r.sm_count;
-  tile.d_is_f32 = true;
   return tile;
 }
 
 }  // namespace
 
-NormKind whole_row_norm(NormKind norm, std::int64_t norm_block, std::int64_t n) {
+GemmNorm gemm_norm(NormKind norm, std::int64_t norm_block, std::int64_t n) {
   switch (norm) {
-    case NormKind::none: return NormKind::none;
-    case NormKind::layer: return NormKind::layer;
-    case NormKind::block: return n <= norm_block ? NormKind::rms : NormKind::none;
-    default: return NormKind::rms;  // rms, swish_rms
+    case NormKind::none: return {NormKind::none, 0};
+    case NormKind::layer: return {NormKind::layer, 0};
+    case NormKind::block: return {NormKind::rms, norm_block < n ? static_cast<int>(norm_block) : 0};
+    default: return {NormKind::rms, 0};  // rms, swish_rms
   }
 }
 
@@ -37,21 +45,31 @@ LayerPlan plan_layer(const LayerRequest& r) {
     around += pass_us(rows * static_cast<double>(r.k) * static_cast<double>(size_of(r.x) + bytes_of(r.product)));
   const bool codes = size_of(r.y) == 1;
 
+  const bool narrow = steps_in_bf16(r);
   TileRequest request = tile_request(r);
-  if (!r.saved) {  // else the product is wanted beside y
-    TileRequest whole = request;
-    whole.d_is_f32 = codes || r.y == DType::f32;
-    whole.d_aligned = r.y_aligned;
-    whole.residual = r.residual;
-    whole.norm = whole_row_norm(r.norm, r.norm_block, r.n) != NormKind::none;
-    if (whole.norm == (r.norm != NormKind::none))
-      if (const auto ranked = rank_tiles(whole); !ranked.empty())
-        return {whole.norm ? Route::fused : Route::whole, ranked.front().index,
-                around + ranked.front().us + (codes ? pass_us(outputs * 5) : 0)};
-  }
+  request.d_is_f32 = !narrow;
+  if (narrow) request.d_aligned = !r.saved || r.saved_aligned;
+  if (narrow && r.residual_first) request.residual = r.residual;
   const RankedTile product = rank_tiles(request).front();
-  const double bytes = outputs * (4 + static_cast<double>(size_of(r.y)) + (r.residual != Residual::none ? 2 : 0));
-  return {Route::in_steps, product.index, around + product.us + pass_us(bytes)};
+  const int beside = (r.saved && !narrow ? static_cast<int>(size_of(r.y)) : 0) +
+                     (narrow && r.residual_first ? 0 : bytes_of(r.residual));
+  const double bytes = outputs * ((narrow ? 2 : 4) + static_cast<double>(size_of(r.y)) + beside);
+  const LayerPlan in_steps{Route::in_steps, product.index, around + product.us + pass_us(bytes),
+                           narrow ? DType::bf16 : DType::f32};
+  if (r.saved) return in_steps;  // the product is wanted beside y
+
+  TileRequest whole = tile_request(r);
+  whole.d_is_codes = r.y == DType::e4m3 && r.norm != NormKind::none;
+  whole.d_is_f32 = !whole.d_is_codes && r.y != DType::bf16;
+  whole.d_aligned = r.y_aligned;
+  whole.residual = r.residual;
+  whole.norm = r.norm != NormKind::none;
+  whole.norm_block = gemm_norm(r.norm, r.norm_block, r.n).block;
+  const auto ranked = rank_tiles(whole);
+  if (ranked.empty()) return in_steps;
+  const LayerPlan at_once{whole.norm ? Route::fused : Route::whole, ranked.front().index,
+                          around + ranked.front().us + (codes && !whole.d_is_codes ? pass_us(outputs * 5) : 0)};
+  return whole.norm && in_steps.us < at_once.us ? in_steps : at_once;
 }
 
 }  // namespace octavo::cuda

@@ -9,8 +9,9 @@ namespace octavo::cuda {
 
 enum class Route : std::uint8_t {
   whole,     // no norm: bias, activation and residual belong to the GEMM, into y
-  fused,     // a norm over few enough columns, into BF16: the whole epilogue belongs to the GEMM
-  in_steps,  // the product in FP32 into scratch memory, the rest by finish_linear
+  fused,     // a norm over few enough columns or in blocks of a tile's: all of it belongs to the GEMM, into BF16, or
+             // into E4M3 codes where a tile holds the row
+  in_steps,  // the product into scratch memory, the rest by finish_linear
 };
 
 struct LayerRequest {
@@ -20,8 +21,10 @@ struct LayerRequest {
   NormKind norm = NormKind::none;
   std::int64_t norm_block = 256;
   Residual residual = Residual::none;
-  bool y_aligned = true;  // as TileRequest::d_aligned
-  bool saved = false;     // a backward wants what the norm saw
+  bool residual_first = false;
+  bool y_aligned = true;      // as TileRequest::d_aligned
+  bool saved = false;         // a backward wants what the norm saw, in y's type
+  bool saved_aligned = true;  // as y_aligned
   int sm_count = 132;
 };
 
@@ -29,13 +32,18 @@ struct LayerPlan {
   Route route = Route::in_steps;
   int tile = -1;  // of kTiles
   double us = 0;  // all kernels, launches included; never falling as m grows
+  // In steps, what lies between them. BF16: with bias and a residual before the norm, and it is what is saved.
+  DType product = DType::f32;
 };
 
 // m, n > 0. The plan always has a tile.
 LayerPlan plan_layer(const LayerRequest& request);
 
-// What this norm comes down to over rows of n columns that a kernel sees whole: layer, rms, or none where it has
-// blocks.
-NormKind whole_row_norm(NormKind norm, std::int64_t norm_block, std::int64_t n);
+// What this norm over rows of n columns comes down to in a GEMM: layer or rms, and the columns of a block, 0 for all.
+struct GemmNorm {
+  NormKind kind;
+  int block;
+};
+GemmNorm gemm_norm(NormKind norm, std::int64_t norm_block, std::int64_t n);
 
 }  // namespace octavo::cuda

@@ -16,6 +16,11 @@ namespace {
 
 constexpr std::int64_t kLargest = INT_MAX;
 
+// Whether the memory accelerator can write these rows.
+bool takes_rows(const MatrixView& d) {
+  return rows_are_aligned(d.data, ld_of(d) * static_cast<std::int64_t>(size_of(d.dtype)));
+}
+
 struct Layer {
   const LinearArgs& args;
   Product product;
@@ -63,21 +68,30 @@ struct Layer {
 
   LayerPlan plan() const {
     const Epilogue& e = args.epilogue;
-    const MatrixView& y = args.y;
     LayerRequest request;
     request.product = product;
     request.m = args.x.rows;
-    request.n = y.cols;
+    request.n = args.y.cols;
     request.k = args.x.cols;
     request.x = args.x.dtype;
-    request.y = y.dtype;
+    request.y = args.y.dtype;
     request.norm = e.norm;
     request.norm_block = e.norm_block;
     request.residual = residual_of(e.residual);
-    request.y_aligned = rows_are_aligned(y.data, ld_of(y) * static_cast<std::int64_t>(size_of(y.dtype)));
+    request.residual_first = e.residual_before_norm;
+    request.y_aligned = takes_rows(args.y);
     request.saved = e.saved.data != nullptr;
+    request.saved_aligned = takes_rows(e.saved);
     request.sm_count = device_info().multiprocessors;
     return plan_layer(request);
+  }
+
+  // What the norm sees, of a layer whose steps are in BF16.
+  void set_summands(Gemm& g) const {
+    g.bias = args.epilogue.bias;
+    if (!args.epilogue.residual_before_norm) return;
+    g.residual = args.epilogue.residual;
+    g.residual_first = true;
   }
 
   // What the GEMM does beside its product, of a layer that is not made in steps.
@@ -87,29 +101,47 @@ struct Layer {
     g.residual = e.residual;
     g.residual_first = e.residual_before_norm;
     g.activation = e.last_activation();
-    g.norm = whole_row_norm(e.norm, e.norm_block, args.y.cols);
+    const GemmNorm norm = gemm_norm(e.norm, e.norm_block, args.y.cols);
+    g.norm = norm.kind;
+    g.norm_block = norm.block;
     g.norm_weight = e.norm_weight;
     g.norm_bias = e.norm_bias;
     g.eps = e.eps;
   }
 
+  // Where the GEMM's result goes when it is not y: to what is saved, or to rows of scratch that start at 16 bytes.
+  Status between(DType dtype, StreamBuffer& scratch, MatrixView& d) const {
+    if (dtype == DType::bf16 && args.epilogue.saved.data != nullptr) {
+      d = args.epilogue.saved;
+      return {};
+    }
+    const auto element = static_cast<std::int64_t>(size_of(dtype));
+    d = {nullptr, args.y.rows, args.y.cols, padded(args.y.cols, 16 / element), dtype};
+    const Status s = scratch.allocate(static_cast<std::size_t>(d.rows * d.row_stride * element));
+    d.data = scratch.as<void>();
+    return s;
+  }
+
   Status run() const {
-    StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)}, floats(stream);
+    StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)},
+                 product_memory(stream);
     Gemm g;
     if (Status s = operands(g, scratch); !s.ok()) return s;
     const LayerPlan p = plan();
-    const bool in_steps = p.route == Route::in_steps, codes = args.y_scale != nullptr;
+    const bool in_steps = p.route == Route::in_steps, codes = p.route == Route::whole && args.y_scale != nullptr;
     MatrixView d = args.y;
-    if (in_steps || codes) {
-      if (Status s = floats.allocate(static_cast<std::size_t>(d.rows * d.cols) * 4); !s.ok()) return s;
-      d = {floats.as<void>(), d.rows, d.cols, d.cols, DType::f32};
-    }
+    if (in_steps || codes)
+      if (Status s = between(p.product, product_memory, d); !s.ok()) return s;
     g.d = d.data;
     g.ldd = ld_of(d);
     g.d_dtype = d.dtype;
-    if (!in_steps) set_epilogue(g);
+    g.d_scale = args.y_scale;
+    if (!in_steps)
+      set_epilogue(g);
+    else if (p.product == DType::bf16)
+      set_summands(g);
     if (Status s = run_gemm(p.tile, g, stream); !s.ok()) return s;
-    if (in_steps) return finish_linear(floats.as<float>(), d.cols, args.epilogue, args.y, stream, args.y_scale);
+    if (in_steps) return finish_linear(d, args.epilogue, args.y, stream, args.y_scale);
     if (!codes) return {};
     const QuantizeArgs quantize{.x = d,
                                 .format = args.y.dtype,

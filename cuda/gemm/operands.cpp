@@ -57,8 +57,10 @@ TileRequest request_of(const Gemm& g, Product product, Major x_major, Major w_ma
   request.x_major = x_major;
   request.w_major = w_major;
   request.d_is_f32 = g.d_dtype == DType::f32;
+  request.d_is_codes = g.d_dtype == DType::e4m3;
   request.d_aligned = rows_are_aligned(g.d, g.ldd * static_cast<std::int64_t>(size_of(g.d_dtype)));
   request.norm = g.norm != NormKind::none;
+  request.norm_block = g.norm_block;
   request.residual = residual_of(g.residual);
   request.sm_count = device_info().multiprocessors;
   return request;

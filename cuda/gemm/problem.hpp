@@ -16,12 +16,14 @@ struct Gemm {
   const float *x_scale = nullptr, *w_scale = nullptr;  // [m], [n]; nullptr: ones
   void* d = nullptr;
   std::int64_t ldd = 0;
-  DType d_dtype = DType::bf16;  // or f32
+  DType d_dtype = DType::bf16;  // or f32; e4m3 behind a norm of whole rows: codes
+  float* d_scale = nullptr;     // [m], of codes
   const float* bias = nullptr;  // [n]
-  MatrixView residual;          // [m, n] bf16, or f32 with direct stores
+  MatrixView residual;          // [m, n] bf16, or f32 with direct stores or a norm
   bool residual_first = false;  // before norm and activation
   Activation activation = Activation::none;
   NormKind norm = NormKind::none;  // layer or rms (which block and swish_rms come down to)
+  int norm_block = 0;              // rms: columns that share a mean square; 0: all
   const float *norm_weight = nullptr, *norm_bias = nullptr;
   float eps = 0.0f;
   // So many products, `x_batch`, `w_batch` and `d_batch` elements apart; scales, bias and residual are those of each.

@@ -67,6 +67,7 @@ constexpr double kPromotedTolerance = 1.0 / 1024, kFastTolerance = 1.0 / 128;
 void register_cuda_gemm_kernels(Registry& registry) {
   KernelInfo bf16 = row(Op::linear, Numerics::bf16, 8.0, 250000.0);
   bf16.estimate_us = estimate_of(cuda::Product::bf16);
+  bf16.norm_input = DType::bf16;
   bf16.run.linear = cuda::linear_bf16_sm90;
   (void)registry.add(bf16);
 
@@ -74,6 +75,7 @@ void register_cuda_gemm_kernels(Registry& registry) {
   e4m3.tolerance = kPromotedTolerance;
   e4m3.takes_codes = true;
   e4m3.estimate_us = estimate_of(cuda::Product::e4m3);
+  e4m3.norm_input = DType::bf16;
   e4m3.run.linear = cuda::linear_e4m3_row_sm90;
   (void)registry.add(e4m3);
 
@@ -81,6 +83,7 @@ void register_cuda_gemm_kernels(Registry& registry) {
   fast.tolerance = kFastTolerance;
   fast.takes_codes = true;
   fast.estimate_us = estimate_of(cuda::Product::e4m3_fast);
+  fast.norm_input = DType::bf16;
   fast.run.linear = cuda::linear_e4m3_row_fast_sm90;
   (void)registry.add(fast);
 

@@ -66,12 +66,14 @@ std::string tile_refusal(const Tile& tile, const TileRequest& r) {
   if ((r.x_major == Major::k ? r.k : r.m) % align != 0) return "rows of x must be multiples of 16 bytes";
   if ((r.w_major == Major::k ? r.k : r.n) % align != 0) return "rows of w must be multiples of 16 bytes";
   if (r.norm != (tile.store == Store::norm)) return r.norm ? "has no norm" : "always has a norm";
-  if (r.norm && r.n > tile.n) return "n does not fit one tile";
-  if (r.norm && r.residual != Residual::none) return "has no residual behind its norm";
+  if (r.d_is_codes && !r.norm) return "writes codes behind a norm only";
+  if (r.norm && (r.norm_block == 0 || r.d_is_codes) && r.n > tile.n) return "n does not fit one tile";
+  if (r.norm && (r.norm_block % kNormStep != 0 || (r.norm_block != 0 && tile.n % r.norm_block != 0)))
+    return "the norm's blocks do not divide its tile";
   if (tile.store == Store::direct) return "";
   if (r.d_is_f32) return "writes BF16";
   if (r.n % 8 != 0 || !r.d_aligned) return "rows of d must start at multiples of 16 bytes";
-  if (r.residual == Residual::f32) return "reads residuals in BF16";
+  if (r.residual == Residual::f32 && !r.norm) return "reads residuals in BF16";
   return "";
 }
 
@@ -95,7 +97,8 @@ double tile_estimate_us(const Tile& tile, const TileRequest& r) {
     case Schedule::plain: cycles = turns * (kFillCycles + mainloop + finish); break;  // a block for every tile
   }
   const double m = static_cast<double>(r.m), n = static_cast<double>(r.n), k = static_cast<double>(r.k);
-  const double bytes = (m + n) * k * bytes_of(tile.product) + m * n * (r.d_is_f32 ? 4 : 2);
+  const double of_d = r.d_is_codes ? 1 : r.d_is_f32 ? 4 : 2;
+  const double bytes = (m + n) * k * bytes_of(tile.product) + m * n * (of_d + bytes_of(r.residual));
   return kLaunchUs + std::max(cycles / kClockGhz, bytes / kHbmBytesPerNs) * 1e-3;
 }
 

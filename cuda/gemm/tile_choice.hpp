@@ -11,14 +11,19 @@
 namespace octavo::cuda {
 
 enum class Residual : std::uint8_t { none, bf16, f32 };
+constexpr int bytes_of(Residual residual) {
+  return residual == Residual::none ? 0 : residual == Residual::bf16 ? 2 : 4;
+}
 
 struct TileRequest {
   Product product = Product::e4m3;
   std::int64_t m = 0, n = 0, k = 0;
   Major x_major = Major::k, w_major = Major::k;
-  bool d_is_f32 = false;  // else BF16
-  bool d_aligned = true;  // address and leading dimension multiples of 16 bytes
-  bool norm = false;      // over whole rows, in the kernel
+  bool d_is_f32 = false;        // else BF16
+  bool d_is_codes = false;      // E4M3 with a scale a row
+  bool d_aligned = true;        // address and leading dimension multiples of 16 bytes
+  bool norm = false;            // in the kernel
+  std::int64_t norm_block = 0;  // columns that share its statistics; 0: whole rows
   Residual residual = Residual::none;
   int sm_count = 132;  // of an H100 or H200 SXM
 };

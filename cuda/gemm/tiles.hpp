@@ -20,7 +20,7 @@ enum class Product : std::uint8_t {
 enum class Store : std::uint8_t {
   tma,     // BF16 through shared memory and the tensor memory accelerator
   direct,  // FP32 or BF16 at run time, element by element: any n, any leading dimension
-  norm,    // as tma, behind a norm over the whole row: n is at most the tile's
+  norm,    // as tma, behind a norm: over the whole row, where n is at most the tile's, or over blocks that divide it
 };
 
 enum class Schedule : std::uint8_t { plain, pingpong, cooperative };
@@ -81,6 +81,9 @@ constexpr int tile_index(const char* name) {
   }
   return -1;
 }
+
+// Columns whose squares the norm kernels sum before anything else: their blocks have a multiple of them.
+inline constexpr int kNormStep = 64;
 
 constexpr int bytes_of(Product product) { return product == Product::bf16 ? 2 : 1; }
 

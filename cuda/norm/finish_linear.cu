@@ -1,6 +1,9 @@
 // What follows the product, in one pass over each row: bias, residual, norm, activation, and the output as FP32, BF16
 // or eight-bit codes with the row's scale. A row that fits into its threads' registers (8,192 columns) is read once and
-// written once; the rest of a longer one lies in z between the steps.
+// written once; the rest of a longer one lies in z between the steps. A product in BF16 is never written, which would
+// round it again: what does not fit is computed again from it.
+#include <type_traits>
+
 #include "activation.hpp"
 #include "device/device.hpp"
 #include "device/launch.cuh"
@@ -11,8 +14,10 @@
 namespace octavo::cuda {
 namespace {
 
+// Z float: the product. BF16: what the norm sees, so that bias, saved and a residual before the norm are null.
+template <class Z>
 struct Rows {
-  float* z;
+  Z* z;
   std::int64_t rows, ld;
   int cols, span;                   // span: columns that share a mean and a mean square
   bool z_aligned, vectors_aligned;  // vectors: bias, norm weight, norm bias
@@ -29,12 +34,9 @@ struct Rows {
   float* scale;
 };
 
-template <int kLanes, int kKept>
-using Span = RowSpan<float, kLanes, kKept>;
-
 // z + bias [+ residual], which is what the norm sees.
 template <int kLanes, int kKept>
-__device__ void prepare(const Rows& a, std::int64_t row, Span<kLanes, kKept>& span, bool aligned) {
+__device__ void prepare(const Rows<float>& a, std::int64_t row, RowSpan<float, kLanes, kKept>& span, bool aligned) {
   const bool before = a.residual.data != nullptr && a.residual_before;
   if (a.bias == nullptr && !before && a.saved.data == nullptr) return;
   span.update([&](int at, int count, float (&v)[kColumns]) {
@@ -57,8 +59,8 @@ struct Moments {
   float mean = 0.0f, inverse = 1.0f;  // inverse: of the root of the mean square
 };
 
-template <int kLanes, int kKept>
-__device__ Moments moments_of(const Rows& a, Span<kLanes, kKept>& span, float columns) {
+template <class Z, int kLanes, int kKept>
+__device__ Moments moments_of(const Rows<Z>& a, RowSpan<Z, kLanes, kKept>& span, float columns) {
   Moments m;
   if (a.norm == NormKind::none) return m;
   if (a.norm == NormKind::layer) {
@@ -82,8 +84,9 @@ __device__ Moments moments_of(const Rows& a, Span<kLanes, kKept>& span, float co
 }
 
 // act(norm(v)) [+ residual] of one step.
-__device__ inline void finish(const Rows& a, std::int64_t row, const Moments& m, int at, int count, bool aligned,
-                              float (&v)[kColumns]) {
+template <class Z>
+__device__ void finish(const Rows<Z>& a, std::int64_t row, const Moments& m, int at, int count, bool aligned,
+                       float (&v)[kColumns]) {
   float other[kColumns];
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) v[j] = (v[j] - m.mean) * m.inverse;
@@ -105,104 +108,128 @@ __device__ inline void finish(const Rows& a, std::int64_t row, const Moments& m,
   }
 }
 
-template <int kLanes, int kKept>
-__global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_constant__ Rows a) {
+template <class Z, int kLanes, int kKept>
+__global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_constant__ Rows<Z> a) {
+  constexpr bool kExact = std::is_same_v<Z, float>;
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
   const std::int64_t row = is_row ? group : a.rows - 1;
-  float* z = a.z + row * a.ld;
-  const bool many = a.span < a.cols;
-  Magnitude magnitude;
-  Span<kLanes, kKept> span;
-  int begin = 0;
-  do {
-    const bool aligned = begin % kColumns == 0;
-    const int end = a.cols - begin < a.span ? a.cols : begin + a.span;
-    span.row = z;
+  RowSpan<Z, kLanes, kKept> span;
+  span.row = a.z + row * a.ld;
+  const auto set_span = [&](int begin) {
     span.begin = begin;
     // Lanes without a row have no columns either: what they would write back belongs to another group.
-    span.end = is_row ? end : begin;
-    span.aligned = aligned && a.z_aligned;
+    span.end = !is_row ? begin : a.cols - begin < a.span ? a.cols : begin + a.span;
+    span.aligned = begin % kColumns == 0 && a.z_aligned;
     span.load();
-    prepare<kLanes, kKept>(a, row, span, aligned);
-    const Moments m = moments_of<kLanes, kKept>(a, span, static_cast<float>(end - begin));
-    if (a.codes == nullptr) {
+  };
+  // visit(statistics, whether the span starts at a multiple of kColumns), of each span of the row.
+  const auto each_span = [&](auto visit) {
+    int begin = 0;
+    do {
+      const bool aligned = begin % kColumns == 0;
+      const int columns = a.cols - begin < a.span ? a.cols - begin : a.span;
+      set_span(begin);
+      if constexpr (kExact) prepare<kLanes, kKept>(a, row, span, aligned);
+      visit(moments_of<Z, kLanes, kKept>(a, span, static_cast<float>(columns)), aligned);
+      begin += columns;
+    } while (begin < a.cols);
+  };
+  if (a.codes == nullptr) {
+    each_span([&](const Moments& m, bool aligned) {
       span.each([&](int at, int count, float (&v)[kColumns]) {
         finish(a, row, m, at, count, aligned, v);
         a.y.store(row, at, count, v);
       });
-    } else {
-      span.update([&](int at, int count, float (&v)[kColumns]) {
-        finish(a, row, m, at, count, aligned, v);
+    });
+    return;
+  }
+  const bool many = a.span < a.cols;
+  Magnitude magnitude;
+  each_span([&](const Moments& m, bool aligned) {
+    const auto finished = [&](int at, int count, float (&v)[kColumns]) {
+      finish(a, row, m, at, count, aligned, v);
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          v[j] = j < count ? v[j] : 0.0f;
-          magnitude.add(v[j]);
-        }
-        if (many) store_columns(z + at, count, aligned && a.z_aligned, v);
-      });
-    }
-    begin = end;
-  } while (begin < a.cols);
-  if (a.codes == nullptr) return;
+      for (int j = 0; j < kColumns; ++j) {
+        v[j] = j < count ? v[j] : 0.0f;
+        magnitude.add(v[j]);
+      }
+      if constexpr (kExact)
+        if (many) store_columns(span.row + at, count, span.aligned, v);
+    };
+    if constexpr (kExact)
+      span.update(finished);
+    else
+      span.each(finished);  // stays in the registers
+  });
   RowScale s = row_scale(__uint_as_float(max_group<kLanes>(magnitude.largest)), a.format, false);
   if (a.format == DType::i8 && max_group<kLanes>(magnitude.nan) != 0) s.scale = __uint_as_float(0x7fc00000u);
-  if (!is_row) return;
-  if (threadIdx.x % kLanes == 0) a.scale[row] = s.scale;
+  if (is_row && threadIdx.x % kLanes == 0) a.scale[row] = s.scale;
   const auto encode = [&](int at, int count, float (&v)[kColumns]) {
     store_codes(a.codes + row * a.codes_ld + at, encode_columns(v, s.multiplier, a.format), count,
                 a.codes_aligned && at % kColumns == 0);
   };
-  if (!many) {
+  if (!many && (kExact || a.cols <= kLanes * kKept * kColumns)) {
     span.each(encode);
-    return;
+  } else if constexpr (kExact) {
+    // Spans cut the row elsewhere than its threads' steps do: each thread reads back what it wrote.
+    for (int begin = 0; begin < a.cols; begin += a.span) {
+      set_span(begin);
+      span.each(encode);
+    }
+  } else {
+    each_span([&](const Moments& m, bool aligned) {
+      span.each([&](int at, int count, float (&v)[kColumns]) {
+        finish(a, row, m, at, count, aligned, v);
+        encode(at, count, v);
+      });
+    });
   }
-  // Spans cut the row elsewhere than its threads' steps do: each thread reads back what it wrote.
-  for (begin = 0; begin < a.cols; begin += a.span) {
-    span.begin = begin;
-    span.end = a.cols - begin < a.span ? a.cols : begin + a.span;
-    span.aligned = begin % kColumns == 0 && a.z_aligned;
-    span.load();
-    span.each(encode);
-  }
+}
+
+template <class Z>
+Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaStream_t stream, float* y_scale) {
+  constexpr bool kExact = std::is_same_v<Z, float>;
+  const bool is_codes = y.dtype != DType::f32 && y.dtype != DType::bf16;
+  const int cols = static_cast<int>(y.cols);
+  const bool has_norm = e.norm != NormKind::none;
+  const Rows<Z> rows{static_cast<Z*>(z.data),
+                     y.rows,
+                     z.row_stride,
+                     cols,
+                     e.norm == NormKind::block && e.norm_block < cols ? static_cast<int>(e.norm_block) : cols,
+                     float_matrix(z).aligned,
+                     is_aligned(e.bias, 0) && is_aligned(e.norm_weight, 0) && is_aligned(e.norm_bias, 0),
+                     kExact ? e.bias : nullptr,
+                     has_norm ? e.norm_weight : nullptr,
+                     has_norm ? e.norm_bias : nullptr,
+                     e.norm,
+                     e.last_activation(),
+                     e.eps,
+                     float_matrix(kExact || !e.residual_before_norm ? e.residual : MatrixView{}),
+                     float_matrix(kExact ? e.saved : MatrixView{}),
+                     float_matrix(y),
+                     e.residual_before_norm,
+                     is_codes ? static_cast<std::uint8_t*>(y.data) : nullptr,
+                     y.row_stride,
+                     reinterpret_cast<std::uintptr_t>(y.data) % 8 == 0 && (y.rows == 1 || y.row_stride % 8 == 0),
+                     y.dtype,
+                     y_scale};
+  return with_row_groups(rows.span, [&]<int kLanes, int kKept>() {
+    return launch("finish_linear", finish_rows<Z, kLanes, kKept>, dim3(row_blocks<kLanes>(rows.rows)), kRowThreads, 0,
+                  stream, rows);
+  });
 }
 
 }  // namespace
 
-Status finish_linear(float* z, std::int64_t ld, const Epilogue& e, const MatrixView& y, cudaStream_t stream,
+Status finish_linear(const MatrixView& z, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
                      float* y_scale) {
   if (y.rows == 0 || y.cols == 0) return {};
   if (y.rows > kMostRows || y.cols > kMostColumns)
     return Status::unsupported("linear: the CUDA epilogue takes up to 2^31 - 1 rows and 2^30 columns; split the batch");
-  const bool is_codes = y.dtype != DType::f32 && y.dtype != DType::bf16;
-  const int cols = static_cast<int>(y.cols);
-  const bool has_norm = e.norm != NormKind::none;
-  const Rows rows{z,
-                  y.rows,
-                  ld,
-                  cols,
-                  e.norm == NormKind::block && e.norm_block < cols ? static_cast<int>(e.norm_block) : cols,
-                  is_aligned(z, y.rows > 1 ? ld * 4 : 0),
-                  is_aligned(e.bias, 0) && is_aligned(e.norm_weight, 0) && is_aligned(e.norm_bias, 0),
-                  e.bias,
-                  has_norm ? e.norm_weight : nullptr,
-                  has_norm ? e.norm_bias : nullptr,
-                  e.norm,
-                  e.last_activation(),
-                  e.eps,
-                  float_matrix(e.residual),
-                  float_matrix(e.saved),
-                  float_matrix(y),
-                  e.residual_before_norm,
-                  is_codes ? static_cast<std::uint8_t*>(y.data) : nullptr,
-                  y.row_stride,
-                  reinterpret_cast<std::uintptr_t>(y.data) % 8 == 0 && (y.rows == 1 || y.row_stride % 8 == 0),
-                  y.dtype,
-                  y_scale};
-  return with_row_groups(rows.span, [&]<int kLanes, int kKept>() {
-    return launch("finish_linear", finish_rows<kLanes, kKept>, dim3(row_blocks<kLanes>(rows.rows)), kRowThreads, 0,
-                  stream, rows);
-  });
+  return z.dtype == DType::f32 ? finish<float>(z, epilogue, y, stream, y_scale)
+                               : finish<__nv_bfloat16>(z, epilogue, y, stream, y_scale);
 }
 
 }  // namespace octavo::cuda

@@ -60,6 +60,7 @@ class Kernel:
     device: Device
     numerics: Numerics
     product: DType
+    norm_input: DType
     tolerance: float
     takes_codes: bool
     only_measured: bool
@@ -468,6 +469,7 @@ def rank_gemm_tiles(
     d_aligned: bool = True,
     norm: bool = False,
     residual: bool = False,
+    norm_block: int = 0,
 ) -> list[tuple[str, float]]: ...
 def keep_gemm_times(
     us: Mapping[str, float],
@@ -482,7 +484,7 @@ def keep_gemm_times(
 def forget_gemm_times() -> None: ...
 
 # Only in builds with CUDA.
-def refused_by_cutlass(tile: str, m: int, n: int, k: int) -> str: ...
+def refused_by_cutlass(tile: str, m: int, n: int, k: int, norm_block: int = 0) -> str: ...
 def run_gemm_tile(
     tile: str,
     m: int,

@@ -145,6 +145,7 @@ TEST(TileChoice, RefusalsNameTheirReason) {
   EXPECT_EQ(with([](TileRequest& r) { r.k = 72; }), "rows of x must be multiples of 16 bytes");
   EXPECT_EQ(with([](TileRequest& r) { r.d_is_f32 = true; }), "writes BF16");
   EXPECT_EQ(with([](TileRequest& r) { r.norm = true; }), "has no norm");
+  EXPECT_EQ(with([](TileRequest& r) { r.d_is_codes = true; }), "writes codes behind a norm only");
   EXPECT_EQ(with([](TileRequest& r) { r.m = 0; }), "nothing to multiply");
   EXPECT_EQ(with([](TileRequest& r) { r.m = std::int64_t{1} << 31; }), "takes sizes up to 2^31 - 1");
   EXPECT_EQ(tile_refusal(norm, request), "always has a norm");
@@ -152,6 +153,16 @@ TEST(TileChoice, RefusalsNameTheirReason) {
   EXPECT_EQ(tile_refusal(norm, request), "");
   request.n = 136;
   EXPECT_EQ(tile_refusal(norm, request), "n does not fit one tile");
+  request.norm_block = 64;
+  EXPECT_EQ(tile_refusal(norm, request), "");
+  request.d_is_codes = true;  // the scale is the row's
+  EXPECT_EQ(tile_refusal(norm, request), "n does not fit one tile");
+  request.n = 128;
+  EXPECT_EQ(tile_refusal(norm, request), "");
+  for (const std::int64_t block : {32, 96, 192, 256}) {
+    request.norm_block = block;
+    EXPECT_EQ(tile_refusal(norm, request), "the norm's blocks do not divide its tile");
+  }
 }
 
 TEST(Slices, CoverTheRowsOnceAndFillTheMultiprocessors) {

@@ -45,18 +45,27 @@ def test_norms_are_in_the_kernel_up_to_its_columns() -> None:
             assert all(TILES[name]["store"] == "norm" and TILES[name]["shape"][1] >= n for name, _ in ranked)
 
 
+@pytest.mark.parametrize("block", [64, 128, 256])
+def test_norms_over_blocks_of_columns_take_any_number_of_them(block: int) -> None:
+    for product, m, n in itertools.product(FORWARD, ROWS, SIZES):
+        ranked = _core.rank_gemm_tiles(product, m, n, 512, norm=True, norm_block=block)
+        assert bool(ranked) == (block < 256 or product != "e4m3"), (product, m, n)
+        assert all(TILES[name]["store"] == "norm" and TILES[name]["shape"][1] % block == 0 for name, _ in ranked)
+
+
 def test_words_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="product: found 'fp4'"):
         _core.rank_gemm_tiles("fp4", 1, 8, 16)
 
 
 @with_cuda
-@pytest.mark.parametrize("options", [{}, {"d_is_f32": True}, {"norm": True}])
-def test_cutlass_takes_what_is_chosen(options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("options", [{}, {"d_is_f32": True}, {"norm": True}, {"norm": True, "norm_block": 128}])
+def test_cutlass_takes_what_is_chosen(options: dict[str, int]) -> None:
     for product, m, n, k in itertools.product(FORWARD, ROWS, (*SIZES, 13), SIZES):
         depth = _padded(k, product)
         for name, _ in _core.rank_gemm_tiles(product, m, n, depth, **options):
-            assert _core.refused_by_cutlass(name, m, n, depth) == "", (name, m, n, depth)
+            refusal = _core.refused_by_cutlass(name, m, n, depth, options.get("norm_block", 0))
+            assert refusal == "", (name, m, n, depth)
 
 
 @with_cuda

@@ -85,7 +85,7 @@ struct LinearArgs {
   MatrixView y;                    // [M, N] f32, bf16, or e4m3 or i8 codes with y_scale
   void* stream = nullptr;          // CUDA only
   const float* x_scale = nullptr;  // [M], as quantize gives it
-  float* y_scale = nullptr;        // [M]; codes and scales are those quantize would give for the FP32 output
+  float* y_scale = nullptr;        // [M]; y is quantize's of the FP32 output (CUDA, norms: of one as near as BF16's)
 };
 
 using LinearLauncher = Status (*)(const LinearArgs&);

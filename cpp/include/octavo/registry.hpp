@@ -61,10 +61,11 @@ struct KernelInfo {
   std::string library = "octavo";
   Device device = Device::cpu;
   Numerics numerics = Numerics::fp32;  // linear, its gradients and pairwise_dots
-  DType product = DType::f32;  // linear and its gradients: what the product is rounded to before anything follows
-  double tolerance = 1e-5;     // of FP32 outputs' largest element, to qualify: what the kernel's sums keep
-  bool takes_codes = false;    // linear only: x and y may be eight-bit codes with a scale per row
-  std::string formats;         // others: what the kernel reads and writes, in words
+  DType product = DType::f32;     // linear and its gradients: what the product is rounded to before anything follows
+  DType norm_input = DType::f32;  // linear, y not FP32: what norms that take no mean off may see rounded, then y again
+  double tolerance = 1e-5;        // of FP32 outputs' largest element, to qualify: what the kernel's sums keep
+  bool takes_codes = false;       // linear only: x and y may be eight-bit codes with a scale per row
+  std::string formats;            // others: what the kernel reads and writes, in words
   bool deterministic = true;
   bool only_measured = false;  // chosen only for problems it was timed on: its first calls are slow (it compiles)
   CostPrior cost;

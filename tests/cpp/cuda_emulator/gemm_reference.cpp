@@ -1,11 +1,13 @@
 #include "gemm_reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "activation.hpp"
 #include "gemm/layers.hpp"
 #include "octavo/float8.hpp"
+#include "octavo/quantize.hpp"
 
 namespace octavo::testing {
 namespace {
@@ -48,14 +50,18 @@ void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
     if (g.residual.data != nullptr && g.residual_first) z[c] += element(g.residual, row, c);
   }
   if (g.norm != NormKind::none) {
-    double mean = 0, squares = 0;
-    if (g.norm == NormKind::layer)
-      for (const double v : z) mean += v / g.n;
-    for (const double v : z) squares += (v - mean) * (v - mean) / g.n;
-    for (int c = 0; c < g.n; ++c) {
-      z[c] = (z[c] - mean) / std::sqrt(squares + g.eps);
-      if (g.norm_weight != nullptr) z[c] *= g.norm_weight[c];
-      if (g.norm_bias != nullptr) z[c] += g.norm_bias[c];
+    const int block = g.norm_block == 0 ? g.n : g.norm_block;
+    for (int begin = 0; begin < g.n; begin += block) {
+      const int end = std::min(begin + block, g.n);
+      double mean = 0, squares = 0;
+      if (g.norm == NormKind::layer)
+        for (int c = begin; c < end; ++c) mean += z[c] / (end - begin);
+      for (int c = begin; c < end; ++c) squares += (z[c] - mean) * (z[c] - mean) / (end - begin);
+      for (int c = begin; c < end; ++c) {
+        z[c] = (z[c] - mean) / std::sqrt(squares + g.eps);
+        if (g.norm_weight != nullptr) z[c] *= g.norm_weight[c];
+        if (g.norm_bias != nullptr) z[c] += g.norm_bias[c];
+      }
     }
   }
   for (int c = 0; c < g.n; ++c) {
@@ -90,10 +96,19 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
             sum * (g.x_scale == nullptr ? 1.0 : g.x_scale[r]) * (g.w_scale == nullptr ? 1.0 : g.w_scale[c]);
       }
       finish_row(g, r, z);
+      ScalePair scale{};
+      if (g.d_dtype == DType::e4m3) {
+        float largest = 0;
+        for (const double v : z) largest = std::max(largest, std::fabs(static_cast<float>(v)));
+        scale = scale_for(largest, DType::e4m3, false);
+        g.d_scale[r] = scale.scale;
+      }
       for (std::int64_t c = 0; c < g.n; ++c) {
         const std::int64_t to = b * g.d_batch + r * g.ldd + c;
         const auto value = static_cast<float>(z[static_cast<std::size_t>(c)]);
-        if (g.d_dtype == DType::f32)
+        if (g.d_dtype == DType::e4m3)
+          static_cast<std::uint8_t*>(g.d)[to] = encode_e4m3(value * scale.multiplier);
+        else if (g.d_dtype == DType::f32)
           static_cast<float*>(g.d)[to] = value;
         else
           static_cast<std::uint16_t*>(g.d)[to] = encode_bf16(value);

@@ -130,7 +130,7 @@ void check_forward(const Case& c) {
     Epilogue e = l.epilogue;
     if (c.affine) e.bias = l.bias.data();
     e.saved = saved;
-    ASSERT_TRUE(cuda::finish_linear(z.f32.data(), c.ld, e, y, nullptr, scale).ok());
+    ASSERT_TRUE(cuda::finish_linear(z.view(), e, y, nullptr, scale).ok());
   };
   Matrix y(c.m, c.n, c.residual, DType::f32), saved(c.m, c.n, 1, DType::f32);
   run(y.view(), saved.view(), nullptr);
@@ -156,6 +156,36 @@ void check_forward(const Case& c) {
     ASSERT_TRUE(Registry::instance().find("cpu.generic.quantize")->run.quantize(args).ok());
     ASSERT_EQ(scale, want_scale);
     ASSERT_EQ(codes, want_codes);
+  }
+
+  // What the norm sees in BF16, left as it is, gives the bits that the same numbers in FP32 give.
+  Matrix seen(c.m, c.n, c.ld - c.n, DType::bf16, want_saved.f32), copy = seen;
+  Floats widened;
+  for (std::int64_t r = 0; r < c.m; ++r)
+    for (std::int64_t i = 0; i < c.n; ++i) widened.push_back(seen.at(r, i));
+  Epilogue with_all = l.epilogue, rest = l.epilogue;
+  with_all.bias = l.bias.data();
+  if (rest.residual_before_norm) rest.residual = {};
+  const auto both = [&](const MatrixView& narrow, const MatrixView& wide, float* narrow_scale, float* wide_scale) {
+    Matrix z(c.m, c.n, 0, DType::f32, widened);
+    ASSERT_TRUE(cuda::finish_linear(seen.view(), with_all, narrow, nullptr, narrow_scale).ok());
+    ASSERT_TRUE(cuda::finish_linear(z.view(), rest, wide, nullptr, wide_scale).ok());
+    ASSERT_EQ(seen.bf16, copy.bf16);
+  };
+  for (const DType type : {DType::f32, DType::bf16}) {
+    Matrix found(c.m, c.n, 1, type), wanted(c.m, c.n, 1, type);
+    both(found.view(), wanted.view(), nullptr, nullptr);
+    ASSERT_EQ(found.f32, wanted.f32);
+    ASSERT_EQ(found.bf16, wanted.bf16);
+  }
+  for (const DType format : {DType::e4m3, DType::i8}) {
+    const auto m = static_cast<std::size_t>(c.m);
+    std::vector<std::uint8_t> found(exact.size()), wanted(exact.size());
+    Floats scale(m, -1.0f), wanted_scale(m);
+    both({found.data(), c.m, c.n, c.n, format}, {wanted.data(), c.m, c.n, c.n, format}, scale.data(),
+         wanted_scale.data());
+    ASSERT_EQ(scale, wanted_scale);
+    ASSERT_EQ(found, wanted);
   }
 }
 
@@ -186,8 +216,8 @@ TEST(CudaFinishLinear, AnyWidth) {
 
 TEST(CudaFinishLinear, EmptyIsNothing) {
   Epilogue e;
-  EXPECT_TRUE(cuda::finish_linear(nullptr, 0, e, {nullptr, 0, 5, 5, DType::f32}, nullptr).ok());
-  EXPECT_TRUE(cuda::finish_linear(nullptr, 0, e, {nullptr, 5, 0, 0, DType::f32}, nullptr).ok());
+  EXPECT_TRUE(cuda::finish_linear({}, e, {nullptr, 0, 5, 5, DType::f32}, nullptr).ok());
+  EXPECT_TRUE(cuda::finish_linear({}, e, {nullptr, 5, 0, 0, DType::f32}, nullptr).ok());
 }
 
 struct Gradients {
