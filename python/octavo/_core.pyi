@@ -443,6 +443,7 @@ def pairwise_dots(
     out_batch_stride: int,
     out_row_stride: int,
     out_dtype: int,
+    stream: int = 0,
 ) -> None: ...
 
 # --- cuda ---
