@@ -38,7 +38,7 @@ LayerPlan plan_layer(const LayerRequest& r) {
   const bool codes = size_of(r.y) == 1;
 
   TileRequest request = tile_request(r);
-  if (!r.saved) {  // else the product is wanted beside y
+  if (!r.saved && !r.residual_rows) {  // else the product is wanted beside y, or finish_linear's way to the residual
     TileRequest whole = request;
     whole.d_is_f32 = codes || r.y == DType::f32;
     whole.d_aligned = r.y_aligned;

@@ -74,6 +74,7 @@ struct Layer {
     request.norm = e.norm;
     request.norm_block = e.norm_block;
     request.residual = residual_of(e.residual);
+    request.residual_rows = e.residual_rows != nullptr;
     request.y_aligned = rows_are_aligned(y.data, ld_of(y) * static_cast<std::int64_t>(size_of(y.dtype)));
     request.saved = e.saved.data != nullptr;
     request.sm_count = device_info().multiprocessors;

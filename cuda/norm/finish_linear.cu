@@ -22,6 +22,8 @@ struct Rows {
   float eps;
   FloatMatrix residual, saved, y;
   bool residual_before;
+  const std::int64_t* residual_rows;  // null: every row has its own
+  std::int64_t residual_count;
   std::uint8_t* codes;  // null: y is written
   std::int64_t codes_ld;
   bool codes_aligned;
@@ -32,9 +34,22 @@ struct Rows {
 template <int kLanes, int kKept>
 using Span = RowSpan<float, kLanes, kKept>;
 
+// Which row of the residual a row adds. One outside is not read: the row becomes NaN.
+struct ResidualRow {
+  std::int64_t index;
+  bool outside;
+};
+__device__ inline ResidualRow residual_row(const Rows& a, std::int64_t row) {
+  if (a.residual_rows == nullptr) return {row, false};
+  const std::int64_t named = a.residual_rows[row];
+  const bool outside = static_cast<std::uint64_t>(named) >= static_cast<std::uint64_t>(a.residual_count);
+  return {outside ? 0 : named, outside};
+}
+
 // z + bias [+ residual], which is what the norm sees.
 template <int kLanes, int kKept>
-__device__ void prepare(const Rows& a, std::int64_t row, Span<kLanes, kKept>& span, bool aligned) {
+__device__ void prepare(const Rows& a, std::int64_t row, const ResidualRow& residual, Span<kLanes, kKept>& span,
+                        bool aligned) {
   const bool before = a.residual.data != nullptr && a.residual_before;
   if (a.bias == nullptr && !before && a.saved.data == nullptr) return;
   span.update([&](int at, int count, float (&v)[kColumns]) {
@@ -45,7 +60,7 @@ __device__ void prepare(const Rows& a, std::int64_t row, Span<kLanes, kKept>& sp
       for (int j = 0; j < kColumns; ++j) v[j] += other[j];
     }
     if (before) {
-      a.residual.load(row, at, count, other);
+      a.residual.load(residual.index, at, count, other);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) v[j] += other[j];
     }
@@ -82,8 +97,8 @@ __device__ Moments moments_of(const Rows& a, Span<kLanes, kKept>& span, float co
 }
 
 // act(norm(v)) [+ residual] of one step.
-__device__ inline void finish(const Rows& a, std::int64_t row, const Moments& m, int at, int count, bool aligned,
-                              float (&v)[kColumns]) {
+__device__ inline void finish(const Rows& a, const ResidualRow& residual, const Moments& m, int at, int count,
+                              bool aligned, float (&v)[kColumns]) {
   float other[kColumns];
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) v[j] = (v[j] - m.mean) * m.inverse;
@@ -99,10 +114,13 @@ __device__ inline void finish(const Rows& a, std::int64_t row, const Moments& m,
   }
   activate_all<kColumns>(v, a.activation);
   if (a.residual.data != nullptr && !a.residual_before) {
-    a.residual.load(row, at, count, other);
+    a.residual.load(residual.index, at, count, other);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) v[j] += other[j];
   }
+  if (residual.outside)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) v[j] = __uint_as_float(0x7fc00000u);
 }
 
 template <int kLanes, int kKept>
@@ -110,6 +128,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
   const std::int64_t row = is_row ? group : a.rows - 1;
+  const ResidualRow residual = residual_row(a, row);
   float* z = a.z + row * a.ld;
   const bool many = a.span < a.cols;
   Magnitude magnitude;
@@ -124,16 +143,16 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
     span.end = is_row ? end : begin;
     span.aligned = aligned && a.z_aligned;
     span.load();
-    prepare<kLanes, kKept>(a, row, span, aligned);
+    prepare<kLanes, kKept>(a, row, residual, span, aligned);
     const Moments m = moments_of<kLanes, kKept>(a, span, static_cast<float>(end - begin));
     if (a.codes == nullptr) {
       span.each([&](int at, int count, float (&v)[kColumns]) {
-        finish(a, row, m, at, count, aligned, v);
+        finish(a, residual, m, at, count, aligned, v);
         a.y.store(row, at, count, v);
       });
     } else {
       span.update([&](int at, int count, float (&v)[kColumns]) {
-        finish(a, row, m, at, count, aligned, v);
+        finish(a, residual, m, at, count, aligned, v);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           v[j] = j < count ? v[j] : 0.0f;
@@ -194,6 +213,8 @@ Status finish_linear(float* z, std::int64_t ld, const Epilogue& e, const MatrixV
                   float_matrix(e.saved),
                   float_matrix(y),
                   e.residual_before_norm,
+                  e.residual_rows,
+                  e.residual.rows,
                   is_codes ? static_cast<std::uint8_t*>(y.data) : nullptr,
                   y.row_stride,
                   reinterpret_cast<std::uintptr_t>(y.data) % 8 == 0 && (y.rows == 1 || y.row_stride % 8 == 0),

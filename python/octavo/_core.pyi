@@ -287,6 +287,8 @@ def linear(
     x_scale: int = 0,
     y_scale: int = 0,
     saved: int = 0,
+    residual_rows: int = 0,
+    residual_count: int = 0,
 ) -> None: ...
 
 # --- linear_backward.hpp ---

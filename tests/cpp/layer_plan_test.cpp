@@ -57,6 +57,7 @@ TEST(LayerPlan, NormsAreFusedWhereTheRowFitsOneTile) {
   EXPECT_EQ(route([](LayerRequest& r) { r.y_aligned = false; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::bf16; }), Route::in_steps);
   EXPECT_EQ(route([](LayerRequest& r) { r.saved = true; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::none, r.residual_rows = true; }), Route::in_steps);
 }
 
 TEST(LayerPlan, ARecordedLayerKeepsItsProduct) {

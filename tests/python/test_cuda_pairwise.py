@@ -1,4 +1,4 @@
-"""pairwise_dots on a device, through octavo.ops, against the CPU's (tests/cpp/cuda_emulator: its kernels on the CPU)."""
+"""pairwise_dots on a device, against the CPU's (tests/cpp/cuda_emulator: its kernels on the CPU)."""
 
 import warnings
 
