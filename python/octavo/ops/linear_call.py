@@ -161,45 +161,23 @@ def run(
     """The eager path of :func:`linear`, without gradients. ``kernel`` runs that one instead of the chosen one.
 
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
-    one is ``w.served``, which :func:`linear` asks first.
+    one is ``w.served``, which :func:`linear` asks first. CUDA kernels read ``residual_rows``, a CPU gathers them.
     """
     if residual_rows is not None:
-        return _run_with_rows(
-            x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel, out_format,
-            residual_rows,
-        )  # fmt: skip
-    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel, out_format)
+        check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
+        residual = expect_rows(residual, residual_rows, x, w)
+        if w.device.type != "cuda":
+            residual, residual_rows = gathered(residual, residual_rows), None
+    own = residual if residual_rows is None else None  # rows of x's shape
+    layer = layer_for(x, w, bias, norm, activation, own, residual_before_norm, out_dtype, out, kernel, out_format)
     if kernel is None:
         w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
+    prepared = layer.prepared if residual_rows is None else None
+    y = NotImplemented if prepared is None else prepared(cast(torch.Tensor, x), out, residual)
     if y is not NotImplemented:
         return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
-    return layer.launch(w, layer.prepared, x, out, residual)
-
-
-def _run_with_rows(
-    x: torch.Tensor | QuantizedTensor,
-    w: PackedWeight,
-    bias: torch.Tensor | None,
-    norm: Norm | None,
-    activation: str | None,
-    residual: torch.Tensor | None,
-    before: bool,
-    out_dtype: torch.dtype | None,
-    out: torch.Tensor | None,
-    kernel: _core.Kernel | None,
-    out_format: str | None,
-    rows: torch.Tensor,
-) -> torch.Tensor | QuantizedTensor:
-    """:func:`run` with row ``rows[i]`` of the residual for row i: CUDA kernels read it there, else it is gathered."""
-    check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
-    residual = expect_rows(residual, rows, x, w)
-    if w.device.type != "cuda":
-        residual = gathered(residual, rows)
-        return run(x, w, bias, norm, activation, residual, before, out_dtype, out, kernel, out_format=out_format)
-    layer = layer_for(x, w, bias, norm, activation, None, before, out_dtype, out, kernel, out_format)
-    return layer.launch(w, layer.prepared, x, out, residual, rows=rows)
+    check(x, w, bias, norm, activation, own, out_dtype, out, out_format)
+    return layer.launch(w, layer.prepared, x, out, residual, rows=residual_rows)
 
 
 def record(
