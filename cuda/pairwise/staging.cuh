@@ -57,13 +57,10 @@ struct StagedGroup {
   Element* to;
   __device__ StagedGroup(unsigned char* rows, int height, const Group& g)
       : to(reinterpret_cast<Element*>(rows + (g.sample * height + g.row) * kRowBytes) + g.column) {}
-  __device__ void put(int j, float value) const {
-    from_float(value, to + (across ? j * (kRowBytes / static_cast<int>(sizeof(Element))) : j));
-  }
   __device__ void put_all(const float (&v)[kColumns]) const {
     if constexpr (across) {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) put(j, v[j]);
+      for (int j = 0; j < kColumns; ++j) from_float(v[j], to + j * (kRowBytes / static_cast<int>(sizeof(Element))));
     } else {
       store_columns(to, kColumns, true, v);
     }
@@ -92,13 +89,12 @@ class Stager {
       for (int i = 0; i < kAtOnce; ++i)
         if (const Source s = source_of(first + i * kPairThreads); s.whole) load_columns(s.line, kColumns, true, v[i]);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int item = first + i * kPairThreads;
-        if (item >= p_.items) break;
-        const Source s = source_of(item);
-        const StagedGroup<Element, across> to(rows_, p_.height, s.group);
-        s.whole ? to.put_all(v[i]) : put_part(s, to);
-      }
+      for (int i = 0; i < kAtOnce; ++i)
+        if (const Source s = source_of(first + i * kPairThreads); s.whole) staged(s).put_all(v[i]);
+#pragma unroll 1
+      for (int i = 0; i < kAtOnce; ++i)
+        if (const int item = first + i * kPairThreads; item < p_.items)
+          if (const Source s = source_of(item); !s.whole) staged(s).put_all(Part(o_, s).v);
     }
   }
 
@@ -126,19 +122,20 @@ class Stager {
     return s;
   }
 
-  __device__ void put_part(const Source& s, const StagedGroup<Element, across>& to) const {
-    if (s.count == 0) {
-      to.put_all({});
-      return;
+  __device__ StagedGroup<Element, across> staged(const Source& s) const { return {rows_, p_.height, s.group}; }
+
+  // What is there of a group, zeros for the rest.
+  struct Part {
+    float v[kColumns];
+    __device__ Part(const PairOperand& o, const Source& s) {
+      if (!across && o.pairs != Pairs::all) {
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) v[j] = j < s.count ? triangle_at(o, s.line, s.row, s.column + j) : 0.0f;
+      } else {
+        load_columns(s.line, s.count, false, v);
+      }
     }
-#pragma unroll 1
-    for (int j = 0; j < kColumns; ++j) {
-      float value = 0.0f;
-      if (j < s.count)
-        value = o_.pairs == Pairs::all ? to_float(s.line[j]) : triangle_at(o_, s.line, s.row, s.column + j);
-      to.put(j, value);
-    }
-  }
+  };
 
   const PairOperand& o_;
   const Panel& p_;
