@@ -21,8 +21,8 @@ struct LayerRequest {
   std::int64_t norm_block = 256;
   Residual residual = Residual::none;
   bool residual_rows = false;  // of the residual are named by an index
-  bool y_aligned = true;  // as TileRequest::d_aligned
-  bool saved = false;     // a backward wants what the norm saw
+  bool y_aligned = true;       // as TileRequest::d_aligned
+  bool saved = false;          // a backward wants what the norm saw
   int sm_count = 132;
 };
 
