@@ -56,7 +56,8 @@ void bind_linear(py::module_& m) {
       [](KernelInfo& kernel, std::uintptr_t x, std::int64_t rows, std::int64_t x_stride, int x_dtype,
          const PackedWeight& weight, std::uintptr_t y, std::int64_t y_stride, int y_dtype, const Epilogue& epilogue,
          std::uintptr_t residual, std::int64_t residual_stride, int residual_dtype, bool residual_before_norm,
-         std::uintptr_t stream, std::uintptr_t x_scale, std::uintptr_t y_scale, std::uintptr_t saved) {
+         std::uintptr_t stream, std::uintptr_t x_scale, std::uintptr_t y_scale, std::uintptr_t saved,
+         std::uintptr_t residual_rows, std::int64_t residual_count) {
         if (kernel.run.linear == nullptr) throw py::value_error("linear: " + kernel.name + " is no linear kernel");
         LinearArgs args{matrix(x, rows, weight.k(), x_stride, static_cast<DType>(x_dtype)),
                         &weight,
@@ -65,9 +66,10 @@ void bind_linear(py::module_& m) {
                         reinterpret_cast<void*>(stream),
                         reinterpret_cast<const float*>(x_scale),
                         reinterpret_cast<float*>(y_scale)};
-        args.epilogue.residual =
-            matrix(residual, rows, weight.n(), residual_stride, static_cast<DType>(residual_dtype));
+        args.epilogue.residual = matrix(residual, residual_rows == 0 ? rows : residual_count, weight.n(),
+                                        residual_stride, static_cast<DType>(residual_dtype));
         args.epilogue.residual_before_norm = residual_before_norm;
+        args.epilogue.residual_rows = reinterpret_cast<const std::int64_t*>(residual_rows);
         args.epilogue.saved = matrix(saved, rows, weight.n(), weight.n(), static_cast<DType>(y_dtype));
         ++kernel.calls;
         run_released([&] { return kernel.run.linear(args); });
@@ -75,7 +77,8 @@ void bind_linear(py::module_& m) {
       py::arg("kernel"), py::arg("x"), py::arg("m"), py::arg("x_stride"), py::arg("x_dtype"), py::arg("weight"),
       py::arg("y"), py::arg("y_stride"), py::arg("y_dtype"), py::arg("epilogue"), py::arg("residual"),
       py::arg("residual_stride"), py::arg("residual_dtype"), py::arg("residual_before_norm"), py::arg("stream") = 0,
-      py::arg("x_scale") = 0, py::arg("y_scale") = 0, py::arg("saved") = 0);
+      py::arg("x_scale") = 0, py::arg("y_scale") = 0, py::arg("saved") = 0, py::arg("residual_rows") = 0,
+      py::arg("residual_count") = 0);
 }
 
 }  // namespace octavo::bindings

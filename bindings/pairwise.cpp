@@ -26,7 +26,8 @@ void bind_pairwise(py::module_& m) {
   m.def(
       "pairwise_dots",
       [](KernelInfo& kernel, std::int64_t batch, const Operand& x, int x_pairs, const Operand& y, int pairs,
-         std::uintptr_t out, std::int64_t out_batch_stride, std::int64_t out_row_stride, int out_dtype) {
+         std::uintptr_t out, std::int64_t out_batch_stride, std::int64_t out_row_stride, int out_dtype,
+         std::uintptr_t stream) {
         if (kernel.run.pairwise_dots == nullptr)
           throw py::value_error("pairwise_dots: " + kernel.name + " is no kernel of this op");
         PairwiseArgs args;
@@ -39,11 +40,13 @@ void bind_pairwise(py::module_& m) {
         args.out_batch_stride = out_batch_stride;
         args.out_row_stride = out_row_stride;
         args.out_dtype = static_cast<DType>(out_dtype);
+        args.stream = reinterpret_cast<void*>(stream);
         ++kernel.calls;
         run_released([&] { return kernel.run.pairwise_dots(args); });
       },
       py::arg("kernel"), py::arg("batch"), py::arg("x"), py::arg("x_pairs"), py::arg("y"), py::arg("pairs"),
-      py::arg("out"), py::arg("out_batch_stride"), py::arg("out_row_stride"), py::arg("out_dtype"));
+      py::arg("out"), py::arg("out_batch_stride"), py::arg("out_row_stride"), py::arg("out_dtype"),
+      py::arg("stream") = 0);
 }
 
 }  // namespace octavo::bindings

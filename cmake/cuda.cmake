@@ -51,7 +51,8 @@ add_cuda_kernels(octavo_cuda_sm90 SOURCES ${octavo_gemm_sources} ARCHITECTURES 9
 target_include_directories(octavo_cuda_sm90 SYSTEM PRIVATE ${OCTAVO_CUTLASS_DIR}/include
                            ${OCTAVO_CUTLASS_DIR}/tools/util/include)
 # The SIMT kernels round each operation once, as the CPU's do, and share its codecs, which are C++20.
-file(GLOB simt_sources CONFIGURE_DEPENDS cuda/quantize/*.cu cuda/norm/*.cu cuda/embedding/*.cu)
+file(GLOB simt_sources CONFIGURE_DEPENDS cuda/quantize/*.cu cuda/norm/*.cu cuda/embedding/*.cu
+     cuda/pairwise/*.cu)
 add_cuda_kernels(octavo_cuda_simt SOURCES ${simt_sources} cuda/gemm/sum_slices.cu ARCHITECTURES 80-real 90-real 90-virtual)
 set_target_properties(octavo_cuda_simt PROPERTIES CUDA_STANDARD 20)
 target_include_directories(octavo_cuda_simt PRIVATE cpp/src)

@@ -6,6 +6,7 @@
 #include "octavo/embedding.hpp"
 #include "octavo/linear.hpp"
 #include "octavo/linear_backward.hpp"
+#include "octavo/pairwise.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo::cuda {
@@ -56,5 +57,9 @@ Status sum_slices(const float* parts, std::int64_t count, std::int64_t stride, s
 Status bag_forward(const BagForwardArgs& args);
 Status row_lookup(const RowLookupArgs& args);
 Status bag_backward(const BagBackwardArgs& args);
+
+// cuda/pairwise/pairwise_dots.cu
+Status pairwise_dots_fp32(const PairwiseArgs& args);
+Status pairwise_dots_bf16(const PairwiseArgs& args);
 
 }  // namespace octavo::cuda

@@ -45,6 +45,17 @@ void register_cuda_kernels(Registry& registry) {
   backward.formats = std::string(kRowFormats) + "float32";
   backward.run.bag_backward = cuda::bag_backward;
   (void)registry.add(backward);
+
+  KernelInfo pairs = simt_row("cuda.sm80.pairwise_dots.fp32", Op::pairwise_dots, 5.0);
+  pairs.numerics = Numerics::fp32;
+  pairs.formats = "fp32";
+  pairs.run.pairwise_dots = cuda::pairwise_dots_fp32;
+  (void)registry.add(pairs);
+  pairs.name = "cuda.sm80.pairwise_dots.bf16";
+  pairs.numerics = Numerics::bf16;
+  pairs.formats = "bf16";
+  pairs.run.pairwise_dots = cuda::pairwise_dots_bf16;
+  (void)registry.add(pairs);
 }
 
 }  // namespace octavo

@@ -75,9 +75,14 @@ Status validate(const LinearArgs& args, Numerics numerics) {
   }
   if (e.residual.data != nullptr) {
     if (!is_float(e.residual.dtype)) return Status::invalid("linear: residual must be float32 or bfloat16");
-    if (e.residual.rows != args.y.rows || e.residual.cols != args.y.cols)
+    const bool shared = e.residual_rows != nullptr;
+    if (shared && e.residual.rows == 0 && args.y.rows > 0)
+      return Status::invalid("linear: residual has no rows, but residual_rows names some");
+    if ((!shared && e.residual.rows != args.y.rows) || e.residual.cols != args.y.cols)
       return Status::invalid("linear: residual is " + shape(e.residual) + ", expected " + shape(args.y));
   }
+  if (e.residual_rows != nullptr && (e.residual.data == nullptr || e.saved.data != nullptr))
+    return Status::invalid("linear: residual_rows needs a residual, and cannot be recorded for a backward");
   if (e.saved.data != nullptr &&
       (e.saved.dtype != args.y.dtype || e.saved.rows != args.y.rows || e.saved.cols != args.y.cols))
     return Status::invalid("linear: saved is " + shape(e.saved) + ", expected " + shape(args.y) + " of out's type");

@@ -8,6 +8,11 @@ namespace octavo {
 
 std::int64_t PairwiseArgs::rows() const { return x_pairs == Pairs::all ? x.rows : y.cols; }
 
+bool PairwiseArgs::is_symmetric() const {
+  return x_pairs == Pairs::all && x.data == y.data && x.dtype == y.dtype && x.rows == y.rows &&
+         x.batch_stride == y.batch_stride && x.row_stride == y.row_stride && x.col_stride == y.col_stride;
+}
+
 Status validate(const PairwiseArgs& args) {
   const auto is_float = [](DType dtype) { return dtype == DType::f32 || dtype == DType::bf16; };
   const auto size = [](std::int64_t n) { return std::to_string(n); };

@@ -45,7 +45,7 @@ LayerPlan plan_layer(const LayerRequest& r) {
     around += pass_us(rows * static_cast<double>(r.k) * static_cast<double>(size_of(r.x) + bytes_of(r.product)));
   const bool codes = size_of(r.y) == 1;
 
-  const bool narrow = steps_in_bf16(r);
+  const bool narrow = steps_in_bf16(r) && !(r.residual_rows && r.residual_first);
   TileRequest request = tile_request(r);
   request.d_is_f32 = !narrow;
   if (narrow) request.d_aligned = !r.saved || r.saved_aligned;
@@ -56,7 +56,7 @@ LayerPlan plan_layer(const LayerRequest& r) {
   const double bytes = outputs * ((narrow ? 2 : 4) + static_cast<double>(size_of(r.y)) + beside);
   const LayerPlan in_steps{Route::in_steps, product.index, around + product.us + pass_us(bytes),
                            narrow ? DType::bf16 : DType::f32};
-  if (r.saved) return in_steps;  // the product is wanted beside y
+  if (r.saved || r.residual_rows) return in_steps;  // the product is wanted beside y, or the residual by name
 
   TileRequest whole = tile_request(r);
   whole.d_is_codes = r.y == DType::e4m3 && r.norm != NormKind::none;

@@ -22,9 +22,10 @@ struct LayerRequest {
   std::int64_t norm_block = 256;
   Residual residual = Residual::none;
   bool residual_first = false;
-  bool y_aligned = true;      // as TileRequest::d_aligned
-  bool saved = false;         // a backward wants what the norm saw, in y's type
-  bool saved_aligned = true;  // as y_aligned
+  bool residual_rows = false;  // of the residual are named by an index, which finish_linear alone reads
+  bool y_aligned = true;       // as TileRequest::d_aligned
+  bool saved = false;          // a backward wants what the norm saw, in y's type
+  bool saved_aligned = true;   // as y_aligned
   int sm_count = 132;
 };
 

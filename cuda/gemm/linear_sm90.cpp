@@ -79,6 +79,7 @@ struct Layer {
     request.norm_block = e.norm_block;
     request.residual = residual_of(e.residual);
     request.residual_first = e.residual_before_norm;
+    request.residual_rows = e.residual_rows != nullptr;
     request.y_aligned = takes_rows(args.y);
     request.saved = e.saved.data != nullptr;
     request.saved_aligned = takes_rows(e.saved);

@@ -27,6 +27,8 @@ struct Rows {
   float eps;
   FloatMatrix residual, saved, y;
   bool residual_before;
+  const std::int64_t* residual_rows;  // null: every row has its own
+  std::int64_t residual_count;
   std::uint8_t* codes;  // null: y is written
   std::int64_t codes_ld;
   bool codes_aligned;
@@ -34,9 +36,23 @@ struct Rows {
   float* scale;
 };
 
+// Which row of the residual a row adds. One outside is not read: the row becomes NaN.
+struct ResidualRow {
+  std::int64_t index;
+  bool outside;
+};
+template <class Z>
+__device__ ResidualRow residual_row(const Rows<Z>& a, std::int64_t row) {
+  if (a.residual_rows == nullptr) return {row, false};
+  const std::int64_t named = a.residual_rows[row];
+  const bool outside = static_cast<std::uint64_t>(named) >= static_cast<std::uint64_t>(a.residual_count);
+  return {outside ? 0 : named, outside};
+}
+
 // z + bias [+ residual], which is what the norm sees.
 template <int kLanes, int kKept>
-__device__ void prepare(const Rows<float>& a, std::int64_t row, RowSpan<float, kLanes, kKept>& span, bool aligned) {
+__device__ void prepare(const Rows<float>& a, std::int64_t row, const ResidualRow& residual,
+                        RowSpan<float, kLanes, kKept>& span, bool aligned) {
   const bool before = a.residual.data != nullptr && a.residual_before;
   if (a.bias == nullptr && !before && a.saved.data == nullptr) return;
   span.update([&](int at, int count, float (&v)[kColumns]) {
@@ -47,7 +63,7 @@ __device__ void prepare(const Rows<float>& a, std::int64_t row, RowSpan<float, k
       for (int j = 0; j < kColumns; ++j) v[j] += other[j];
     }
     if (before) {
-      a.residual.load(row, at, count, other);
+      a.residual.load(residual.index, at, count, other);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) v[j] += other[j];
     }
@@ -85,7 +101,7 @@ __device__ Moments moments_of(const Rows<Z>& a, RowSpan<Z, kLanes, kKept>& span,
 
 // act(norm(v)) [+ residual] of one step.
 template <class Z>
-__device__ void finish(const Rows<Z>& a, std::int64_t row, const Moments& m, int at, int count, bool aligned,
+__device__ void finish(const Rows<Z>& a, const ResidualRow& residual, const Moments& m, int at, int count, bool aligned,
                        float (&v)[kColumns]) {
   float other[kColumns];
 #pragma unroll
@@ -102,10 +118,13 @@ __device__ void finish(const Rows<Z>& a, std::int64_t row, const Moments& m, int
   }
   activate_all<kColumns>(v, a.activation);
   if (a.residual.data != nullptr && !a.residual_before) {
-    a.residual.load(row, at, count, other);
+    a.residual.load(residual.index, at, count, other);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) v[j] += other[j];
   }
+  if (residual.outside)
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) v[j] = __uint_as_float(0x7fc00000u);
 }
 
 template <class Z, int kLanes, int kKept>
@@ -114,6 +133,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
   const std::int64_t row = is_row ? group : a.rows - 1;
+  const ResidualRow residual = residual_row(a, row);
   RowSpan<Z, kLanes, kKept> span;
   span.row = a.z + row * a.ld;
   const auto set_span = [&](int begin) {
@@ -130,7 +150,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
       const bool aligned = begin % kColumns == 0;
       const int columns = a.cols - begin < a.span ? a.cols - begin : a.span;
       set_span(begin);
-      if constexpr (kExact) prepare<kLanes, kKept>(a, row, span, aligned);
+      if constexpr (kExact) prepare<kLanes, kKept>(a, row, residual, span, aligned);
       visit(moments_of<Z, kLanes, kKept>(a, span, static_cast<float>(columns)), aligned);
       begin += columns;
     } while (begin < a.cols);
@@ -138,7 +158,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   if (a.codes == nullptr) {
     each_span([&](const Moments& m, bool aligned) {
       span.each([&](int at, int count, float (&v)[kColumns]) {
-        finish(a, row, m, at, count, aligned, v);
+        finish(a, residual, m, at, count, aligned, v);
         a.y.store(row, at, count, v);
       });
     });
@@ -148,7 +168,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   Magnitude magnitude;
   each_span([&](const Moments& m, bool aligned) {
     const auto finished = [&](int at, int count, float (&v)[kColumns]) {
-      finish(a, row, m, at, count, aligned, v);
+      finish(a, residual, m, at, count, aligned, v);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         v[j] = j < count ? v[j] : 0.0f;
@@ -180,7 +200,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   } else {
     each_span([&](const Moments& m, bool aligned) {
       span.each([&](int at, int count, float (&v)[kColumns]) {
-        finish(a, row, m, at, count, aligned, v);
+        finish(a, residual, m, at, count, aligned, v);
         encode(at, count, v);
       });
     });
@@ -210,6 +230,8 @@ Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaS
                      float_matrix(kExact ? e.saved : MatrixView{}),
                      float_matrix(y),
                      e.residual_before_norm,
+                     e.residual_rows,
+                     e.residual.rows,
                      is_codes ? static_cast<std::uint8_t*>(y.data) : nullptr,
                      y.row_stride,
                      reinterpret_cast<std::uintptr_t>(y.data) % 8 == 0 && (y.rows == 1 || y.row_stride % 8 == 0),

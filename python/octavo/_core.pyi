@@ -288,6 +288,8 @@ def linear(
     x_scale: int = 0,
     y_scale: int = 0,
     saved: int = 0,
+    residual_rows: int = 0,
+    residual_count: int = 0,
 ) -> None: ...
 
 # --- linear_backward.hpp ---
@@ -444,6 +446,7 @@ def pairwise_dots(
     out_batch_stride: int,
     out_row_stride: int,
     out_dtype: int,
+    stream: int = 0,
 ) -> None: ...
 
 # --- cuda ---

@@ -65,6 +65,7 @@ TEST(LayerPlan, NormsAreFusedWhereTheRowFitsOneTile) {
   EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::bf16; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.residual = Residual::f32; }), Route::fused);
   EXPECT_EQ(route([](LayerRequest& r) { r.saved = true; }), Route::in_steps);
+  EXPECT_EQ(route([](LayerRequest& r) { r.norm = NormKind::none, r.residual_rows = true; }), Route::in_steps);
 }
 
 TEST(LayerPlan, ARecordedLayerKeepsItsProduct) {

@@ -38,6 +38,9 @@ struct Epilogue {
   Activation activation = Activation::none;
   MatrixView residual;  // [M, N] f32 or bf16; data == nullptr: none
   bool residual_before_norm = false;
+  // CUDA only, [M]: row i adds row residual_rows[i] of residual [R, N]; i becomes NaN where there is none. Not with
+  // `saved`. nullptr: a row of its own.
+  const std::int64_t* residual_rows = nullptr;
   MatrixView saved;  // [M, N] of y's type: what the norm saw is written there for the backward; nullptr: not wanted
 
   [[gnu::always_inline]] Activation last_activation() const {

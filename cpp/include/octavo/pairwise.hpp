@@ -29,11 +29,14 @@ struct PairwiseArgs {
   void* out = nullptr;  // all: [B, F, G], triangles: [B, F (F - 1) / 2]; the last dimension contiguous
   std::int64_t out_batch_stride = 0, out_row_stride = 0;
   DType out_dtype = DType::f32;  // f32 or bf16
+  void* stream = nullptr;        // CUDA only
 
   // D, the length of the sums.
   std::int64_t depth() const { return y.cols; }
   // F.
   std::int64_t rows() const;
+  // Whether both operands are the same rows, so that what was made of y serves x.
+  bool is_symmetric() const;
 };
 
 using PairwiseLauncher = Status (*)(const PairwiseArgs&);

@@ -46,13 +46,6 @@ inline const T* row_of(const BatchView& view, std::int64_t b, std::int64_t row) 
   return static_cast<const T*>(view.data) + b * view.batch_stride + row * view.row_stride;
 }
 
-// Whether both operands are the same rows, so that what was made of y serves x.
-inline bool is_symmetric(const PairwiseArgs& args) {
-  const BatchView &x = args.x, &y = args.y;
-  return args.x_pairs == Pairs::all && x.data == y.data && x.dtype == y.dtype && x.rows == y.rows &&
-         x.batch_stride == y.batch_stride && x.row_stride == y.row_stride && x.col_stride == y.col_stride;
-}
-
 // The symmetric [n, n] with zeros on its diagonal whose triangle is sample b of x, in FP32.
 template <class T, class Decode>
 BatchView expanded(const PairwiseArgs& args, std::int64_t b, Decode&& decode) {

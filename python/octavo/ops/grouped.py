@@ -27,7 +27,7 @@ def grouped_linear(
 
     For layers too small to fill the threads one by one: per-feature MLPs, the heads of many tasks, experts. Shapes and
     classes may differ from group to group. Each result is bitwise that of :func:`octavo.ops.linear`, which also runs
-    the groups one by one where gradients are recorded, in compiled code, and for kernels of other libraries.
+    the groups one by one where gradients are recorded, in compiled code, on CUDA, and for kernels of other libraries.
 
     Args:
         xs: x [..., K] of each group; ``ws``: its packed weight [N, K]. Others as in :func:`octavo.ops.linear`, one for

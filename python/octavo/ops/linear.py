@@ -13,6 +13,7 @@ from octavo.ops.linear_operator import linear_with_gradients, traced_linear
 from octavo.ops.linear_quantized import traced_quantized_linear
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import QuantizedTensor
+from octavo.ops.residual_rows import expect_rows, gathered
 
 
 @overload
@@ -29,6 +30,7 @@ def linear(
     out_format: None = None,
     backward: Backward = "bf16",
     backward_weight: PackedWeight | None = None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 @overload
 def linear(
@@ -45,6 +47,7 @@ def linear(
     out_format: Literal["e4m3", "int8"],
     backward: Backward = "bf16",
     backward_weight: PackedWeight | None = None,
+    residual_rows: torch.Tensor | None = None,
 ) -> QuantizedTensor: ...
 def linear(
     x: torch.Tensor | QuantizedTensor,
@@ -59,6 +62,7 @@ def linear(
     out_format: str | None = None,
     backward: Backward = "bf16",
     backward_weight: PackedWeight | None = None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor | QuantizedTensor:
     """y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
 
@@ -70,7 +74,14 @@ def linear(
         bias: [N] float32.
         norm: a :class:`octavo.ops.Norm` over N.
         activation: ``relu | silu | gelu | hardswish | sigmoid``.
-        residual: [..., N] float32 or bfloat16.
+        residual: [..., N] float32 or bfloat16; [R, N] with residual_rows.
+        residual_rows: int64, shaped as x without its last dimension: row i adds ``residual[residual_rows[i]]``. So a
+            ranker's first layer on candidates and their users' features is
+            ``linear(x_c, w_c, norm=norm, residual=linear(x_u, w_u, bias), residual_rows=user_of_candidate,
+            residual_before_norm=True)``: the users' half once per user, its rows never repeated. A row outside
+            ``[0, R)`` raises IndexError on a CPU. CUDA kernels read rows where they lie and wait for nothing: there
+            an output row whose index lies outside is NaN. With gradients the rows are gathered first; the residual's
+            gradient sums its rows' in FP32, deterministically.
         out_dtype: float32 or bfloat16; x's dtype by default, float32 for a quantized x.
         out: [..., N] tensor to write to (contiguous rows that do not overlap); returned. Not with
             gradients, its own included.
@@ -93,14 +104,18 @@ def linear(
     """
     if not torch.compiler.is_compiling():
         served = getattr(w, "served", None)
-        if served is not None and out_format is None:
+        if served is not None and out_format is None and residual_rows is None:
             y = served.serve(x, w.master, bias, norm, activation, residual, out_dtype, out, residual_before_norm)
             if y is not NotImplemented:
                 return cast(torch.Tensor, y)
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
-    if torch.is_grad_enabled() and _any_requires_grad(x, w.master, bias, norm, residual):
+    records = torch.is_grad_enabled() and _any_requires_grad(x, w.master, bias, norm, residual)
+    if residual_rows is not None and (records or (eight_bit and torch.compiler.is_compiling())):
+        check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
+        residual, residual_rows = gathered(expect_rows(residual, residual_rows, x, w), residual_rows), None
+    if records:
         if eight_bit:
             name = "x" if out_format is None else "out_format"
             raise ValueError(f"{name}: eight-bit rows record no gradients; use torch.no_grad() or float rows")
@@ -125,8 +140,11 @@ def linear(
                 x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out_format
             )
         x = cast(torch.Tensor, x)
-        return traced_linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
-    return run(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, out_format=out_format)
+        return traced_linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, residual_rows)
+    return run(
+        x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, out_format=out_format,
+        residual_rows=residual_rows,
+    )  # fmt: skip
 
 
 def _any_requires_grad(

@@ -14,6 +14,7 @@ from octavo.ops.epilogue import Norm, apply_epilogue, describe
 from octavo.ops.output_checks import expect_writable
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import QuantizedTensor, as_rows
+from octavo.ops.residual_rows import expect_rows, gathered
 
 _FLOATS = (torch.float32, torch.bfloat16)
 _F32 = int(_core.DType.f32)
@@ -109,6 +110,7 @@ def run(
     out: torch.Tensor | None = None,
     kernel: _core.Kernel | None = None,
     out_format: None = None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor: ...
 @overload
 def run(
@@ -124,6 +126,7 @@ def run(
     kernel: _core.Kernel | None = None,
     *,
     out_format: Literal["e4m3", "int8"],
+    residual_rows: torch.Tensor | None = None,
 ) -> QuantizedTensor: ...
 @overload
 def run(
@@ -139,6 +142,7 @@ def run(
     kernel: _core.Kernel | None = None,
     *,
     out_format: str | None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor | QuantizedTensor: ...
 def run(
     x: torch.Tensor | QuantizedTensor,
@@ -152,20 +156,28 @@ def run(
     out: torch.Tensor | None = None,
     kernel: _core.Kernel | None = None,
     out_format: str | None = None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor | QuantizedTensor:
     """The eager path of :func:`linear`, without gradients. ``kernel`` runs that one instead of the chosen one.
 
     The layer is prepared once per combination of types, epilogue and vectors and remembered on the weight; the latest
-    one is ``w.served``, which :func:`linear` asks first.
+    one is ``w.served``, which :func:`linear` asks first. CUDA kernels read ``residual_rows``, a CPU gathers them.
     """
-    layer = layer_for(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, out, kernel, out_format)
+    if residual_rows is not None:
+        check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
+        residual = expect_rows(residual, residual_rows, x, w)
+        if w.device.type != "cuda":
+            residual, residual_rows = gathered(residual, residual_rows), None
+    own = residual if residual_rows is None else None  # rows of x's shape
+    layer = layer_for(x, w, bias, norm, activation, own, residual_before_norm, out_dtype, out, kernel, out_format)
     if kernel is None:
         w.served = layer.prepared
-    y = NotImplemented if layer.prepared is None else layer.prepared(cast(torch.Tensor, x), out, residual)
+    prepared = layer.prepared if residual_rows is None else None
+    y = NotImplemented if prepared is None else prepared(cast(torch.Tensor, x), out, residual)
     if y is not NotImplemented:
         return cast(torch.Tensor, y)
-    check(x, w, bias, norm, activation, residual, out_dtype, out, out_format)
-    return layer.launch(w, layer.prepared, x, out, residual)
+    check(x, w, bias, norm, activation, own, out_dtype, out, out_format)
+    return layer.launch(w, layer.prepared, x, out, residual, rows=residual_rows)
 
 
 def record(
@@ -325,9 +337,10 @@ class Layer:
         out: torch.Tensor | None,
         residual: torch.Tensor | None,
         saved: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor | QuantizedTensor:
         """Run on any tensors that :func:`check` let pass. ``saved`` [..., N], contiguous, of y's type: gets what the
-        norm sees.
+        norm sees. ``rows``: of the residual [R, N] the one that each row adds, on CUDA.
         """
         x_scale = None
         if isinstance(x, QuantizedTensor):
@@ -335,10 +348,10 @@ class Layer:
         n = w.n
         shape = (*x.shape[:-1], n)
         if self.y_dtype not in CODE_FORMATS:
-            return self._launch(w, prepared, x, x_scale, out, None, residual, saved)
+            return self._launch(w, prepared, x, x_scale, out, None, residual, saved, rows)
         y = torch.empty(shape, dtype=self.y_dtype, device=x.device) if out is None else out
         y_scale = torch.ones(shape[:-1], device=x.device) if n == 0 else torch.empty(shape[:-1], device=x.device)
-        self._launch(w, prepared, x, x_scale, y, y_scale, residual)
+        self._launch(w, prepared, x, x_scale, y, y_scale, residual, None, rows)
         return QuantizedTensor(y, y_scale, CODE_FORMATS[self.y_dtype], "row")
 
     def _launch(
@@ -350,13 +363,16 @@ class Layer:
         y: torch.Tensor | None,
         y_scale: torch.Tensor | None,
         residual: torch.Tensor | None,
-        saved: torch.Tensor | None = None,
+        saved: torch.Tensor | None,
+        residual_rows: torch.Tensor | None,
     ) -> torch.Tensor:
         m, n = x.shape[:-1].numel(), w.n
         shape = (*x.shape[:-1], n)
         if m == 0 or n == 0:
             return torch.empty(shape, dtype=self.y_dtype, device=x.device) if y is None else y
         kernel = self.resolve(w, prepared, m, residual is not None)
+        if residual_rows is not None and kernel.library != "octavo":
+            residual, residual_rows = gathered(cast(torch.Tensor, residual), residual_rows), None
         rows, r = as_rows(x), None if residual is None else as_rows(residual)
         if kernel.library != "octavo":
             bias, norm_weight, norm_bias = self.vectors
@@ -376,6 +392,8 @@ class Layer:
             return z.to(self.y_dtype).contiguous() if y is None else y.copy_(z)
         if y is None:
             y = torch.empty(shape, dtype=self.y_dtype, device=x.device)
+        if residual_rows is not None:
+            residual_rows = residual_rows.contiguous()
         _core.linear(
             kernel,
             rows.data_ptr(),
@@ -388,13 +406,15 @@ class Layer:
             _DTYPES[y.dtype],
             self.epilogue,
             0 if r is None else r.data_ptr(),
-            0 if r is None else r.stride(0) if m > 1 else n,
+            0 if r is None else r.stride(0) if r.shape[0] > 1 else n,
             _F32 if r is None else _DTYPES[r.dtype],
             self.before,
             kernels.stream_of(x),
             0 if x_scale is None else x_scale.data_ptr(),
             0 if y_scale is None else y_scale.data_ptr(),
             0 if saved is None else saved.data_ptr(),
+            0 if residual_rows is None else residual_rows.data_ptr(),
+            0 if r is None else r.shape[0],
         )
         return y
 

@@ -33,6 +33,7 @@ def traced_linear(
     residual: torch.Tensor | None,
     residual_before_norm: bool,
     out_dtype: torch.dtype | None,
+    residual_rows: torch.Tensor | None,
 ) -> torch.Tensor:
     """The layer as one node ``octavo::linear`` of a graph."""
     y: torch.Tensor = torch.ops.octavo.linear(
@@ -46,6 +47,7 @@ def traced_linear(
         residual,
         residual_before_norm,
         out_dtype,
+        residual_rows,
     )
     return y
 
@@ -201,16 +203,20 @@ def _linear(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     w = weight_of(codes, scale, numerics)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
-    return run(x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype)
+    return run(
+        x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype, residual_rows=residual_rows
+    )
 
 
 def _fake_linear(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
     norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
+    residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     torch._check(x.shape[-1] == codes.shape[1], lambda: f"x: last dimension {x.shape[-1]}, weight {list(codes.shape)}")
     return x.new_empty((*x.shape[:-1], codes.shape[0]), dtype=out_dtype or x.dtype)
@@ -299,7 +305,7 @@ def _fake_linear_backward(
     ]
 
 
-define(f"linear({ARGUMENTS}, ScalarType? out_dtype) -> Tensor", _linear, _fake_linear)
+define(f"linear({ARGUMENTS}, ScalarType? out_dtype, Tensor? residual_rows=None) -> Tensor", _linear, _fake_linear)
 define(
     f"linear_recorded({ARGUMENTS}, ScalarType? out_dtype) -> (Tensor, Tensor)", _linear_recorded, _fake_linear_recorded
 )

@@ -34,14 +34,14 @@ def pairwise_dots(
     ``pairwise_dots(features, pairs="lower")``, which computes about half.
 
     Args:
-        x: [B, F, D] float32 or bfloat16 on the CPU, any strides.
-        y: [B, G, D] likewise.
+        x: [B, F, D] float32 or bfloat16, any strides. On CUDA the call joins the current stream and never waits for it.
+        y: [B, G, D] likewise, on x's device.
         pairs: ``all`` -> [B, F, G]. ``lower`` (j < i) or ``upper`` (j > i), y = None only -> [B, F (F - 1) / 2], the
             strict triangle in row-major order, as ``torch.tril_indices(F, F, -1)`` or ``triu_indices(F, F, 1)`` lists.
         numerics: ``fp32``, or ``bf16``: operands rounded to BF16, sums in FP32. By default the one of x's dtype.
         out_dtype: float32 or bfloat16; x's dtype by default.
-        out: tensor to write to, last dimension contiguous: a column slice of a larger [B, ...] will do, an
-            expanded tensor will not. Not with gradients.
+        out: tensor to write to, last dimension contiguous, on x's device: a column slice of a larger [B, ...] will do,
+            an expanded tensor will not. Not with gradients.
 
     Gradients run on the same kernels in the same class. Results do not depend on the number of threads.
     Raises TypeError or ValueError that names the argument.
@@ -54,9 +54,9 @@ def pairwise_dots(
             raise ValueError(f"y: shape {list(y.shape)} does not fit x {list(x.shape)}; B and D must be equal")
         if pairs != "all":
             raise ValueError(f"pairs: {pairs!r} is the triangle of x x^T; leave y out")
-    for name, tensor in (("x", x), ("y", y), ("out", out)):
-        if tensor is not None and tensor.is_cuda:
-            raise ValueError(f"{name}: is on {tensor.device}; pairwise_dots runs on the CPU, move it with .cpu()")
+    for name, tensor in (("y", y), ("out", out)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name}: is on {tensor.device} but x is on {x.device}; move one with .to()")
     if numerics is None:
         numerics = "fp32" if x.dtype == torch.float32 else "bf16"
     choice("numerics", numerics, CLASSES)
@@ -93,17 +93,17 @@ def run(
     diagonal; y is [B, G, F].
     """
     if kernel is None:
-        kernel = kernels.serving(_core.Op.pairwise_dots, ("cpu", numerics))
+        kernel = kernels.serving(_core.Op.pairwise_dots, (x.device.type, numerics))
     if x_pairs != "all":
         x = x.unsqueeze(1)
     same = x is y
     x = _dense(x)
     y = x if same else _dense(y)
     if out is None:
-        out = torch.empty(_shape(x, y, x_pairs, pairs), dtype=out_dtype)
+        out = torch.empty(_shape(x, y, x_pairs, pairs), dtype=out_dtype, device=x.device)
     _core.pairwise_dots(
         kernel, y.shape[0], _operand(x), PAIRS.index(x_pairs), _operand(y), PAIRS.index(pairs), out.data_ptr(),
-        out.stride(0), out.stride(1) if pairs == "all" else 0, _CODES[out.dtype],
+        out.stride(0), out.stride(1) if pairs == "all" else 0, _CODES[out.dtype], kernels.stream_of(x),
     )  # fmt: skip
     return out
 

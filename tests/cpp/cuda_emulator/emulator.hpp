@@ -17,4 +17,7 @@ bool run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<vo
 // must not depend on it.
 void order_threads(std::uint64_t seed);
 
+// In the place of cuda/device/mma.cuh's instruction.
+void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+
 }  // namespace octavo::cuda_emulator

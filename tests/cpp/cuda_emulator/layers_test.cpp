@@ -153,6 +153,62 @@ TEST(CudaLayers, CodesBehindANormAreThoseOfItsRoute) {
   EXPECT_TRUE(seen.contains({Store::norm, false}) && seen.contains({Store::tma, true}));
 }
 
+// Of a residual [3, n] row rows[i] belongs to row i, on every type of output; one outside makes NaN of its row alone.
+TEST(CudaLayers, RowsOfTheResidualAreSharedByName) {
+  std::vector<std::int64_t> rows{2, 0, 0, 1, 2, 2, 1};
+  for (const Class& c : kClasses)
+    for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::block})
+      for (const ResidualUse residual : {ResidualUse::before_norm, ResidualUse::after})
+        for (const DType y : {DType::f32, DType::bf16}) {
+          LinearSpec spec{.m = 7, .n = 40, .k = 30, .x = y, .y = y, .residual_dtype = y, .norm = norm};
+          spec.norm_block = 16;
+          spec.activation = Activation::relu;
+          spec.residual = residual;
+          LinearCase layer(spec, c.numerics);
+          Matrix shared(y, 3, 40, 5);
+          for (std::int64_t i = 0; i < 3; ++i)
+            for (std::int64_t j = 0; j < 40; ++j) shared.set(i, j, layer.residual.get(i + 4, j));
+          for (std::int64_t i = 0; i < 7; ++i)
+            for (std::int64_t j = 0; j < 40; ++j)
+              layer.residual.set(i, j, shared.get(rows[static_cast<std::size_t>(i)], j));
+          LinearArgs args = layer.args();
+          args.epilogue.residual = shared.view();
+          args.epilogue.residual_rows = rows.data();
+          ASSERT_TRUE(c.run(args).ok());
+          EXPECT_LE(layer.error(), bound_of(y, norm)) << spec.describe();
+
+          const Matrix right = layer.y;
+          for (const std::int64_t outside : {std::int64_t{-1}, std::int64_t{3}, INT64_MIN}) {
+            std::vector<std::int64_t> wrong = rows;
+            wrong[4] = outside;
+            args.epilogue.residual_rows = wrong.data();
+            ASSERT_TRUE(c.run(args).ok());
+            for (std::int64_t i = 0; i < 7; ++i)
+              for (std::int64_t j = 0; j < 40; ++j) {
+                if (i == 4)
+                  ASSERT_TRUE(std::isnan(layer.y.get(i, j)));
+                else
+                  ASSERT_EQ(layer.y.get(i, j), right.get(i, j));
+              }
+          }
+        }
+}
+
+TEST(CudaLayers, SharedRowsThatCannotBeAreNamed) {
+  LinearSpec spec{.m = 2, .n = 8, .k = 16};
+  spec.residual = ResidualUse::after;
+  LinearCase layer(spec, Numerics::bf16);
+  const std::vector<std::int64_t> rows{0, 0};
+  LinearArgs args = layer.args();
+  args.epilogue.residual_rows = rows.data();
+  const KernelInfo* cpu = Registry::instance().find("cpu.generic.linear.bf16");
+  EXPECT_NE(cpu->run.linear(args).message().find("gather the rows"), std::string::npos);
+  args.epilogue.residual.rows = 0;
+  EXPECT_NE(cuda::linear_bf16_sm90(args).message().find("residual has no rows"), std::string::npos);
+  args.epilogue.residual = {};
+  EXPECT_NE(cuda::linear_bf16_sm90(args).message().find("needs a residual"), std::string::npos);
+}
+
 TEST(CudaLayers, CodesGoInAndOut) {
   for (const Class& c : kClasses) {
     if (c.numerics == Numerics::bf16) continue;

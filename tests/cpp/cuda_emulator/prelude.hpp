@@ -41,7 +41,7 @@ const std::array<std::uint64_t, 32>& exchange(unsigned mask, int kind, std::uint
 
 unsigned char* dynamic_shared();
 
-enum Kind { kSync, kShuffle, kVote };
+enum Kind { kSync, kShuffle, kVote, kProduct };
 
 inline unsigned lane() { return threadIdx.x % 32; }
 

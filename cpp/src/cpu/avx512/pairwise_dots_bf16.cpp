@@ -101,7 +101,7 @@ class Pairwise {
       return static_cast<std::size_t>((rows + 15) / 16 * groups_ * kGroup);
     };
     y_panels_ = static_cast<char*>(scratch(kYPanels, panels(args.y.rows)));
-    if (args.x_pairs == Pairs::all && is_symmetric(args)) {
+    if (args.x_pairs == Pairs::all && args.is_symmetric()) {
       x_panels_ = y_panels_;
     } else if (args.x_pairs == Pairs::all && args.x.col_stride != 1 && args.x.cols > 1) {
       x_panels_ = static_cast<char*>(scratch(kXRows, panels(args.x.rows)));

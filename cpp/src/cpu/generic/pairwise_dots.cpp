@@ -99,7 +99,7 @@ class Pairwise {
     const auto bytes = [](std::int64_t count) { return static_cast<std::size_t>(count) * sizeof(float); };
     panels_ = static_cast<float*>(scratch(kYPanels, bytes(vectors_ * depth_ * kLanes)));
     const bool as_it_is = numerics == Numerics::fp32 && args.x.dtype == DType::f32 && args.x_pairs == Pairs::all;
-    use_panels_ = !as_it_is && is_symmetric(args);
+    use_panels_ = !as_it_is && args.is_symmetric();
     rows_ = as_it_is || use_panels_ ? nullptr : static_cast<float*>(scratch(kXRows, bytes(args.rows() * depth_)));
   }
 

@@ -45,6 +45,8 @@ KernelInfo row(const char* arch, Numerics numerics, CostPrior cost, LinearLaunch
 template <Numerics numerics, auto run>
 Status checked(const LinearArgs& args) {
   if (Status status = validate(args, numerics); !status.ok()) return status;
+  if (args.epilogue.residual_rows != nullptr)
+    return Status::unsupported("linear: residual_rows is for CUDA; on a CPU gather the rows of residual before");
   run(args);
   return {};
 }
