@@ -25,6 +25,7 @@ const char* word(Product product) {
     case Product::e4m3: return "e4m3";
     case Product::e4m3_fast: return "e4m3_fast";
     case Product::bf16: return "bf16";
+    case Product::e4m3_block: return "e4m3_block";
     default: return "e5m2";
   }
 }
@@ -60,7 +61,7 @@ TileRequest request(const std::string& product, std::int64_t m, std::int64_t n, 
                     const std::string& x_major, const std::string& w_major, bool d_is_f32, bool d_aligned, bool norm,
                     bool residual, std::int64_t norm_block = 0) {
   TileRequest r;
-  r.product = named("product", product, Product::e5m2);
+  r.product = named("product", product, Product::e4m3_block);
   r.m = m;
   r.n = n;
   r.k = k;
@@ -109,8 +110,8 @@ std::string refused_by_cutlass(const std::string& name, int m, int n, int k, int
   return status.ok() ? "" : status.message();
 }
 
-// d [m, n] = x w^T by this kernel, whatever the choice would be: contiguous operands, scales or 0. For tests and
-// tuning.
+// d [m, n] = x w^T by this kernel, whatever the choice would be: contiguous operands, scales as problem.hpp has them,
+// or 0 for ones. For tests and tuning.
 void run_tile(const std::string& name, int m, int n, int k, std::uintptr_t x, std::uintptr_t w, std::uintptr_t x_scale,
               std::uintptr_t w_scale, std::uintptr_t d, bool d_is_f32, std::uintptr_t stream) {
   const int index = index_of(name);
@@ -119,6 +120,8 @@ void run_tile(const std::string& name, int m, int n, int k, std::uintptr_t x, st
                                           d % 16 == 0, tile.store == Store::norm, false);
   if (const std::string refusal = cuda::tile_refusal(tile, asked); !refusal.empty())
     throw py::value_error(name + ": " + refusal);
+  if (tile.product == Product::e4m3_block && (x_scale == 0 || w_scale == 0))
+    throw py::value_error(name + ": needs the scales of its blocks");
   cuda::Gemm g = contiguous(tile, m, n, k);
   g.x = reinterpret_cast<const void*>(x);
   g.w = reinterpret_cast<const void*>(w);

@@ -26,12 +26,14 @@ void bind_linear(py::module_& m) {
 
   // The codes and scales stay the caller's and must outlive it.
   py::class_<PackedWeight>(m, "PackedWeight")
-      .def(py::init([](std::uintptr_t codes, std::uintptr_t scale, std::int64_t n, std::int64_t k, int dtype) {
-             return std::make_unique<PackedWeight>(reinterpret_cast<const void*>(codes),
-                                                   reinterpret_cast<const float*>(scale), n, k,
-                                                   static_cast<DType>(dtype));
-           }),
-           py::arg("codes"), py::arg("scale"), py::arg("n"), py::arg("k"), py::arg("dtype"))
+      .def(py::init(
+               [](std::uintptr_t codes, std::uintptr_t scale, std::int64_t n, std::int64_t k, int dtype, int scaling) {
+                 return std::make_unique<PackedWeight>(reinterpret_cast<const void*>(codes),
+                                                       reinterpret_cast<const float*>(scale), n, k,
+                                                       static_cast<DType>(dtype), static_cast<Scaling>(scaling));
+               }),
+           py::arg("codes"), py::arg("scale"), py::arg("n"), py::arg("k"), py::arg("dtype"),
+           py::arg("scaling") = static_cast<int>(Scaling::row))
       .def_property_readonly("layout_bytes", &PackedWeight::layout_bytes);
 
   // Plain values: the vectors stay the caller's and must outlive it.

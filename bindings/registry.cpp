@@ -60,6 +60,7 @@ void bind_registry(py::module_& m) {
       .value("e4m3_weight_only", Numerics::e4m3_weight_only)
       .value("int8_dynamic", Numerics::int8_dynamic)
       .value("e4m3_row_fast", Numerics::e4m3_row_fast)
+      .value("e4m3_block", Numerics::e4m3_block)
       .finalize();
 
   // A row of the registry: lives as long as the process.

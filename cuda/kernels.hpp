@@ -16,6 +16,11 @@ namespace octavo::cuda {
 Status quantize_row(const QuantizeArgs& args);
 Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const float* column_factor = nullptr);
 
+// cuda/quantize/quantize_block.cu: the same with scales of 1x128 and of 128x128. Transposed, for block_1x128: rows of
+// codes as above, scales [ceil(ld / 128), scale_ld], those of a 128 of columns side by side, 1 where x has no columns.
+Status quantize_block(const QuantizeArgs& args);
+Status quantize_block_transposed(const QuantizeArgs& args, std::int64_t ld, std::int64_t scale_ld);
+
 // cuda/quantize/quantize_both.cu: x [M, K] to codes by rows [M, row_ld] and codes by columns, transposed,
 // [K, column_ld], zeros where row_ld > K and column_ld > M. Scales are those that quantize gives x and x^T.
 struct QuantizeBoth {
@@ -38,7 +43,12 @@ Status transpose_codes(const void* codes, std::int64_t n, std::int64_t k, void* 
 
 // cuda/quantize/operand_rows.cu. Rows of `out` are `ld` >= x.cols elements apart; the rest of a row is set to 0.
 Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream);
-Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream);
+// `scale`: of rows or of 128 x 128; null: ones.
+Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream,
+               Scaling scaling = Scaling::row);
+// [rows, blocks] to [blocks, ld]; rows > 0.
+Status transpose_scales(const float* scale, std::int64_t rows, std::int64_t blocks, float* out, std::int64_t ld,
+                        cudaStream_t stream);
 
 // cuda/norm/finish_linear.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] is FP32 and overwritten. Or z
 // is BF16 and what the norm sees, bias and a residual before the norm included; it is left alone, and epilogue.saved is

@@ -27,6 +27,11 @@ void register_cuda_kernels(Registry& registry) {
   quantize.run.quantize = cuda::quantize_row;
   (void)registry.add(quantize);
 
+  KernelInfo blocks = simt_row("cuda.sm80.quantize_block", Op::quantize, 4.0);
+  blocks.formats = "float32|bfloat16|float16 -> e4m3|e5m2|int8, block_1x128|block_128x128";
+  blocks.run.quantize = cuda::quantize_block;
+  (void)registry.add(blocks);
+
   KernelInfo epilogue_backward = simt_row("cuda.sm80.linear_epilogue_backward", Op::linear_epilogue_backward, 8.0);
   epilogue_backward.run.epilogue_backward = cuda::linear_epilogue_backward;
   (void)registry.add(epilogue_backward);

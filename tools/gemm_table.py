@@ -13,7 +13,13 @@ from octavo import _core
 ROWS = [1, 8, 16, 17, 32, 64, 65, 128, 129, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 COLUMNS = [8, 16, 64, 120, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
 DEPTHS = [16, 64, 128, 256, 512, 1024, 2048]
-CLASSES = {"e4m3": "`e4m3_row`", "e4m3_fast": "`e4m3_row_fast`", "bf16": "`bf16`", "e5m2": "`e4m3_row` gradients"}
+CLASSES = {
+    "e4m3": "`e4m3_row`",
+    "e4m3_fast": "`e4m3_row_fast`",
+    "e4m3_block": "`e4m3_block`",
+    "bf16": "`bf16`",
+    "e5m2": "`e4m3_row` gradients",
+}
 STORES = {
     "tma": "BF16 out, aligned rows",
     "direct": "FP32, or BF16 of any width",

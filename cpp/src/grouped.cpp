@@ -30,7 +30,8 @@ MatrixView rows_of(MatrixView view, Range rows) {
 LinearArgs rows_of(LinearArgs args, Range rows) {
   args.x = rows_of(args.x, rows);
   args.y = rows_of(args.y, rows);
-  if (args.x_scale != nullptr) args.x_scale += rows.begin;
+  const std::int64_t x_scales = args.weight->scaling() == Scaling::row ? 1 : scale_blocks(args.x.cols);
+  if (args.x_scale != nullptr) args.x_scale += rows.begin * x_scales;
   if (args.y_scale != nullptr) args.y_scale += rows.begin;
   if (args.epilogue.saved.data != nullptr) args.epilogue.saved = rows_of(args.epilogue.saved, rows);
   if (args.epilogue.residual.data != nullptr) args.epilogue.residual = rows_of(args.epilogue.residual, rows);

@@ -10,6 +10,7 @@ const char* to_string(Numerics numerics) {
     case Numerics::e4m3_row: return "e4m3_row";
     case Numerics::e4m3_weight_only: return "e4m3_weight_only";
     case Numerics::e4m3_row_fast: return "e4m3_row_fast";
+    case Numerics::e4m3_block: return "e4m3_block";
     default: return "int8_dynamic";
   }
 }
@@ -52,8 +53,12 @@ Status validate(const LinearArgs& args, Numerics numerics) {
   if (w.format() != weight_format(numerics))
     return Status::invalid(std::string("linear: the weight is not packed for class ") + to_string(numerics) +
                            "; pack it with the format of that class");
-  if ((w.scale() == nullptr) != (w.format() == DType::bf16 || w.format() == DType::f32))
-    return Status::invalid("linear: weight codes in e4m3 and int8 need a scale per row, others have none");
+  if (w.scaling() != weight_scaling(numerics))
+    return Status::invalid(std::string("linear: the weight's scales are not those of class ") + to_string(numerics) +
+                           ": e4m3_block has one per 128 x 128, the others one per row; pack it for that class");
+  const bool by_rows = w.scaling() == Scaling::row, has_codes = w.format() != DType::bf16 && w.format() != DType::f32;
+  if (has_codes ? w.scale() == nullptr && (by_rows || w.k() > 0) : w.scale() != nullptr)
+    return Status::invalid("linear: weight codes in e4m3 and int8 need scales, others have none");
   if (args.x.cols != w.k())
     return Status::invalid("linear: x is " + shape(args.x) + " but weight is [" + std::to_string(w.n()) + ", " +
                            std::to_string(w.k()) + "]: the last dimension of x must be " + std::to_string(w.k()));
@@ -61,12 +66,13 @@ Status validate(const LinearArgs& args, Numerics numerics) {
     return Status::invalid("linear: out is " + shape(args.y) + ", expected [" + std::to_string(args.x.rows) + ", " +
                            std::to_string(w.n()) + "]");
   if (!is_float(args.x.dtype)) {
-    const bool rounded =
-        numerics == Numerics::e4m3_row || numerics == Numerics::e4m3_row_fast || numerics == Numerics::int8_dynamic;
+    const bool rounded = numerics == Numerics::e4m3_row || numerics == Numerics::e4m3_row_fast ||
+                         numerics == Numerics::e4m3_block || numerics == Numerics::int8_dynamic;
     if (!rounded || args.x.dtype != weight_format(numerics))
       return Status::invalid(std::string("linear: x must be float32 or bfloat16") +
                              (rounded ? std::string(", or quantized as class ") + to_string(numerics) + " does" : ""));
-    if (args.x_scale == nullptr && args.x.rows > 0) return Status::invalid("linear: codes of x need a scale per row");
+    if (args.x_scale == nullptr && args.x.rows > 0 && (by_rows || w.k() > 0))
+      return Status::invalid("linear: codes of x need their scales");
   }
   if (!is_float(args.y.dtype)) {
     if (args.y.dtype != DType::e4m3 && args.y.dtype != DType::i8)

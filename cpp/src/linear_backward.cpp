@@ -44,9 +44,9 @@ Status validate(const EpilogueBackwardArgs& args) {
 Status validate(const GradInputArgs& args, Numerics numerics) {
   if (args.weight == nullptr) return Status::invalid("linear_grad_input: weight is missing");
   const PackedWeight& w = *args.weight;
-  if (numerics != Numerics::bf16 && w.format() != weight_format(numerics))
+  if (numerics != Numerics::bf16 && (w.format() != weight_format(numerics) || w.scaling() != weight_scaling(numerics)))
     return Status::invalid(std::string("linear_grad_input: class ") + to_string(numerics) +
-                           " needs a weight packed in its own format; use class bf16");
+                           " needs a weight packed in its own format with its own scales; use class bf16");
   if (Status status = expect("linear_grad_input", "grad", args.grad, args.grad.rows, w.n()); !status.ok())
     return status;
   return expect("linear_grad_input", "grad_x", args.grad_x, args.grad.rows, w.k());

@@ -67,6 +67,12 @@ struct Scaled {
   }
 };
 
+// Sums that were multiplied by their blocks' scales on the way.
+struct ScaledAlready {
+  using Tree = fusion::Sm90AccFetch;
+  static typename Tree::Arguments arguments(const float*, const float*) { return {}; }
+};
+
 // A residual or an output in memory, read or written element by element, so that any leading dimension will do.
 template <class Element, class Layout>
 using LoadMatrix = fusion::Sm90AuxLoad<0, void, Element, Layout, void, void, 1>;
@@ -96,18 +102,18 @@ struct EpilogueTree {
   static constexpr bool kDirect = kTile.store == Store::direct;
   static constexpr bool kNorm = kTile.store == Store::norm;
 
-  using TmaTree = fusion::Sm90EVT<Last<cutlass::bfloat16_t>, typename Scaled<Shape>::Tree, Bias, Narrow>;
-  using Computed = fusion::Sm90EVT<Last<float>, typename Scaled<Shape>::Tree, Bias, Wide, Narrow>;
+  using Scales = std::conditional_t<kTile.product == Product::e4m3_block, ScaledAlready, Scaled<Shape>>;
+  using TmaTree = fusion::Sm90EVT<Last<cutlass::bfloat16_t>, typename Scales::Tree, Bias, Narrow>;
+  using Computed = fusion::Sm90EVT<Last<float>, typename Scales::Tree, Bias, Wide, Narrow>;
   using StoreWide = StoreMatrix<float, Layout>;
   using StoreNarrow = StoreMatrix<cutlass::bfloat16_t, Layout>;
   using Stored = fusion::Sm90EVT<StoreWide, Computed>;
   using DirectTree = fusion::Sm90EVT<StoreNarrow, Stored>;
-  using NormTree = fusion::Sm90EVT<NormRows<Shape>, typename Scaled<Shape>::Tree>;
+  using NormTree = fusion::Sm90EVT<NormRows<Shape>, typename Scales::Tree>;
   using Tree = std::conditional_t<kDirect, DirectTree, std::conditional_t<kNorm, NormTree, TmaTree>>;
 
   static typename Tree::Arguments arguments(const Gemm& g) {
-    const auto scaled =
-        kTile.swap ? Scaled<Shape>::arguments(g.w_scale, g.x_scale) : Scaled<Shape>::arguments(g.x_scale, g.w_scale);
+    const auto scaled = kTile.swap ? Scales::arguments(g.w_scale, g.x_scale) : Scales::arguments(g.x_scale, g.w_scale);
     const bool is_narrow = g.residual.dtype == DType::bf16;
     const auto* narrow = is_narrow ? static_cast<const cutlass::bfloat16_t*>(g.residual.data) : nullptr;
     const auto* wide = is_narrow ? nullptr : static_cast<const float*>(g.residual.data);

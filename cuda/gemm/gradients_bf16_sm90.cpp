@@ -25,7 +25,7 @@ Status grad_input_bf16_sm90(const GradInputArgs& args) {
   Operand grad, weight;
   if (Status s = bf16_operand(args.grad, nullptr, m, inner, stream, grads, grad); !s.ok()) return s;
   const MatrixView codes{const_cast<void*>(w.codes()), n, k, k, w.format()};
-  if (Status s = bf16_operand(codes, w.scale(), inner, outer, stream, weights, weight); !s.ok()) return s;
+  if (Status s = bf16_operand(codes, w.scale(), inner, outer, stream, weights, weight, w.scaling()); !s.ok()) return s;
 
   Gemm g;
   g.m = static_cast<int>(m);

@@ -54,12 +54,19 @@ struct DroppingEpilogue : Base {
   }
 };
 
+// Scales of blocks: of x one per row and 128 of K, rows side by side; of w one per 128 x 128, along K side by side.
+using BlockScales = cutlass::detail::Sm90BlockwiseScaleConfig<1, 128, 128, cute::GMMA::Major::MN, cute::GMMA::Major::K>;
+
 template <int kIndex>
 struct Kernel {
   static constexpr Tile kTile = kTiles[kIndex];
   using Shape = cute::Shape<cute::Int<kTile.m>, cute::Int<kTile.n>, cute::Int<kTile.k>>;
   using Cluster = cute::Shape<cute::Int<kTile.cluster_m>, cute::_1, cute::_1>;
+  static constexpr bool kBlocks = kTile.product == Product::e4m3_block;
   using Types = ScheduleTypes<kTile.schedule, kTile.product == Product::e4m3_fast>;
+  using MainloopSchedule = std::conditional_t<kBlocks, cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8Blockwise,
+                                              typename Types::Mainloop>;
+  static_assert(!kBlocks || (kTile.schedule == Schedule::cooperative && !kTile.swap));
   using Tree = EpilogueTree<kIndex, Shape>;
 
   // The kernel's first operand; with `swap` it is w.
@@ -70,6 +77,8 @@ struct Kernel {
   using LayoutA = std::conditional_t<kMajorA == Major::k, cutlass::layout::RowMajor, cutlass::layout::ColumnMajor>;
   using LayoutB = std::conditional_t<kMajorB == Major::k, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
   static constexpr int kAlign = alignment_of(kTile.product);
+  template <class Layout, class Scales>
+  using WithScales = std::conditional_t<kBlocks, cute::tuple<Layout, Scales>, Layout>;
 
   using D = std::conditional_t<kTile.store == Store::direct, void, cutlass::bfloat16_t>;
   using EpilogueTile = std::conditional_t<kTile.store == Store::norm, cute::Shape<cute::_64, cute::Int<kTile.n>>,
@@ -80,12 +89,24 @@ struct Kernel {
       typename Tree::Tree>::CollectiveOp;
   using Epilogue = std::conditional_t<kTile.store == Store::norm, DroppingEpilogue<Whole>, Whole>;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, A, LayoutA, kAlign, B, LayoutB, kAlign, float, Shape,
-      Cluster,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, A, WithScales<LayoutA, BlockScales::LayoutSFA>, kAlign, B,
+      WithScales<LayoutB, BlockScales::LayoutSFB>, kAlign, float, Shape, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
-      typename Types::Mainloop>::CollectiveOp;
+      MainloopSchedule>::CollectiveOp;
   using Universal = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue>;
   using Adapter = cutlass::gemm::device::GemmUniversalAdapter<Universal>;
+
+  // The mainloop's arguments: its operands, and the scales of their blocks where it multiplies by them.
+  template <class Operands>
+  static typename Mainloop::Arguments with_scales(const Gemm& g, Operands operands) {
+    if constexpr (kBlocks) {
+      const auto shape = cute::make_shape(static_cast<int>(block_scale_ld(g.m)), g.n, g.k, 1);
+      return operands(g.x_scale, BlockScales::tile_atom_to_shape_SFA(shape), g.w_scale,
+                      BlockScales::tile_atom_to_shape_SFB(shape));
+    } else {
+      return operands();
+    }
+  }
 
   // `row`: tile.n elements of scratch, of a norm that writes codes.
   static typename Adapter::Arguments arguments(const Gemm& g, int sm_count, void* row = nullptr) {
@@ -97,14 +118,16 @@ struct Kernel {
       std::swap(batch_a, batch_b);
     }
     const int m = kTile.swap ? g.n : g.m, n = kTile.swap ? g.m : g.n;
+    const auto operands = [&](auto... scales) -> typename Mainloop::Arguments {
+      return {static_cast<const A*>(a), matrix_stride<typename Universal::StrideA>(lda, batch_a),
+              static_cast<const B*>(b), matrix_stride<typename Universal::StrideB>(ldb, batch_b), scales...};
+    };
     const typename Whole::Arguments whole{
         Tree::arguments(g), nullptr, {}, {}, matrix_stride<typename Universal::StrideD>(g.ldd, g.d_batch)};
-    typename Adapter::Arguments found{
-        cutlass::gemm::GemmUniversalMode::kGemm,
-        cute::make_shape(m, n, g.k, g.batch),
-        {static_cast<const A*>(a), matrix_stride<typename Universal::StrideA>(lda, batch_a), static_cast<const B*>(b),
-         matrix_stride<typename Universal::StrideB>(ldb, batch_b)},
-        {whole}};
+    typename Adapter::Arguments found{cutlass::gemm::GemmUniversalMode::kGemm,
+                                      cute::make_shape(m, n, g.k, g.batch),
+                                      with_scales(g, operands),
+                                      {whole}};
     if constexpr (kTile.store != Store::direct) found.epilogue.ptr_D = static_cast<cutlass::bfloat16_t*>(g.d);
     if constexpr (kTile.store == Store::norm) {
       found.epilogue.drops = g.d_dtype == DType::e4m3;

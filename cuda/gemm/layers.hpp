@@ -13,6 +13,7 @@ namespace octavo::cuda {
 // linear_sm90.cpp
 Status linear_e4m3_row_sm90(const LinearArgs& args);
 Status linear_e4m3_row_fast_sm90(const LinearArgs& args);
+Status linear_e4m3_block_sm90(const LinearArgs& args);
 Status linear_bf16_sm90(const LinearArgs& args);
 
 // gradients_bf16_sm90.cpp
@@ -34,9 +35,10 @@ struct Operand {
 Status padded_operand(const MatrixView& x, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
                       StreamBuffer& scratch, Operand& out);
 
-// `x` [m, n] (f32, bf16, or codes with `scale` [m]) in BF16, zeros up to `rows` x `cols`. BF16 is copied where it must.
+// `x` [m, n] (f32, bf16, or codes with `scale` of rows or of 128 x 128) in BF16, zeros up to `rows` x `cols`. BF16 is
+// copied where it must.
 Status bf16_operand(const MatrixView& x, const float* scale, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                    StreamBuffer& scratch, Operand& out);
+                    StreamBuffer& scratch, Operand& out, Scaling scaling = Scaling::row);
 
 // Whether the memory accelerator can address rows that start there, `row_bytes` apart.
 bool rows_are_aligned(const void* data, std::int64_t row_bytes);

@@ -26,6 +26,8 @@ struct Layer {
   Product product;
   cudaStream_t stream;
 
+  bool has_blocks() const { return product == Product::e4m3_block; }
+
   // x and w of the product, and scales; memory of copies lives in `scratch`.
   Status operands(Gemm& g, StreamBuffer (&scratch)[3]) const {
     const PackedWeight& w = *args.weight;
@@ -35,9 +37,13 @@ struct Layer {
     if (Status s = padded_operand(weight, w.n(), k, stream, scratch[0], codes); !s.ok()) return s;
     if (product == Product::bf16) {
       if (Status s = bf16_operand(args.x, nullptr, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
-    } else if (args.x_scale != nullptr) {
+    } else if (size_of(args.x.dtype) == 1) {
       if (Status s = padded_operand(args.x, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
       g.x_scale = args.x_scale;
+      if (has_blocks()) {
+        if (Status s = transposed_scales(scratch[2]); !s.ok()) return s;
+        g.x_scale = scratch[2].as<float>();
+      }
     } else {
       if (Status s = quantized(k, scratch[1], scratch[2]); !s.ok()) return s;
       x = {scratch[1].as<void>(), k};
@@ -55,15 +61,31 @@ struct Layer {
   }
 
   Status quantized(std::int64_t k, StreamBuffer& codes, StreamBuffer& scale) const {
+    const std::int64_t ld = block_scale_ld(args.x.rows), scales = has_blocks() ? scale_blocks(k) * ld : args.x.rows;
     if (Status s = codes.allocate(static_cast<std::size_t>(args.x.rows * k)); !s.ok()) return s;
-    if (Status s = scale.allocate(static_cast<std::size_t>(args.x.rows) * 4); !s.ok()) return s;
+    if (Status s = scale.allocate(static_cast<std::size_t>(scales) * 4); !s.ok()) return s;
     const QuantizeArgs quantize{.x = args.x,
                                 .format = DType::e4m3,
-                                .scaling = Scaling::row,
+                                .scaling = has_blocks() ? Scaling::block_1x128 : Scaling::row,
                                 .codes = codes.as<void>(),
                                 .scale = scale.as<float>(),
                                 .stream = stream};
-    return quantize_row_padded(quantize, k);
+    return has_blocks() ? quantize_block_transposed(quantize, k, ld) : quantize_row_padded(quantize, k);
+  }
+
+  // Of codes that came with theirs.
+  Status transposed_scales(StreamBuffer& scale) const {
+    const std::int64_t blocks = scale_blocks(args.x.cols), ld = block_scale_ld(args.x.rows);
+    if (Status s = scale.allocate(static_cast<std::size_t>(blocks * ld) * 4); !s.ok()) return s;
+    return transpose_scales(args.x_scale, args.x.rows, blocks, scale.as<float>(), ld, stream);
+  }
+
+  // K = 0 is padded to a block of zeros, which has no scales yet.
+  Status scale_nothing(Gemm& g, StreamBuffer& zeros) const {
+    const std::size_t bytes = static_cast<std::size_t>(std::max(block_scale_ld(g.m), scale_blocks(g.n))) * 4;
+    if (Status s = zeros.allocate(bytes); !s.ok()) return s;
+    g.x_scale = g.w_scale = zeros.as<float>();
+    return checked(cudaMemsetAsync(zeros.as<void>(), 0, bytes, stream), "linear");
   }
 
   LayerPlan plan() const {
@@ -125,9 +147,11 @@ struct Layer {
 
   Status run() const {
     StreamBuffer scratch[3] = {StreamBuffer(stream), StreamBuffer(stream), StreamBuffer(stream)},
-                 product_memory(stream);
+                 product_memory(stream), zeros(stream);
     Gemm g;
     if (Status s = operands(g, scratch); !s.ok()) return s;
+    if (has_blocks() && args.x.cols == 0)
+      if (Status s = scale_nothing(g, zeros); !s.ok()) return s;
     const LayerPlan p = plan();
     const bool in_steps = p.route == Route::in_steps, codes = p.route == Route::whole && args.y_scale != nullptr;
     MatrixView d = args.y;
@@ -171,6 +195,10 @@ Status linear_e4m3_row_sm90(const LinearArgs& args) { return linear(args, Numeri
 
 Status linear_e4m3_row_fast_sm90(const LinearArgs& args) {
   return linear(args, Numerics::e4m3_row_fast, Product::e4m3_fast);
+}
+
+Status linear_e4m3_block_sm90(const LinearArgs& args) {
+  return linear(args, Numerics::e4m3_block, Product::e4m3_block);
 }
 
 Status linear_bf16_sm90(const LinearArgs& args) { return linear(args, Numerics::bf16, Product::bf16); }

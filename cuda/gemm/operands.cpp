@@ -31,10 +31,10 @@ Status padded_operand(const MatrixView& x, std::int64_t rows, std::int64_t cols,
 }
 
 Status bf16_operand(const MatrixView& x, const float* scale, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                    StreamBuffer& scratch, Operand& out) {
+                    StreamBuffer& scratch, Operand& out, Scaling scaling) {
   if (x.dtype == DType::bf16) return padded_operand(x, rows, cols, stream, scratch, out);
   if (Status s = allocate_padded(x.rows, rows, padded(cols, 8), 2, stream, scratch, out); !s.ok()) return s;
-  return to_bf16(x, scale, scratch.as<void>(), out.ld, stream);
+  return to_bf16(x, scale, scratch.as<void>(), out.ld, stream, scaling);
 }
 
 bool rows_are_aligned(const void* data, std::int64_t row_bytes) {

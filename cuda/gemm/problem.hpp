@@ -6,14 +6,15 @@
 namespace octavo::cuda {
 
 // d [m, n] = act(norm(x_scale x w^T w_scale + bias [+ residual])) [+ residual]
-// in the order of octavo/linear.hpp, x_scale and w_scale diagonal. x [m, k] and w [n, k] are codes or BF16, ld elements
-// from row to row (Major::k) or from column to column (Major::mn). What the tile cannot do is refused
-// (tile_choice.hpp).
+// in the order of octavo/linear.hpp, x_scale and w_scale diagonal; Product::e4m3_block: one of each per 128 of k, by
+// which that part of the sum is multiplied. x [m, k] and w [n, k] are codes or BF16, ld elements from row to row
+// (Major::k) or from column to column (Major::mn). What the tile cannot do is refused (tile_choice.hpp).
 struct Gemm {
   int m = 0, n = 0, k = 0;
   const void *x = nullptr, *w = nullptr;
   std::int64_t ldx = 0, ldw = 0;
-  const float *x_scale = nullptr, *w_scale = nullptr;  // [m], [n]; nullptr: ones
+  // [m], [n]; nullptr: ones. Of blocks [ceil(k / 128), block_scale_ld(m)], [ceil(n / 128), ceil(k / 128)]; not nullptr.
+  const float *x_scale = nullptr, *w_scale = nullptr;
   void* d = nullptr;
   std::int64_t ldd = 0;
   DType d_dtype = DType::bf16;  // or f32; e4m3 behind a norm of whole rows: codes
@@ -30,5 +31,8 @@ struct Gemm {
   int batch = 1;
   std::int64_t x_batch = 0, w_batch = 0, d_batch = 0;
 };
+
+// From one 128 of k to the next in x's scales of blocks: the memory accelerator reads rows of 16 bytes.
+constexpr std::int64_t block_scale_ld(std::int64_t m) { return (m + 3) / 4 * 4; }
 
 }  // namespace octavo::cuda

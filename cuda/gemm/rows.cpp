@@ -65,27 +65,21 @@ constexpr double kPromotedTolerance = 1.0 / 1024, kFastTolerance = 1.0 / 128;
 }  // namespace
 
 void register_cuda_gemm_kernels(Registry& registry) {
-  KernelInfo bf16 = row(Op::linear, Numerics::bf16, 8.0, 250000.0);
-  bf16.estimate_us = estimate_of(cuda::Product::bf16);
-  bf16.norm_input = DType::bf16;
-  bf16.run.linear = cuda::linear_bf16_sm90;
-  (void)registry.add(bf16);
-
-  KernelInfo e4m3 = row(Op::linear, Numerics::e4m3_row, 12.0, 400000.0);
-  e4m3.tolerance = kPromotedTolerance;
-  e4m3.takes_codes = true;
-  e4m3.estimate_us = estimate_of(cuda::Product::e4m3);
-  e4m3.norm_input = DType::bf16;
-  e4m3.run.linear = cuda::linear_e4m3_row_sm90;
-  (void)registry.add(e4m3);
-
-  KernelInfo fast = row(Op::linear, Numerics::e4m3_row_fast, 12.0, 500000.0);
-  fast.tolerance = kFastTolerance;
-  fast.takes_codes = true;
-  fast.estimate_us = estimate_of(cuda::Product::e4m3_fast);
-  fast.norm_input = DType::bf16;
-  fast.run.linear = cuda::linear_e4m3_row_fast_sm90;
-  (void)registry.add(fast);
+  using cuda::Product;
+  const auto add = [&](Numerics numerics, Product product, double overhead_us, double gmacs_per_s, double tolerance,
+                       LinearLauncher run) {
+    KernelInfo info = row(Op::linear, numerics, overhead_us, gmacs_per_s);
+    info.tolerance = tolerance;
+    info.takes_codes = cuda::bytes_of(product) == 1;
+    info.estimate_us = estimate_of(product);
+    info.norm_input = DType::bf16;
+    info.run.linear = run;
+    (void)registry.add(info);
+  };
+  add(Numerics::bf16, Product::bf16, 8.0, 250000.0, KernelInfo{}.tolerance, cuda::linear_bf16_sm90);
+  add(Numerics::e4m3_row, Product::e4m3, 12.0, 400000.0, kPromotedTolerance, cuda::linear_e4m3_row_sm90);
+  add(Numerics::e4m3_row_fast, Product::e4m3_fast, 12.0, 500000.0, kFastTolerance, cuda::linear_e4m3_row_fast_sm90);
+  add(Numerics::e4m3_block, Product::e4m3_block, 12.0, 350000.0, kPromotedTolerance, cuda::linear_e4m3_block_sm90);
 
   KernelInfo grad_input = row(Op::linear_grad_input, Numerics::bf16, 8.0, 200000.0);
   grad_input.run.grad_input = cuda::grad_input_bf16_sm90;

@@ -37,8 +37,7 @@ double product_cycles(const Tile& tile) {
   const double instruction = std::max(kInstructionRows * kInstructionBytes / kSharedBytes, tile.n / 2.0);
   const double instructions = tile.m / kInstructionRows * (step_bytes / kInstructionBytes);
   // Promotion adds every sum once for 128 of K; half of it hides behind the next products.
-  const bool promoted = tile.product == Product::e4m3 || tile.product == Product::e5m2;
-  const double promotion = promoted ? 0.5 * tile.m * tile.n / kLanes * (tile.k / 128.0) : 0.0;
+  const double promotion = promotes(tile.product) ? 0.5 * tile.m * tile.n / kLanes * (tile.k / 128.0) : 0.0;
   return instruction * instructions + promotion;
 }
 

@@ -10,10 +10,11 @@ namespace octavo::cuda {
 
 // What the tensor cores multiply and how sums are kept.
 enum class Product : std::uint8_t {
-  e4m3,       // E4M3 x E4M3, sums moved to FP32 registers every 128 of K
-  e4m3_fast,  // E4M3 x E4M3, all of K summed in the tensor core, which keeps about 14 bits of FP8 products
-  bf16,       // BF16 x BF16, FP32 sums
-  e5m2,       // E5M2 x E4M3, as e4m3: gradients
+  e4m3,        // E4M3 x E4M3, sums moved to FP32 registers every 128 of K
+  e4m3_fast,   // E4M3 x E4M3, all of K summed in the tensor core, which keeps about 14 bits of FP8 products
+  bf16,        // BF16 x BF16, FP32 sums
+  e5m2,        // E5M2 x E4M3, as e4m3: gradients
+  e4m3_block,  // E4M3 x E4M3 with a scale per 128 of K, which sums are multiplied by as they move to FP32
 };
 
 // How d leaves the kernel.
@@ -64,8 +65,8 @@ inline constexpr std::array kTiles{
     Tile{"bf16_grad_weight_64x128", Product::bf16, Store::direct, Schedule::pingpong, 64, 128, 64, 2, false, Major::mn,
          Major::mn},
     Tile{"e5m2_direct_128x128", Product::e5m2, Store::direct, Schedule::cooperative, 128, 128, 128, 2, false},
+    Tile{"e4m3_block_128x128", Product::e4m3_block, Store::direct, Schedule::cooperative, 128, 128, 128, 1, false},
     Tile{"e4m3_norm_64x128", Product::e4m3, Store::norm, Schedule::pingpong, 64, 128, 128, 2, false},
-    Tile{"e4m3_norm_64x192", Product::e4m3, Store::norm, Schedule::pingpong, 64, 192, 128, 2, false},
     Tile{"e4m3_fast_norm_64x256", Product::e4m3_fast, Store::norm, Schedule::pingpong, 64, 256, 128, 2, false},
     Tile{"bf16_norm_64x256", Product::bf16, Store::norm, Schedule::pingpong, 64, 256, 64, 2, false},
 };
@@ -84,6 +85,9 @@ constexpr int tile_index(const char* name) {
 
 // Columns whose squares the norm kernels sum before anything else: their blocks have a multiple of them.
 inline constexpr int kNormStep = 64;
+
+// Whether sums move to FP32 registers while the product runs: two sets of them.
+constexpr bool promotes(Product product) { return product != Product::e4m3_fast && product != Product::bf16; }
 
 constexpr int bytes_of(Product product) { return product == Product::bf16 ? 2 : 1; }
 

@@ -56,25 +56,9 @@ LinearCase::LinearCase(const LinearSpec& s, Numerics numerics_of_kernel)
   for (std::int64_t r = 0; r < s.m; ++r)
     for (std::int64_t c = 0; c < y.stride; ++c) y.set(r, c, kCanary);
 
-  const DType format = weight_format(numerics);
-  codes.resize(static_cast<std::size_t>(s.n * s.k) * size_of(format));
-  if (format != DType::bf16) scale.resize(static_cast<std::size_t>(s.n) + 1);
-  std::vector<float> row(static_cast<std::size_t>(s.k));
-  for (std::int64_t c = 0; c < s.n; ++c) {
-    for (float& v : row) v = normal(random) / std::sqrt(static_cast<float>(s.k));
-    const ScalePair pair = format == DType::bf16 ? ScalePair{1.0f, 1.0f} : row_scale(row, format);
-    if (format != DType::bf16) scale[static_cast<std::size_t>(c)] = pair.scale;
-    for (std::int64_t j = 0; j < s.k; ++j) {
-      const auto at = static_cast<std::size_t>(c * s.k + j);
-      const float v = row[static_cast<std::size_t>(j)] * pair.multiplier;
-      if (format == DType::bf16) {
-        const std::uint16_t bits = encode_bf16(v);
-        std::memcpy(&codes[at * 2], &bits, 2);
-      } else {
-        codes[at] = format == DType::e4m3 ? encode_e4m3(v) : int8_code(v);
-      }
-    }
-  }
+  std::vector<float> values(static_cast<std::size_t>(s.n * s.k));
+  for (float& v : values) v = normal(random) / std::sqrt(static_cast<float>(s.k));
+  encode_weight(values, weight_tile());
   const auto vector = [&](bool present, float mean, float deviation) {
     std::vector<float> values(present ? static_cast<std::size_t>(s.n) : 0);
     for (float& v : values) v = mean + deviation * normal(random);
@@ -84,7 +68,41 @@ LinearCase::LinearCase(const LinearSpec& s, Numerics numerics_of_kernel)
   const bool affine = s.norm_vectors && s.norm != NormKind::none && s.norm != NormKind::block;
   norm_weight = vector(affine, 1.0f, 0.1f);
   norm_bias = vector(affine && s.norm == NormKind::layer, 0.0f, 0.1f);
-  weight.emplace(codes.data(), scale.empty() ? nullptr : scale.data(), s.n, s.k, format);
+  weight.emplace(codes.data(), scale.empty() ? nullptr : scale.data(), s.n, s.k, weight_format(numerics),
+                 weight_scaling(numerics));
+}
+
+ScaleTile LinearCase::weight_tile() const {
+  if (numerics == Numerics::e4m3_block) return {kScaleBlock, kScaleBlock};
+  return {1, std::max<std::int64_t>(spec.k, 1)};
+}
+
+void LinearCase::encode_weight(const std::vector<float>& values, ScaleTile tile) {
+  const DType format = weight_format(numerics);
+  codes.resize(values.size() * size_of(format));
+  std::vector<float> part;
+  for (std::int64_t top = 0; top < spec.n; top += tile.rows)
+    for (std::int64_t left = 0; left == 0 || left < spec.k; left += tile.cols) {
+      const auto each = [&](auto visit) {
+        for (std::int64_t r = top; r < std::min(spec.n, top + tile.rows); ++r)
+          for (std::int64_t c = left; c < std::min(spec.k, left + tile.cols); ++c)
+            visit(static_cast<std::size_t>(r * spec.k + c));
+      };
+      part.clear();
+      each([&](std::size_t at) { part.push_back(values[at]); });
+      const ScalePair pair = format == DType::bf16 ? ScalePair{1.0f, 1.0f} : row_scale(part, format);
+      if (format != DType::bf16) scale.push_back(pair.scale);
+      each([&](std::size_t at) {
+        const float v = values[at] * pair.multiplier;
+        if (format == DType::bf16) {
+          const std::uint16_t bits = encode_bf16(v);
+          std::memcpy(&codes[at * 2], &bits, 2);
+        } else {
+          codes[at] = format == DType::e4m3 ? encode_e4m3(v) : int8_code(v);
+        }
+      });
+    }
+  if (format != DType::bf16) scale.push_back(0.0f);  // never empty
 }
 
 LinearArgs LinearCase::args() {
@@ -107,19 +125,22 @@ LinearArgs LinearCase::args() {
 Status LinearCase::run(const KernelInfo& kernel) { return kernel.run.linear(args()); }
 
 std::vector<double> LinearCase::operand(std::int64_t r) const {
-  std::vector<float> row(static_cast<std::size_t>(spec.k));
-  for (std::int64_t c = 0; c < spec.k; ++c) row[static_cast<std::size_t>(c)] = x.get(r, c);
   std::vector<double> out;
   const DType format = weight_format(numerics);
   const bool scaled = numerics != Numerics::bf16 && numerics != Numerics::e4m3_weight_only;
-  const ScalePair pair = scaled ? row_scale(row, format) : ScalePair{1.0f, 1.0f};
-  for (const float v : row) {
-    if (!scaled) {
-      out.push_back(decode_bf16(encode_bf16(v)));
-    } else if (format == DType::e4m3) {
-      out.push_back(static_cast<double>(pair.scale) * decode_e4m3(encode_e4m3(v * pair.multiplier)));
-    } else {
-      out.push_back(static_cast<double>(pair.scale) * static_cast<std::int8_t>(int8_code(v * pair.multiplier)));
+  const std::int64_t width = weight_tile().cols;
+  for (std::int64_t left = 0; left < spec.k; left += width) {
+    std::vector<float> row;
+    for (std::int64_t c = left; c < std::min(spec.k, left + width); ++c) row.push_back(x.get(r, c));
+    const ScalePair pair = scaled ? row_scale(row, format) : ScalePair{1.0f, 1.0f};
+    for (const float v : row) {
+      if (!scaled) {
+        out.push_back(decode_bf16(encode_bf16(v)));
+      } else if (format == DType::e4m3) {
+        out.push_back(static_cast<double>(pair.scale) * decode_e4m3(encode_e4m3(v * pair.multiplier)));
+      } else {
+        out.push_back(static_cast<double>(pair.scale) * static_cast<std::int8_t>(int8_code(v * pair.multiplier)));
+      }
     }
   }
   return out;
@@ -127,8 +148,12 @@ std::vector<double> LinearCase::operand(std::int64_t r) const {
 
 std::vector<double> LinearCase::weights() const {
   std::vector<double> out(static_cast<std::size_t>(spec.n * spec.k));
+  const ScaleTile tile = weight_tile();
+  const std::int64_t across = (spec.k + tile.cols - 1) / tile.cols;
   for (std::size_t i = 0; i < out.size(); ++i) {
-    const double s = scale.empty() ? 1.0 : scale[i / static_cast<std::size_t>(spec.k)];
+    const auto row = static_cast<std::int64_t>(i) / spec.k, column = static_cast<std::int64_t>(i) % spec.k;
+    const double s =
+        scale.empty() ? 1.0 : scale[static_cast<std::size_t>(row / tile.rows * across + column / tile.cols)];
     std::uint16_t bits = 0;
     if (scale.empty()) std::memcpy(&bits, &codes[i * 2], 2);
     out[i] = s * (scale.empty()                            ? decode_bf16(bits)

@@ -91,8 +91,10 @@ class LinearCase {
   std::optional<PackedWeight> weight;
 
  private:
+  ScaleTile weight_tile() const;                        // what shares a scale
   std::vector<double> operand(std::int64_t row) const;  // the row of x as the class sees it, dequantized
   std::vector<double> weights() const;                  // [n, k] dequantized
+  void encode_weight(const std::vector<float>& values, ScaleTile tile);
 };
 
 }  // namespace octavo::testing

@@ -1,6 +1,7 @@
 // Eight-bit rows into and out of every linear kernel: the bits of the scalar codecs before and after.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 
@@ -25,26 +26,30 @@ struct Codes {
   std::vector<float> scale;
 };
 
-Codes quantized(const Matrix& x, DType format) {
+// A scale per row, or per `width` columns of one.
+Codes quantized(const Matrix& x, DType format, std::int64_t width = 0) {
   Codes out;
-  for (std::int64_t r = 0; r < x.rows; ++r) {
-    float largest = 0.0f;
-    bool nan = false;
-    for (std::int64_t c = 0; c < x.cols; ++c) {
-      const float v = x.get(r, c);
-      if (std::isfinite(v)) largest = std::fmax(largest, std::fabs(v));
-      nan = nan || std::isnan(v);
+  if (width == 0) width = std::max<std::int64_t>(x.cols, 1);
+  for (std::int64_t r = 0; r < x.rows; ++r)
+    for (std::int64_t left = 0; left == 0 || left < x.cols; left += width) {
+      const std::int64_t right = std::min(x.cols, left + width);
+      float largest = 0.0f;
+      bool nan = false;
+      for (std::int64_t c = left; c < right; ++c) {
+        const float v = x.get(r, c);
+        if (std::isfinite(v)) largest = std::fmax(largest, std::fabs(v));
+        nan = nan || std::isnan(v);
+      }
+      const ScalePair pair = scale_for(largest, format, false);
+      out.scale.push_back(format == DType::i8 && nan ? std::numeric_limits<float>::quiet_NaN() : pair.scale);
+      for (std::int64_t c = left; c < right; ++c) {
+        const float v = x.get(r, c) * pair.multiplier;
+        const float clamped = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v == v ? v : 0.0f;
+        out.data.push_back(format == DType::e4m3
+                               ? encode_e4m3(v)
+                               : static_cast<std::uint8_t>(static_cast<std::int8_t>(std::nearbyint(clamped))));
+      }
     }
-    const ScalePair pair = scale_for(largest, format, false);
-    out.scale.push_back(format == DType::i8 && nan ? std::numeric_limits<float>::quiet_NaN() : pair.scale);
-    for (std::int64_t c = 0; c < x.cols; ++c) {
-      const float v = x.get(r, c) * pair.multiplier;
-      const float clamped = v > 127.0f ? 127.0f : v < -127.0f ? -127.0f : v == v ? v : 0.0f;
-      out.data.push_back(format == DType::e4m3
-                             ? encode_e4m3(v)
-                             : static_cast<std::uint8_t>(static_cast<std::int8_t>(std::nearbyint(clamped))));
-    }
-  }
   return out;
 }
 
@@ -65,7 +70,8 @@ std::vector<float> values(const Matrix& y) {
 
 TEST(LinearCodes, QuantizedRowsGiveTheBitsOfTheirFloats) {
   with_every_kernel([](const KernelInfo& kernel) {
-    if (kernel.numerics != Numerics::e4m3_row && kernel.numerics != Numerics::int8_dynamic) return;
+    const bool blocks = kernel.numerics == Numerics::e4m3_block;
+    if (kernel.numerics != Numerics::e4m3_row && kernel.numerics != Numerics::int8_dynamic && !blocks) return;
     const DType format = weight_format(kernel.numerics);
     for (const auto& [m, n] : {std::pair{1, 19}, {3, 70}, {8, 64}, {13, 33}})
       for (const std::int64_t k : {0, 1, 2, 3, 5, 31, 32, 33, 63, 64, 65, 127, 129, 1023, 1025, 2051}) {
@@ -76,7 +82,7 @@ TEST(LinearCodes, QuantizedRowsGiveTheBitsOfTheirFloats) {
         }
         ASSERT_TRUE(layer.run(kernel).ok());
         const std::vector<float> want = values(layer.y);
-        Codes codes = quantized(layer.x, format);
+        Codes codes = quantized(layer.x, format, blocks ? kScaleBlock : 0);
         LinearArgs args = layer.args();
         args.x = {codes.data.data(), m, k, k, format};
         args.x_scale = codes.scale.data();
@@ -158,8 +164,8 @@ TEST(LinearCodes, RefusesFormatsOfOtherClassesAndMissingScales) {
   EXPECT_TRUE(has(message(Numerics::e4m3_row, as(DType::i8)), "or quantized as class e4m3_row does"));
   EXPECT_TRUE(has(message(Numerics::bf16, as(DType::i8)), "x must be float32 or bfloat16"));
   EXPECT_TRUE(has(message(Numerics::e4m3_weight_only, as(DType::e4m3)), "x must be float32 or bfloat16"));
-  EXPECT_TRUE(has(message(Numerics::e4m3_row, [](LinearArgs& a) { a.x.dtype = DType::e4m3; }),
-                  "codes of x need a scale per row"));
+  EXPECT_TRUE(
+      has(message(Numerics::e4m3_row, [](LinearArgs& a) { a.x.dtype = DType::e4m3; }), "codes of x need their scales"));
   EXPECT_TRUE(has(message(Numerics::bf16, [](LinearArgs& a) { a.y.dtype = DType::e4m3; }),
                   "codes of out need a scale per row"));
 }

@@ -1,6 +1,7 @@
 // Every linear kernel of the registry against FP64 on dequantized operands, at every instruction set level.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
 #include "levels.hpp"
@@ -182,7 +183,7 @@ TEST(Linear, RowsDoNotDependOnTheirBatch) {
 
 TEST(Linear, NanStaysInItsRowAndInfinityDoesNotPoisonTheScale) {
   with_every_kernel([](const KernelInfo& kernel) {
-    const bool scaled = kernel.numerics == Numerics::e4m3_row || kernel.numerics == Numerics::int8_dynamic;
+    const bool scaled = kernel.numerics != Numerics::bf16 && kernel.numerics != Numerics::e4m3_weight_only;
     for (const DType x : {DType::f32, DType::bf16})
       for (const std::int64_t k : {20, 77}) {
         LinearCase layer({.m = 9, .n = 33, .k = k, .x = x}, kernel.numerics);
@@ -210,8 +211,8 @@ TEST(Linear, EveryE4m3CodeOfAWeightIsExact) {
       for (std::size_t code = 0; code < 256; ++code) {
         layer.codes[code * 2] = static_cast<std::uint8_t>(code);
         layer.codes[code * 2 + 1] = 0;
-        layer.scale[code] = 1.0f;
       }
+      std::fill(layer.scale.begin(), layer.scale.end(), 1.0f);
       for (std::int64_t r = 0; r < m; ++r) {
         layer.x.set(r, 0, 448.0f);
         layer.x.set(r, 1, 0.0f);
@@ -288,6 +289,13 @@ TEST(Linear, RefusesWhatNoKernelCouldTake) {
   good.y = layer.y.view();
   EXPECT_TRUE(validate(good, Numerics::int8_dynamic).ok());
   EXPECT_NE(validate(good, Numerics::e4m3_row).message().find("not packed for class e4m3_row"), std::string::npos);
+  for (const auto& [packed, asked] : {std::pair{Numerics::e4m3_row, Numerics::e4m3_block},
+                                      {Numerics::e4m3_block, Numerics::e4m3_row},
+                                      {Numerics::e4m3_block, Numerics::e4m3_weight_only}}) {
+    LinearCase other({.m = 2, .n = 3, .k = 4}, packed);
+    const std::string wanted = std::string("scales are not those of class ") + to_string(asked);
+    EXPECT_NE(validate(other.args(), asked).message().find(wanted), std::string::npos);
+  }
   const auto message = [&](auto change) {
     LinearArgs args = good;
     change(args);

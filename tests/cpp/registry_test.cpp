@@ -23,8 +23,8 @@ TEST(Registry, NamesAreUniqueAndSayWhatTheyAre) {
 
 TEST(Registry, EveryClassHasAGenericKernelAtEveryLevel) {
   at_every_level([] {
-    for (const Numerics numerics :
-         {Numerics::bf16, Numerics::e4m3_row, Numerics::e4m3_weight_only, Numerics::int8_dynamic}) {
+    for (const Numerics numerics : {Numerics::bf16, Numerics::e4m3_row, Numerics::e4m3_weight_only,
+                                    Numerics::int8_dynamic, Numerics::e4m3_block}) {
       const KernelInfo* kernel = Registry::instance().find(std::string("cpu.generic.linear.") + to_string(numerics));
       ASSERT_NE(kernel, nullptr);
       EXPECT_TRUE(kernel->is_supported());

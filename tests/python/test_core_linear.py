@@ -29,7 +29,7 @@ class Layer:
         self.x = g.integers(-2, 3, (m, k)).astype(np.float32)
         self.w = g.integers(-2, 3, (n, k)).astype(np.float32)
         self.bias = g.integers(-9, 9, n).astype(np.float32)
-        self.scale = np.ones(n, np.float32)
+        self.scale = np.ones(max(n, -(-n // 128) * -(-k // 128)), np.float32)
 
     def pack(self, numerics: str) -> _core.PackedWeight:
         if numerics == "bf16":
@@ -42,10 +42,13 @@ class Layer:
             )
         table = {0.0: 0x00, 1.0: 0x38, 2.0: 0x40, -1.0: 0xB8, -2.0: 0xC0}
         self.codes = np.vectorize(table.__getitem__, otypes=[np.uint8])(self.w)
-        return _core.PackedWeight(self.codes.ctypes.data, self.scale.ctypes.data, *self.w.shape, int(_core.DType.e4m3))
+        scaling = _core.Scaling.block_128x128 if numerics == "e4m3_block" else _core.Scaling.row
+        return _core.PackedWeight(
+            self.codes.ctypes.data, self.scale.ctypes.data, *self.w.shape, int(_core.DType.e4m3), int(scaling)
+        )
 
     def run(self, kernel: _core.Kernel, weight: _core.PackedWeight, activation: int = 0) -> np.ndarray:
-        self.x[:, 0] = 127.0 if kernel.numerics == _core.Numerics.int8_dynamic else 448.0  # so every scale is 1
+        self.x[:, ::128] = 127.0 if kernel.numerics == _core.Numerics.int8_dynamic else 448.0  # so every scale is 1
         y = np.full((self.x.shape[0], self.w.shape[0]), np.nan, np.float32)
         epilogue = _core.Epilogue(self.bias.ctypes.data, int(_core.NormKind.none), 0, 0, 1e-5, 256, activation)
         _core.linear(
@@ -64,7 +67,8 @@ def test_exact_operands_give_exact_sums(isa: str, shape: tuple[int, int, int]) -
 
 
 def test_every_class_has_a_kernel_at_every_level(isa: str) -> None:
-    assert {k.numerics.name for k in _kernels()} == {"bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic"}
+    classes = {"bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic", "e4m3_block"}
+    assert {k.numerics.name for k in _kernels()} == classes
 
 
 def test_calls_are_counted_and_enums_are_integers() -> None:

@@ -11,7 +11,7 @@ import octavo
 from octavo import _core
 
 ROOT = Path(__file__).parents[2]
-LINEAR = {f"cuda.sm90.linear.{numerics}" for numerics in ("bf16", "e4m3_row", "e4m3_row_fast")}
+LINEAR = {f"cuda.sm90.linear.{numerics}" for numerics in ("bf16", "e4m3_row", "e4m3_row_fast", "e4m3_block")}
 with_cuda = pytest.mark.skipif(not _core.built_with_cuda, reason="octavo was built without CUDA (OCTAVO_CUDA=ON)")
 without_device = pytest.mark.skipif(_core.cuda_info() is not None, reason="there is a CUDA device")
 
@@ -26,8 +26,8 @@ def test_the_kernels_are_in_the_table() -> None:
     assert set(rows) >= LINEAR
     for name in rows:
         assert name.split(".")[:2] in (["cuda", "sm80"], ["cuda", "sm90"])
-    tolerances = [rows[f"cuda.sm90.linear.{c}"].tolerance for c in ("bf16", "e4m3_row", "e4m3_row_fast")]
-    assert tolerances == [1e-5, 2**-10, 2**-7]
+    tolerances = [rows[f"cuda.sm90.linear.{c}"].tolerance for c in ("bf16", "e4m3_row", "e4m3_row_fast", "e4m3_block")]
+    assert tolerances == [1e-5, 2**-10, 2**-7, 2**-10]
 
 
 def test_the_list_of_what_never_ran_is_true() -> None:

@@ -1,5 +1,7 @@
 """Classes and costs of CUDA kernels as dispatch sees them, on a machine without a device."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -52,6 +54,9 @@ def test_costs_come_from_the_plan_of_the_layer_and_never_fall(numerics: str, epi
     wide = ops.dispatch.Problem("linear", 4096, 128, 512, "bfloat16", "float32", "layer+silu", "cuda", numerics)
     us = [next(c.predicted_us for c in judge(p).candidates if c.kernel.name == name) for p in (fused, wide)]
     assert us[0] < us[1]  # FP32 goes through a second kernel
+    blocks = [next(c.predicted_us for c in judge(dataclasses.replace(p, numerics="e4m3_block")).candidates
+                   if c.kernel.name == "cuda.sm90.linear.e4m3_block") for p in (fused, wide)]  # fmt: skip
+    assert 2.5 < blocks[0] < blocks[1]  # both do, and BF16 is less to write
 
 
 @with_cuda

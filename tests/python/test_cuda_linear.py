@@ -14,11 +14,11 @@ from octavo.ops.linear_backward import run_grad_input, run_grad_weight
 from octavo.ops.linear_call import record, run
 from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.qualification import check_of
+from octavo.ops.quantization import spread
 from octavo.ops.reference import linear_reference
 
 pytestmark = pytest.mark.gpu
-CLASSES = ("bf16", "e4m3_row", "e4m3_row_fast")
-PRODUCTS = {"bf16": "bf16", "e4m3_row": "e4m3", "e4m3_row_fast": "e4m3_fast"}
+CLASSES = ("bf16", "e4m3_row", "e4m3_row_fast", "e4m3_block")
 GRADIENTS = [k.name for k in _core.kernels() if k.name.startswith("cuda.sm90.linear_grad")]
 TILES = {tile["name"]: tile for tile in _core.gemm_tiles()}
 
@@ -74,6 +74,23 @@ def test_qualification_of_gradients(name: str) -> None:
 _TILE_SHAPES = ((1, 8, 16), (5, 56, 48), (67, 184, 144), (300, 248, 528), (1027, 136, 1040), (4099, 520, 80))
 
 
+def _tile_scales(
+    m: int, n: int, k: int, blocks: bool
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """FP64 scales of every element of x [m, k] and w [n, k], and the device's (cuda/gemm/problem.hpp)."""
+
+    def some(*size: int) -> torch.Tensor:
+        return 0.5 + torch.rand(*size, generator=torch.Generator().manual_seed(sum(size)))
+
+    if not blocks:
+        x_scale, w_scale = some(m), some(n)
+        return x_scale.double()[:, None], w_scale.double()[:, None], (x_scale.cuda(), w_scale.cuda())
+    x_scale, w_scale = some(m, -(-k // 128)), some(-(-n // 128), -(-k // 128))
+    there = torch.nn.functional.pad(x_scale.T, (0, -m % 4)).contiguous().cuda(), w_scale.cuda()
+    sizes = (x_scale, torch.Size((m, k)), "block_1x128"), (w_scale, torch.Size((n, k)), "block_128x128")
+    return *(spread(*size).double() for size in sizes), there
+
+
 @pytest.mark.parametrize("tile", TILES)
 def test_every_instantiation(tile: str) -> None:
     """Each kernel by name, into each type it writes, against FP64 on its operands."""
@@ -87,13 +104,12 @@ def test_every_instantiation(tile: str) -> None:
         n = min(n, facts["shape"][1]) if norm else n + 3 if direct and facts["w_major"] == "k" else n
         m = -(-m // 8) * 8 if facts["x_major"] == "mn" else m
         x, w = _normal(m, k, seed=m).to(x_type), (_normal(n, k, seed=n) / 4).to(w_type)
-        x_scale, w_scale = (0.5 + torch.rand(size, generator=torch.Generator().manual_seed(size)) for size in (m, n))
-        ref = (x.double() * x_scale.double()[:, None]) @ (w.double() * w_scale.double()[:, None]).T
+        x_scale, w_scale, scales = _tile_scales(m, n, k, facts["product"] == "e4m3_block")
+        ref = (x.double() * x_scale) @ (w.double() * w_scale).T
         if norm:
             ref = apply_epilogue(ref, None, Norm("rms", torch.ones(n), None, 0.0), None)
         there = x.T.contiguous().cuda() if facts["x_major"] == "mn" else x.cuda()
         weight = w.T.contiguous().cuda() if facts["w_major"] == "mn" else w.cuda()
-        scales = x_scale.cuda(), w_scale.cuda()
         for f32 in (False, True) if direct else (False,):
             d = torch.full((m, n), 7.0, dtype=torch.float32 if f32 else torch.bfloat16, device="cuda")
             _core.run_gemm_tile(tile, m, n, k, there.data_ptr(), weight.data_ptr(), *(s.data_ptr() for s in scales),

@@ -16,7 +16,7 @@ from octavo.ops.reference import quantize_reference
 from octavo.ops.table_formats import decode_rows
 
 pytestmark = pytest.mark.gpu
-NAMES = ("quantize_row", "linear_epilogue_backward", "bag_forward", "row_lookup", "bag_backward")
+NAMES = ("quantize_row", "quantize_block", "linear_epilogue_backward", "bag_forward", "row_lookup", "bag_backward")
 DIMS = [1, 3, 64, 130]
 
 
@@ -37,11 +37,12 @@ def test_qualification(name) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (257, 1000), (4, 20000), (0, 5), (5, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("format", ["e4m3", "e5m2", "int8"])
-def test_quantize_is_the_definition(shape, dtype, format) -> None:
+@pytest.mark.parametrize("scaling", ["row", "block_1x128", "block_128x128"])
+def test_quantize_is_the_definition(shape, dtype, format, scaling) -> None:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     for pow2 in (False, True):
-        q = ops.quantize(x.cuda(), format, "row", pow2)
-        codes, scale = quantize_reference(x, format, "row", pow2)
+        q = ops.quantize(x.cuda(), format, scaling, pow2)
+        codes, scale = quantize_reference(x, format, scaling, pow2)
         assert bool(same_bits(q.data.cpu(), codes).all())
         assert torch.equal(q.scale.cpu(), scale)
 

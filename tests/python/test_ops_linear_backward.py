@@ -116,7 +116,7 @@ def test_empty_matrices(isa, shape) -> None:
 @pytest.mark.parametrize(
     ("format", "backward"),
     [("e4m3_row", "e4m3_row"), ("e4m3_weight_only", "e4m3_row"), ("int8_dynamic", "int8_dynamic"),
-     ("e4m3_row", "bf16"), ("int8_dynamic", "bf16")],
+     ("e4m3_row", "bf16"), ("int8_dynamic", "bf16"), ("e4m3_block", "bf16")],
 )  # fmt: skip
 def test_classes_of_backward(isa, format, backward) -> None:
     case = Case((40, 67, 130), None, None, None, torch.float32, format)
@@ -133,7 +133,7 @@ def test_classes_of_backward(isa, format, backward) -> None:
 def test_a_class_that_the_weight_does_not_have_is_refused() -> None:
     x = torch.randn(3, 6).requires_grad_()
     w = pack_as(torch.randn(4, 6), "bf16")
-    with pytest.raises(ValueError, match="backward: 'e4m3_row' multiplies codes in float8_e4m3fn, the weight's are bf"):
+    with pytest.raises(ValueError, match="backward: 'e4m3_row' multiplies a weight of class e4m3_row or .*one is bf"):
         ops.linear(x, w, backward="e4m3_row")
     with pytest.raises(ValueError, match="backward: found 'fp8'"):
         ops.linear(x, w, backward="fp8")

@@ -187,7 +187,7 @@ def test_bad_classes_are_named() -> None:
     with pytest.raises(ValueError, match=r"backward: found \('bf16',\); expected a class, or a pair"):
         nn.Linear(6, 4, backward=("bf16",))
     x, w = torch.randn(3, 6).requires_grad_(), pack_as(torch.randn(4, 6), "bf16")
-    with pytest.raises(ValueError, match="'int8_dynamic' multiplies codes in int8.*give backward_weight"):
+    with pytest.raises(ValueError, match="'int8_dynamic' multiplies a weight of class int8_dyn.*give backward_weight"):
         ops.linear(x, w, backward=("int8_dynamic", "bf16"))
     with pytest.raises(ValueError, match=r"backward_weight: is \[4, 5\], w is \[4, 6\]"):
         ops.linear(x, w, backward=("int8_dynamic", "bf16"), backward_weight=pack_as(torch.randn(4, 5), "int8_dynamic"))

@@ -136,6 +136,36 @@ def test_same_bits_on_any_number_of_threads(isa) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("numerics", TAKES)
+def test_one_scale_for_all_rows(isa, numerics) -> None:
+    """Of x, as tensor scaling gives it, and of a weight: every row has it."""
+    format = TAKES[numerics]
+    q = ops.quantize(_normal(70, 33), format, "tensor")
+    w = ops.PackedWeight(q.data, q.scale, numerics)
+    assert torch.equal(w.dequantize(), q.dequantize())
+    for shape in ((33,), (1, 33), (9, 33), (3, 2, 33), (0, 33)):
+        x = ops.quantize(_normal(*shape, seed=1), format, "tensor")
+        rows = ops.QuantizedTensor(x.data, x.scale.reshape(()).expand(shape[:-1]), format, "row")
+        y = ops.linear(x, w, activation="silu")
+        assert torch.equal(y, ops.linear(rows, w, activation="silu"))
+        exact = torch.nn.functional.silu(x.dequantize().double() @ q.dequantize().double().T)
+        assert torch.allclose(y.double(), exact, atol=1e-5 * float(exact.abs().max()) if exact.numel() else 0)
+    traced = torch.compile(lambda x: ops.linear(ops.QuantizedTensor(x.data, x.scale, format, "tensor"), w),
+                           backend="eager")  # fmt: skip
+    x = ops.quantize(_normal(9, 33, seed=1), format, "tensor")
+    assert torch.equal(traced(x), ops.linear(x, w))
+
+
+def test_scales_that_do_not_fit_a_weight_are_refused() -> None:
+    q = ops.quantize(_normal(200, 300))
+    with pytest.raises(ValueError, match=r"scale: is \[199\]; codes \[200, 300\] of class e4m3_row have row scales"):
+        ops.PackedWeight(q.data, q.scale[:199], "e4m3_row")
+    with pytest.raises(ValueError, match=r"e4m3_block have block_128x128 scales, \[2, 3\]$"):
+        ops.PackedWeight(q.data, q.scale, "e4m3_block")
+    with pytest.raises(ValueError, match=r"scale: is \[2, 3\]; .* of class e4m3_row have row scales, \[200\] or \[1\]"):
+        ops.PackedWeight(q.data, torch.ones(2, 3), "e4m3_row")
+
+
 def test_calls_with_floats_and_codes_take_turns() -> None:
     w, x = pack_as(_normal(20, 12), "e4m3_row"), _normal(8, 12, seed=2)
     q, y = ops.quantize(x), ops.linear(x, w)
@@ -156,12 +186,14 @@ def test_what_is_refused() -> None:
         ops.linear(ops.quantize(x, "int8"), pack_as(_normal(6, 4), "bf16"))
     with pytest.raises(TypeError, match="class e4m3_weight_only takes float32 or bfloat16"):
         ops.linear(ops.quantize(x), pack_as(_normal(6, 4), "e4m3_weight_only"))
-    with pytest.raises(ValueError, match="x: has tensor scaling"):
-        ops.linear(ops.quantize(x, "int8", "tensor"), w)
+    with pytest.raises(ValueError, match="x: has block_1x128 scaling; class int8_dynamic takes .*scaling='row'"):
+        ops.linear(ops.quantize(x, "int8", "block_1x128"), w)
+    with pytest.raises(ValueError, match="x: has row scaling; class e4m3_block takes .*scaling='block_1x128'"):
+        ops.linear(ops.quantize(x), pack_as(_normal(6, 4), "e4m3_block"))
     q = ops.quantize(x, "int8")
     with pytest.raises(ValueError, match=r"x: shape \[2, 3\] does not fit weight \[6, 4\]"):
         ops.linear(ops.QuantizedTensor(q.data[:, 1:], q.scale, "int8", "row"), w)
-    with pytest.raises(ValueError, match=r"x.scale: is \[1\] on cpu; expected one per row, \[2\]"):
+    with pytest.raises(ValueError, match=r"x.scale: is \[1\] on cpu; row scaling of \[2, 4\] has \[2\]"):
         ops.linear(ops.QuantizedTensor(q.data, q.scale[:1], "int8", "row"), w)
     with pytest.raises(TypeError, match="x.data: expected int8, found float32"):
         ops.linear(ops.QuantizedTensor(x, q.scale, "int8", "row"), w)

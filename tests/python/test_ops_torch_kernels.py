@@ -23,7 +23,12 @@ def _rows(capability: tuple[int, int]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [((8, 0), ALWAYS), ((8, 9), ALWAYS | TENSOR), ((9, 0), ALWAYS | TENSOR | ROW), ((10, 0), ALWAYS | TENSOR | ROW)],
+    [
+        ((8, 0), ALWAYS),
+        ((8, 9), ALWAYS | TENSOR),
+        ((9, 0), ALWAYS | TENSOR | ROW | {"e4m3_block"}),
+        ((10, 0), ALWAYS | TENSOR | ROW),
+    ],
 )
 def test_each_device_has_what_its_tensor_cores_multiply(capability: tuple[int, int], expected: set[str]) -> None:
     linear = {name for name in _rows(capability) if name.startswith("torch.cuda.linear.")}
@@ -66,6 +71,30 @@ def test_codes_with_scales_are_multiplied_as_the_class_says(name: str) -> None:
     exact = ops.quantize(x).dequantize().double() @ w.dequantize().double().T
     assert y.dtype == torch.float32
     assert torch.allclose(y.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize(("m", "k"), [(3, 128), (8, 640), (1, 512)])
+def test_scales_of_blocks_lie_as_cublaslt_reads_them(monkeypatch: pytest.MonkeyPatch, m: int, k: int) -> None:
+    """Rows of x padded to 4, the weight's blocks of K too; the product by a stand-in that reads them so."""
+    kinds = torch.nn.functional.ScalingType
+
+    def scaled_mm(a, b, scale_a, kind_a, scale_b, kind_b):
+        assert (kind_a, kind_b) == (kinds.BlockWise1x128, kinds.BlockWise128x128)
+        rows, blocks = a.shape[0], k // 128
+        assert rows % 4 == 0
+        assert (tuple(scale_a.shape), scale_a.stride()) == ((rows, blocks), (1, rows))
+        padded = -(-blocks // 4) * 4
+        assert (tuple(scale_b.shape), scale_b.stride()) == ((padded, 2), (1, padded))
+        left = a.double() * scale_a.double().repeat_interleave(128, 1)
+        right = b.double() * scale_b[:blocks].double().repeat_interleave(128, 0).repeat_interleave(128, 1)
+        return (left @ right).bfloat16()
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_mm", scaled_mm)
+    x, w = torch.randn(m, k), pack_as(torch.randn(256, k), "e4m3_block")
+    row = _rows((9, 0))["torch.cuda.linear.e4m3_block"]
+    assert row["accepts"](m, 256, k)
+    assert not any(row["accepts"](*shape) for shape in ((0, 128, 128), (8, 192, 128), (8, 128, 64)))
+    assert torch.allclose(row["run"](x, w).float(), ops.linear(x, w), rtol=2**-8, atol=1e-3)
 
 
 @pytest.fixture

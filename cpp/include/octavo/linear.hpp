@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "octavo/memory.hpp"
+#include "octavo/quantize.hpp"
 #include "octavo/types.hpp"
 
 namespace octavo {
@@ -20,9 +21,13 @@ enum class Numerics : std::uint8_t {
   e4m3_weight_only,  // W in E4M3 with row-wise scales, x in BF16 (W8A16), FP32 accumulation
   int8_dynamic,      // x and W in symmetric INT8 with row-wise scales, INT32 accumulation
   e4m3_row_fast,     // as e4m3_row, all of K summed in Hopper's tensor cores, which keep about 14 bits; CUDA only
+  e4m3_block,  // x in E4M3 with a scale per 1x128, W with one per 128x128; sums of 128 of K are scaled, then added
 };
 const char* to_string(Numerics numerics);
 DType weight_format(Numerics numerics);
+constexpr Scaling weight_scaling(Numerics numerics) {
+  return numerics == Numerics::e4m3_block ? Scaling::block_128x128 : Scaling::row;
+}
 
 // block: parameter-free RMS over blocks of 256 columns. swish_rms: r * sigmoid(r), r = RMS norm; its own activation.
 enum class NormKind : std::uint8_t { none, layer, rms, block, swish_rms };
@@ -52,15 +57,24 @@ struct Epilogue {
 // The caller makes a new one when the weight changes.
 class PackedWeight {
  public:
-  // codes [N, K] contiguous: E4M3 or INT8 bytes with scale [N], BF16 with scale == nullptr.
-  PackedWeight(const void* codes, const float* scale, std::int64_t n, std::int64_t k, DType format)
-      : codes_(codes), scale_(scale), n_(n), k_(k), format_(format) {}
+  // codes [N, K] contiguous: E4M3 or INT8 bytes with scales as quantize lays them out (row: [N]; or block_128x128),
+  // BF16 with scale == nullptr.
+  PackedWeight(const void* codes, const float* scale, std::int64_t n, std::int64_t k, DType format,
+               Scaling scaling = Scaling::row)
+      : codes_(codes), scale_(scale), n_(n), k_(k), format_(format), scaling_(scaling) {}
 
   const void* codes() const { return codes_; }
   const float* scale() const { return scale_; }
   std::int64_t n() const { return n_; }
   std::int64_t k() const { return k_; }
   DType format() const { return format_; }
+  Scaling scaling() const { return scaling_; }
+
+  // What the code at (n, k) is multiplied by.
+  float scale_at(std::int64_t n, std::int64_t k) const {
+    if (scale_ == nullptr) return 1.0f;
+    return scaling_ == Scaling::row ? scale_[n] : scale_[n / kScaleBlock * scale_blocks(k_) + k / kScaleBlock];
+  }
 
   // The layout a kernel asks for: `bytes` filled once by fill(*this, out) and kept, 64-byte aligned. `tag` is the
   // address of a static of that kernel.
@@ -77,6 +91,7 @@ class PackedWeight {
   const float* scale_;
   std::int64_t n_, k_;
   DType format_;
+  Scaling scaling_;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Entry>> layouts_;
 };
@@ -87,7 +102,7 @@ struct LinearArgs {
   Epilogue epilogue;
   MatrixView y;                    // [M, N] f32, bf16, or e4m3 or i8 codes with y_scale
   void* stream = nullptr;          // CUDA only
-  const float* x_scale = nullptr;  // [M], as quantize gives it
+  const float* x_scale = nullptr;  // [M], or [M, ceil(K / 128)] for e4m3_block: as quantize gives it
   float* y_scale = nullptr;        // [M]; y is quantize's of the FP32 output (CUDA, norms: of one as near as BF16's)
 };
 

@@ -30,6 +30,7 @@ namespace octavo {
 
 enum class Scaling : std::uint8_t { tensor, row, block_1x128, block_128x128, mx };
 constexpr std::int64_t kScaleBlock = 128, kMxBlock = 32;
+constexpr std::int64_t scale_blocks(std::int64_t size) { return (size + kScaleBlock - 1) / kScaleBlock; }
 
 // What one scale serves: rows x columns; a side of 0 means all of them.
 struct ScaleTile {

@@ -23,6 +23,7 @@ ErrorEstimate nominal_error(Numerics numerics) {
     case Numerics::e4m3_weight_only: error.sqnr_db = 31.5; break;
     case Numerics::int8_dynamic: error.sqnr_db = 39.5; break;
     case Numerics::e4m3_row_fast: error.sqnr_db = 28.4; break;  // never measured
+    case Numerics::e4m3_block: error.sqnr_db = 28.5; break;
   }
   error.rel_l1 = std::pow(10.0, -error.sqnr_db / 20.0);  // equal for Gaussian outputs and errors
   return error;
@@ -47,13 +48,17 @@ double precision(const Candidate& c) {
 
 bool is_code(DType dtype) { return dtype == DType::e4m3 || dtype == DType::i8; }
 
+// Classes that Probe and plans do not measure unasked: their nominal error alone admits nobody.
+bool needs_a_name(Numerics numerics) { return numerics == Numerics::e4m3_row_fast || numerics == Numerics::e4m3_block; }
+
 std::string predicate_miss(const KernelInfo& kernel, const Problem& problem, const Requirement& requirement) {
   if (!kernel.is_supported()) return "this machine lacks what it needs";
   if (kernel.state == Qualification::quarantined) return "quarantined: " + kernel.note;
   if (!kernel.may_be_chosen()) return "not qualified on this machine yet";
   if (kernel.accepts && !kernel.accepts(problem.m, problem.n, problem.k)) return "does not take this shape";
   if (kernel.op == Op::linear) {
-    const bool e4m3 = kernel.numerics == Numerics::e4m3_row || kernel.numerics == Numerics::e4m3_row_fast;
+    const bool e4m3 = kernel.numerics == Numerics::e4m3_row || kernel.numerics == Numerics::e4m3_row_fast ||
+                      kernel.numerics == Numerics::e4m3_block;
     const DType codes = e4m3 ? DType::e4m3 : kernel.numerics == Numerics::int8_dynamic ? DType::i8 : DType::f32;
     if (is_code(problem.x_dtype) && problem.x_dtype != codes)
       return "x is quantized in another format than the class's";
@@ -103,6 +108,8 @@ Decision choose(const Problem& problem, const Requirement& requirement, const Ev
     candidate.reason = predicate_miss(*kernel, problem, requirement);
     if (candidate.reason.empty() && kernel->only_measured && cost.source != CostSource::measured)
       candidate.reason = "is chosen only where it was timed (octavo.ops.dispatch.tune)";
+    if (candidate.reason.empty() && !problem.numerics && known == evidence.end() && needs_a_name(kernel->numerics))
+      candidate.reason = "of a class that serves where it is named or measured";
     if (candidate.reason.empty() && problem.op == Op::linear && kernel->numerics != Numerics::fp32)
       candidate.reason = first_miss(requirement, candidate.error);
     candidate.admitted = candidate.reason.empty();

@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
-from octavo.ops._types import ACTIVATIONS, ALL_NUMERICS, FORMATS, NORMS, choice
+from octavo.ops._types import ACTIVATIONS, ALL_NUMERICS, NORMS, choice
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.linear_backward import Backward, backward_classes, by_kernels, multiplies
 from octavo.ops.linear_operator import fp32_with_gradients
-from octavo.ops.packing import RECIPES, PackedWeight, pack_as
+from octavo.ops.packing import PackedWeight, pack_as
 
 _MEMOS = ("_norm_spec",)  # made again on first use, never copied or saved
 
@@ -117,7 +117,7 @@ class _Numerics(torch.nn.Module):
     def _backward_weight(self) -> PackedWeight | None:
         """The weight in grad_input's class; None where that is FP32 or reads the forward's codes."""
         numerics, grad_input = self._numerics, self._classes[0]
-        if grad_input == "fp32" or (numerics != "fp32" and multiplies(grad_input, FORMATS[RECIPES[numerics][0]])):
+        if grad_input == "fp32" or (numerics != "fp32" and multiplies(grad_input, numerics)):
             return None
         return self._backward_codes.of(self.weight, _NO_PREFERENCE)
 

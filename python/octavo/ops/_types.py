@@ -18,7 +18,7 @@ DTYPES = {
 }
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8, "bf16": torch.bfloat16}
 NUMERICS = ("fp32", "bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")  # what every machine has kernels of
-ALL_NUMERICS = (*NUMERICS, "e4m3_row_fast")  # and what only Hopper has
+ALL_NUMERICS = (*NUMERICS, "e4m3_row_fast", "e4m3_block")  # and what only Hopper gains by
 ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "sigmoid")
 NORMS = ("layer", "rms", "block", "swish_rms")
 

@@ -44,7 +44,7 @@ def grad_weight_reference(grad: torch.Tensor, x: torch.Tensor, numerics: str) ->
 def check_grad_input(kernel: _core.Kernel) -> str:
     """Every shape in FP32, the one with tails in BF16 too, on weights of every format the class takes."""
     numerics, device = kernel.numerics.name, kernel.device.name
-    formats = ("bf16", "e4m3_row", "int8_dynamic") if numerics == "bf16" else (numerics,)
+    formats = ("bf16", "e4m3_row", "e4m3_block", "int8_dynamic") if numerics == "bf16" else (numerics,)
     for (m, n, k), dtype in [*((shape, torch.float32) for shape in _SHAPES), (_TAILS, torch.bfloat16)]:
         g = torch.Generator().manual_seed(m + n + k)
         grad = (torch.randn(m, n, generator=g) * (1 + torch.randn(m, 1, generator=g).abs())).to(dtype)

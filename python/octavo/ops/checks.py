@@ -13,17 +13,17 @@ from octavo.ops import kernels
 from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_call import ACTIVATION_FORMATS, run
-from octavo.ops.packing import PackedWeight, pack_as
+from octavo.ops.packing import PackedWeight, activation_scaling, pack_as
 from octavo.ops.quantization import CODES, SCALINGS, QuantizedTensor, scale_dtype, scale_shape
 from octavo.ops.reference import linear_reference, quantize_reference
 
 FP32_TOLERANCE = 1e-5  # of the largest reference element, per check
 BF16_TOLERANCE = 2.0**-8
 
-# M, N, K: the smallest, tails in each, multiples of 16 for kernels that take no others, and one that crosses every
-# blocking limit on all threads.
+# M, N, K: the smallest, tails in each, multiples of 16 and of 128 for kernels that take no others, and one that crosses
+# every blocking limit on all threads.
 _TAILS = (19, 130, 257)
-LINEAR_SHAPES = ((1, 1, 1), (1, 67, 515), (7, 64, 31), (37, 48, 272), _TAILS, (211, 331, 1090))
+LINEAR_SHAPES = ((1, 1, 1), (1, 67, 515), (7, 64, 31), (37, 48, 272), (18, 256, 384), _TAILS, (211, 331, 1090))
 QUANTIZE_SHAPES = ((1, 1), (5, 67), (67, 515), (3, 16390))
 
 
@@ -130,8 +130,9 @@ def _codes_failure(kernel: _core.Kernel) -> str:
         there = bias.to(device)
         y = run(x.to(device), w, there, norm, "hardswish", kernel=kernel)
         if format is not None:
-            codes, scale = quantize_reference(x, format)
-            rows = QuantizedTensor(codes.to(device), scale.to(device), format, "row")
+            scaling = activation_scaling(numerics)
+            codes, scale = quantize_reference(x, format, scaling)
+            rows = QuantizedTensor(codes.to(device), scale.to(device), format, scaling)
             wrong = int((~_same(run(rows, w, there, norm, "hardswish", kernel=kernel), y)).sum())
             if wrong:
                 return f"linear m={m} n={n} k={k}, x in {format}: expected the bits of float x, found {wrong} others"

@@ -67,9 +67,9 @@ def linear(
     """y = act(norm(x W^T + bias [+ residual when residual_before_norm])) [+ residual].
 
     Args:
-        x: [..., K] float32 or bfloat16, any strides, on w's device. Or a :class:`octavo.ops.QuantizedTensor` with row
-            scaling in the format the class rounds x to (``e4m3`` for e4m3_row, ``int8`` for int8_dynamic): its codes
-            are multiplied as they are.
+        x: [..., K] float32 or bfloat16, any strides, on w's device. Or a :class:`octavo.ops.QuantizedTensor` in the
+            format the class rounds x to (``e4m3`` for e4m3_row and e4m3_block, ``int8`` for int8_dynamic) with ``row``
+            or ``tensor`` scaling, for e4m3_block ``block_1x128``: its codes are multiplied as they are.
         w: weight [N, K] from :func:`octavo.ops.pack_weight`; its numerics class says how x is rounded.
         bias: [N] float32.
         norm: a :class:`octavo.ops.Norm` over N.
@@ -127,7 +127,7 @@ def linear(
         classes = backward_classes(backward)
         if backward_weight is not None and backward_weight.shape != w.shape:
             raise ValueError(f"backward_weight: is {list(backward_weight.shape)}, w is {list(w.shape)}")
-        check_codes(classes[0], (backward_weight or w).codes.dtype)
+        check_codes(classes[0], (backward_weight or w).numerics)
         return linear_with_gradients(
             x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, classes, backward_weight
         )

@@ -24,7 +24,8 @@ BACKWARDS = {
     "fp32": ("fp32", "fp32"),
 }
 Backward = str | tuple[str, str]
-_OWN_FORMAT = {"e4m3_row": torch.float8_e4m3fn, "int8_dynamic": torch.int8}
+# The classes of weights whose codes and scales a class of grad_input multiplies; others read any.
+_OWN_WEIGHTS = {"e4m3_row": ("e4m3_row", "e4m3_row_fast", "e4m3_weight_only"), "int8_dynamic": ("int8_dynamic",)}
 _F32 = int(_core.DType.f32)
 _chosen: dict[tuple[Any, ...], _core.Kernel] = {}
 
@@ -41,17 +42,17 @@ def backward_classes(backward: Backward) -> tuple[str, str]:
     return backward
 
 
-def multiplies(grad_input: str, codes: torch.dtype) -> bool:
-    """Whether grad_input of this class can read codes of this type."""
-    return _OWN_FORMAT.get(grad_input, codes) == codes
+def multiplies(grad_input: str, numerics: str) -> bool:
+    """Whether grad_input of this class can read a weight of class ``numerics``."""
+    return numerics in _OWN_WEIGHTS.get(grad_input, (numerics,))
 
 
-def check_codes(grad_input: str, codes: torch.dtype) -> None:
-    """Raise ValueError unless grad_input of this class can read codes of this type."""
-    if not multiplies(grad_input, codes):
+def check_codes(grad_input: str, numerics: str) -> None:
+    """Raise ValueError unless grad_input of this class can read a weight of class ``numerics``."""
+    if not multiplies(grad_input, numerics):
         raise ValueError(
-            f"backward: {grad_input!r} multiplies codes in {str(_OWN_FORMAT[grad_input]).removeprefix('torch.')}, the "
-            f"weight's are {str(codes).removeprefix('torch.')}; use 'bf16' or 'fp32', or give backward_weight"
+            f"backward: {grad_input!r} multiplies a weight of class {' or '.join(_OWN_WEIGHTS[grad_input])}, this one "
+            f"is {numerics}; use 'bf16' or 'fp32', or give backward_weight"
         )
 
 

@@ -12,8 +12,8 @@ from octavo.ops import kernels
 from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
 from octavo.ops.output_checks import expect_writable
-from octavo.ops.packing import PackedWeight
-from octavo.ops.quantization import QuantizedTensor, as_rows
+from octavo.ops.packing import PackedWeight, activation_scaling
+from octavo.ops.quantization import QuantizedTensor, as_rows, scale_shape
 from octavo.ops.residual_rows import expect_rows, gathered
 
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -21,7 +21,7 @@ _F32 = int(_core.DType.f32)
 _DTYPES = {dtype: int(code) for dtype, code in DTYPES.items()}
 CODE_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
 # What a class rounds its activations to, of those that round them to codes.
-ACTIVATION_FORMATS = {"e4m3_row": "e4m3", "e4m3_row_fast": "e4m3", "int8_dynamic": "int8"}
+ACTIVATION_FORMATS = {"e4m3_row": "e4m3", "e4m3_row_fast": "e4m3", "e4m3_block": "e4m3", "int8_dynamic": "int8"}
 _NORM_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(NORMS)}
 _core.use_torch(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled)
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
@@ -85,16 +85,24 @@ def _codes_of(x: QuantizedTensor, w: PackedWeight) -> torch.Tensor:
     if x.format != taken:
         wanted = "float32 or bfloat16" if taken is None else f"float32, bfloat16 or quantized {taken}"
         raise TypeError(f"x: is quantized {x.format}; a weight of class {w.numerics} takes {wanted}")
-    if x.scaling != "row":
-        raise ValueError(f"x: has {x.scaling} scaling; the class takes a scale per row, quantize(..., scaling='row')")
+    scaling = activation_scaling(w.numerics)
+    if x.scaling != scaling and (x.scaling, scaling) != ("tensor", "row"):
+        raise ValueError(f"x: has {x.scaling} scaling; class {w.numerics} takes quantize(..., scaling={scaling!r})")
     codes = expect_tensor("x.data", x.data, (FORMATS[taken],))
     scale = expect_tensor("x.scale", x.scale, (torch.float32,))
-    if scale.shape != codes.shape[:-1] or scale.device != codes.device:
+    shape = scale_shape(codes.shape, x.scaling)
+    if tuple(scale.shape) != shape or scale.device != codes.device:
         raise ValueError(
-            f"x.scale: is {list(scale.shape)} on {scale.device}; expected one per row, {list(codes.shape[:-1])} "
-            f"on {codes.device}"
+            f"x.scale: is {list(scale.shape)} on {scale.device}; {x.scaling} scaling of {list(codes.shape)} has "
+            f"{list(shape)} on {codes.device}"
         )
     return codes
+
+
+def scales_of(x: QuantizedTensor) -> torch.Tensor:
+    """The scales of :func:`_codes_of`'s codes as kernels read them: one number for all is given to every row."""
+    scale = x.scale.reshape(()).expand(x.data.shape[:-1]) if x.scaling == "tensor" else x.scale
+    return scale.contiguous()
 
 
 @overload
@@ -344,7 +352,7 @@ class Layer:
         """
         x_scale = None
         if isinstance(x, QuantizedTensor):
-            x_scale, x = x.scale.contiguous(), x.data
+            x_scale, x = scales_of(x), x.data
         n = w.n
         shape = (*x.shape[:-1], n)
         if self.y_dtype not in CODE_FORMATS:

@@ -7,9 +7,9 @@ import torch
 from octavo.ops._library import define
 from octavo.ops._types import FORMATS
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear_call import run
+from octavo.ops.linear_call import run, scales_of
 from octavo.ops.linear_operator import ARGUMENTS, norm_arguments, weight_of
-from octavo.ops.packing import PackedWeight
+from octavo.ops.packing import PackedWeight, activation_scaling
 from octavo.ops.quantization import QuantizedTensor
 
 
@@ -25,7 +25,7 @@ def traced_quantized_linear(
     out_format: str | None,
 ) -> torch.Tensor | QuantizedTensor:
     """The layer as one node of a graph."""
-    rows, x_scale = (x.data, x.scale) if isinstance(x, QuantizedTensor) else (x, None)
+    rows, x_scale = (x.data, scales_of(x)) if isinstance(x, QuantizedTensor) else (x, None)
     y, scale = torch.ops.octavo.linear_quantized(
         rows, w.codes, w.scale, w.numerics, bias, *norm_arguments(norm), activation, residual, residual_before_norm,
         x_scale, out_dtype, out_format,
@@ -42,9 +42,8 @@ def _linear_quantized(
     """Numbers and an empty scale, or codes and a scale per row."""
     w = weight_of(codes, scale, numerics)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
-    rows = (
-        x if x_scale is None else QuantizedTensor(x, x_scale, "e4m3" if x.dtype == FORMATS["e4m3"] else "int8", "row")
-    )
+    format = "e4m3" if x.dtype == FORMATS["e4m3"] else "int8"
+    rows = x if x_scale is None else QuantizedTensor(x, x_scale, format, activation_scaling(numerics))
     y = run(rows, w, bias, normalise, activation, residual, residual_before_norm, out_dtype, out_format=out_format)
     return (y.data, y.scale) if isinstance(y, QuantizedTensor) else (y, x.new_empty(0, dtype=torch.float32))
 

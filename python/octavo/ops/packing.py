@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._types import DTYPES, choice, expect_tensor
-from octavo.ops.quantization import QuantizedTensor, dequantize, quantize
+from octavo.ops.quantization import QuantizedTensor, dequantize, quantize, scale_shape
+
+
+class Recipe(NamedTuple):
+    """What :func:`pack_weight` is told."""
+
+    format: str
+    activations: str = "same"
+    scaling: str = "row"
+
 
 CLASSES = {
-    ("e4m3", "same"): "e4m3_row",
-    ("e4m3", "bf16"): "e4m3_weight_only",
-    ("int8", "same"): "int8_dynamic",
-    ("bf16", "same"): "bf16",
-    ("bf16", "bf16"): "bf16",
+    Recipe("e4m3"): "e4m3_row",
+    Recipe("e4m3", "bf16"): "e4m3_weight_only",
+    Recipe("e4m3", scaling="block_128x128"): "e4m3_block",
+    Recipe("int8"): "int8_dynamic",
+    Recipe("bf16"): "bf16",
+    Recipe("bf16", "bf16"): "bf16",
 }
-RECIPES = {numerics: recipe for recipe, numerics in reversed(CLASSES.items())} | {"e4m3_row_fast": ("e4m3", "same")}
+RECIPES = {numerics: recipe for recipe, numerics in reversed(CLASSES.items())} | {"e4m3_row_fast": Recipe("e4m3")}
+
+
+def weight_scaling(numerics: str) -> str:
+    """Where the scales of a weight of this class lie."""
+    return RECIPES[numerics].scaling if numerics in RECIPES else "row"
+
+
+def activation_scaling(numerics: str) -> str:
+    """Where the scales of activations lie that this class rounds to codes."""
+    return "block_1x128" if weight_scaling(numerics) == "block_128x128" else "row"
 
 
 class PackedWeight:
     """A weight [N, K] in the numerics class ``numerics``.
 
-    ``codes`` [N, K] (float8_e4m3fn, int8 or bfloat16), ``scale`` [N] FP32 or None (bf16), ``master``: the FP32 weight
-    that gradients flow to (straight-through), or None. ``preferred``: kernels that a plan names, by the largest M of
-    their bucket. Changing ``codes`` in place drops the kernels' layouts.
+    ``codes`` [N, K] (float8_e4m3fn, int8 or bfloat16), ``scale`` FP32 or None (bf16): [N], one number for all rows, or
+    for ``e4m3_block`` [ceil(N / 128), ceil(K / 128)]; ``master``: the FP32 weight that gradients flow to
+    (straight-through), or None. ``preferred``: kernels that a plan names, by the largest M of their bucket. Changing
+    ``codes`` in place drops the kernels' layouts.
     """
 
     __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "preferred", "scale",
@@ -35,7 +56,8 @@ class PackedWeight:
     def __init__(
         self, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, master: torch.Tensor | None = None
     ) -> None:
-        self.codes, self.scale, self.numerics, self.master = codes.contiguous(), scale, numerics, master
+        self.codes, self.numerics, self.master = codes.contiguous(), numerics, master
+        self.scale = None if scale is None else _scales(scale, self.codes.shape, numerics)
         self.n, self.k = codes.shape
         self.preferred: dict[int, str] = {}
         self._version = (-1, -1)
@@ -55,7 +77,8 @@ class PackedWeight:
         """The weight's values, [N, K] FP32."""
         if self.scale is None:
             return self.codes.float()
-        return dequantize(QuantizedTensor(self.codes, self.scale, RECIPES[self.numerics][0], "row"))
+        recipe = RECIPES[self.numerics]
+        return dequantize(QuantizedTensor(self.codes, self.scale, recipe.format, recipe.scaling))
 
     def core(self) -> _core.PackedWeight:
         """The compiled core's view, with the layouts kernels made; a new one when codes or scales changed."""
@@ -63,8 +86,9 @@ class PackedWeight:
         if version != self._version or self._core_weight is None:
             scale = 0 if self.scale is None else self.scale.data_ptr()
             self._core_weight = _core.PackedWeight(
-                self.codes.data_ptr(), scale, self.n, self.k, DTYPES[self.codes.dtype]
-            )
+                self.codes.data_ptr(), scale, self.n, self.k, DTYPES[self.codes.dtype],
+                _core.Scaling[weight_scaling(self.numerics)],
+            )  # fmt: skip
             self._version = version
             self.served = None
         return self._core_weight
@@ -78,8 +102,9 @@ class PackedWeight:
             with torch.no_grad():
                 self.codes.copy_(weight)
         else:
-            format = RECIPES[self.numerics][0]
-            quantize(weight.detach(), format, "row", out=QuantizedTensor(self.codes, self.scale, format, "row"))
+            recipe = RECIPES[self.numerics]
+            own = QuantizedTensor(self.codes, self.scale, recipe.format, recipe.scaling)
+            quantize(weight.detach(), recipe.format, recipe.scaling, out=own)
             torch.autograd.graph.increment_version(self.codes)
         self.master = weight if weight.requires_grad else None
 
@@ -103,27 +128,50 @@ class PackedWeight:
         return f"PackedWeight({self.numerics}, shape={list(self.shape)}, device={self.codes.device})"
 
 
+def _scales(scale: torch.Tensor, shape: torch.Size, numerics: str) -> torch.Tensor:
+    """``scale`` as kernels of the class read it for codes of this shape; raises ValueError where it does not fit."""
+    scaling = weight_scaling(numerics)
+    expected = scale_shape(shape, scaling)
+    if scaling == "row" and tuple(scale.shape) == (1,):
+        scale = scale.expand(expected)
+    if tuple(scale.shape) != expected:
+        raise ValueError(
+            f"scale: is {list(scale.shape)}; codes {list(shape)} of class {numerics} have {scaling} scales, "
+            f"{list(expected)}{' or [1]' if scaling == 'row' else ''}"
+        )
+    return scale.contiguous()
+
+
 def _version(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
-def pack_weight(weight: torch.Tensor, format: str = "e4m3", activations: str = "same") -> PackedWeight:
+def pack_weight(
+    weight: torch.Tensor, format: str = "e4m3", activations: str = "same", scaling: str = "row"
+) -> PackedWeight:
     """A weight [N, K] (float32 or bfloat16) in eight bits or BF16, ready for :func:`octavo.ops.linear`.
 
     ``format`` and ``activations`` name the class: ``e4m3``/``same`` -> e4m3_row (W8A8), ``e4m3``/``bf16`` ->
     e4m3_weight_only (W8A16), ``int8``/``same`` -> int8_dynamic, ``bf16`` -> bf16. Scales are row-wise, one per output
-    column of the layer. Gradients of a weight that requires them pass straight through the rounding.
+    column of the layer; with ``scaling="block_128x128"`` (``e4m3``/``same`` only) the class is e4m3_block, which scales
+    the weight per 128 x 128 and activations per 1 x 128. Gradients of a weight that requires them pass straight
+    through the rounding.
     """
     expect_tensor("weight", weight, (torch.float32, torch.bfloat16), 2)
     choice("format", format, ("e4m3", "int8", "bf16"))
     choice("activations", activations, ("same", "bf16"))
-    if (format, activations) not in CLASSES:
+    choice("scaling", scaling, ("row", "block_128x128"))
+    if Recipe(format, activations) not in CLASSES:
         raise ValueError(f"activations: {activations!r} with format {format!r} is not a numerics class; use 'same'")
-    numerics = CLASSES[format, activations]
+    if Recipe(format, activations, scaling) not in CLASSES:
+        raise ValueError(
+            f"scaling: {scaling!r} is for e4m3 with activations 'same', found {format!r}, {activations!r}; use 'row'"
+        )
+    numerics = CLASSES[Recipe(format, activations, scaling)]
     master = weight if weight.requires_grad else None
     if format == "bf16":
         return PackedWeight(weight.detach().to(torch.bfloat16), None, numerics, master)
-    q = quantize(weight.detach(), format, "row")
+    q = quantize(weight.detach(), format, scaling)
     return PackedWeight(q.data, q.scale, numerics, master)
 
 
@@ -132,7 +180,6 @@ def pack_as(weight: torch.Tensor, numerics: str) -> PackedWeight:
     cores then sum their products without FP32 registers.
     """
     choice("numerics", numerics, tuple(RECIPES))
-    format, activations = RECIPES[numerics]
-    w = pack_weight(weight, format, activations)
+    w = pack_weight(weight, *RECIPES[numerics])
     w.numerics = numerics
     return w

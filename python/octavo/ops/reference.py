@@ -91,6 +91,8 @@ def operands_reference(x: torch.Tensor, numerics: str) -> torch.Tensor:
         return x.double()
     if numerics in ("e4m3_row", "e4m3_row_fast"):
         return dequantize_reference(*quantize_reference(x, "e4m3"))
+    if numerics == "e4m3_block":
+        return dequantize_reference(*quantize_reference(x, "e4m3", "block_1x128"), "block_1x128")
     if numerics == "int8_dynamic":
         return dequantize_reference(*quantize_reference(x, "int8"))
     return x.to(torch.bfloat16).double()

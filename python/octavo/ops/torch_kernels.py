@@ -46,6 +46,18 @@ def _one(device: torch.device) -> torch.Tensor:
     return torch.ones((), device=device)
 
 
+def _e4m3_block(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
+    """cuBLASLt reads x's scales with M contiguous and a multiple of 4, the weight's with K's blocks so padded."""
+    assert w.scale is not None
+    m = x.shape[0]
+    q = quantize(functional.pad(x, (0, 0, 0, -m % 4)) if m % 4 else x, "e4m3", "block_1x128")
+    scale = functional.pad(w.scale, (0, -w.scale.shape[1] % 4))
+    kinds = functional.ScalingType
+    turned = q.scale.T.clone(memory_format=torch.contiguous_format).T  # strides [1, M] also of a single block
+    y = functional.scaled_mm(q.data, w.codes.T, turned, kinds.BlockWise1x128, scale.T, kinds.BlockWise128x128)
+    return y[:m]
+
+
 def _fp32(x: torch.Tensor, w: PackedWeight) -> torch.Tensor:
     return functional.linear(x.float(), w.dequantize())
 
@@ -61,6 +73,10 @@ def _grad_weight(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _multiples_of_16(m: int, n: int, k: int) -> bool:
     return n % 16 == 0 and k % 16 == 0 and m > 0
+
+
+def _multiples_of_128(m: int, n: int, k: int) -> bool:
+    return n % 128 == 0 and k % 128 == 0 and m > 0 and n > 0 and k > 0
 
 
 def register_torch_kernels() -> None:
@@ -88,7 +104,8 @@ def cuda_rows(capability: tuple[int, int]) -> list[dict[str, Any]]:
     """What ``register`` takes of torch's kernels on a device of this capability.
 
     ``_scaled_mm`` wants N and K in multiples of 16 and FP8 tensor cores: sm_89 for one scale a tensor, sm_90 for a
-    scale a row. With one scale it gives FP32: of codes alone, whose own scales follow; with a scale a row, BF16.
+    scale a row. With one scale it gives FP32: of codes alone, whose own scales follow; with a scale a row, BF16. Scales
+    of blocks are cuBLASLt's on Hopper alone.
     """
     rate: dict[str, Any] = {"library": "torch", "device": "cuda", "overhead_us": 8, "gbytes_per_s": 2000}
     bf16 = {**rate, "numerics": "bf16", "product": "bfloat16", "gmacs_per_s": 300_000, "trusted": True}
@@ -108,4 +125,7 @@ def cuda_rows(capability: tuple[int, int]) -> list[dict[str, Any]]:
             rows.append({**own, "name": f"{name}_tensor", "run": partial(_e4m3_codes, fast=fast)})
         if capability >= (9, 0):
             rows.append({**own, "name": name, "run": partial(_e4m3_row, fast=fast), "product": "bfloat16"})
+    if capability == (9, 0):
+        own = {**fp8, "numerics": "e4m3_block", "tolerance": 2**-10, "accepts": _multiples_of_128, "overhead_us": 30}
+        rows.append({**own, "name": "torch.cuda.linear.e4m3_block", "run": _e4m3_block, "product": "bfloat16"})
     return rows

@@ -40,8 +40,17 @@ std::string unloadable(const Tile& tile, const Gemm& g) {
   if (!rows_are_aligned(g.x, g.ldx * bytes) || g.ldx < x_row) return "rows of x";
   if (!rows_are_aligned(g.w, g.ldw * bytes) || g.ldw < w_row) return "rows of w";
   if (g.x_batch * bytes % 16 != 0 || g.w_batch * bytes % 16 != 0) return "batches";
+  if (tile.product == Product::e4m3_block && !rows_are_aligned(g.x_scale, block_scale_ld(g.m) * 4))
+    return "scales of x";
   if (g.batch > 1 && (g.d_batch < static_cast<std::int64_t>(g.m - 1) * g.ldd + g.n)) return "d's batches";
   return "";
+}
+
+// What the sum's part from k on, up to the next multiple of 128, is multiplied by.
+double block_scale(const Gemm& g, std::int64_t row, std::int64_t col, std::int64_t k) {
+  const std::int64_t block = k / kScaleBlock;
+  return static_cast<double>(g.x_scale[block * block_scale_ld(g.m) + row]) *
+         g.w_scale[col / kScaleBlock * scale_blocks(g.k) + block];
 }
 
 void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
@@ -81,6 +90,7 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
   if (!refusal.empty()) return Status::invalid(std::string(tile.name) + " was given what it refuses: " + refusal);
   if (const std::string what = unloadable(tile, g); !what.empty())
     return Status::invalid(std::string(tile.name) + ": no tensor map can describe " + what);
+  const bool has_blocks = tile.product == Product::e4m3_block;
   const auto at = [](Major major, std::int64_t ld, std::int64_t row, std::int64_t k) {
     return major == Major::k ? row * ld + k : k * ld + row;
   };
@@ -91,9 +101,11 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
         double sum = 0;
         for (std::int64_t k = 0; k < g.k; ++k)
           sum += operand_at(tile.product, true, g.x, b * g.x_batch + at(tile.x_major, g.ldx, r, k)) *
-                 operand_at(tile.product, false, g.w, b * g.w_batch + at(tile.w_major, g.ldw, c, k));
-        z[static_cast<std::size_t>(c)] =
-            sum * (g.x_scale == nullptr ? 1.0 : g.x_scale[r]) * (g.w_scale == nullptr ? 1.0 : g.w_scale[c]);
+                 operand_at(tile.product, false, g.w, b * g.w_batch + at(tile.w_major, g.ldw, c, k)) *
+                 (has_blocks ? block_scale(g, r, c, k) : 1.0);
+        if (!has_blocks && g.x_scale != nullptr) sum *= g.x_scale[r];
+        if (!has_blocks && g.w_scale != nullptr) sum *= g.w_scale[c];
+        z[static_cast<std::size_t>(c)] = sum;
       }
       finish_row(g, r, z);
       ScalePair scale{};

@@ -22,7 +22,10 @@ struct Class {
 };
 constexpr Class kClasses[] = {{Numerics::bf16, cuda::linear_bf16_sm90},
                               {Numerics::e4m3_row, cuda::linear_e4m3_row_sm90},
-                              {Numerics::e4m3_row_fast, cuda::linear_e4m3_row_fast_sm90}};
+                              {Numerics::e4m3_row_fast, cuda::linear_e4m3_row_fast_sm90},
+                              {Numerics::e4m3_block, cuda::linear_e4m3_block_sm90}};
+
+bool has_blocks(const Class& c) { return c.numerics == Numerics::e4m3_block; }
 
 Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(last_tile())].store; }
 
@@ -50,7 +53,7 @@ TEST(CudaLayers, ShapesTypesAndStrides) {
         for (const DType y : {DType::f32, DType::bf16})
           for (const int padding : {0, 8, 3}) {
             const Store store = expect_layer({.m = m, .n = n, .k = k, .x = x, .y = y, .padding = padding}, c);
-            const bool tma = y == DType::bf16 && n % 8 == 0 && (m == 1 || padding % 8 == 0);
+            const bool tma = y == DType::bf16 && n % 8 == 0 && (m == 1 || padding % 8 == 0) && !has_blocks(c);
             EXPECT_EQ(store, tma ? Store::tma : Store::direct);
           }
 }
@@ -81,8 +84,8 @@ TEST(CudaLayers, BlocksOfColumnsHaveStatisticsOfTheirOwn) {
         spec.residual_dtype = DType::bf16;
         spec.residual = n == 520 ? ResidualUse::after : ResidualUse::none;
         const int widest = c.numerics == Numerics::e4m3_row ? 128 : 256;
-        const bool whole = n <= block && n <= (widest == 128 ? 192 : 256);
-        const bool fits = whole || (block % 64 == 0 && block <= widest);
+        const bool whole = n <= block && n <= widest;
+        const bool fits = !has_blocks(c) && (whole || (block % 64 == 0 && block <= widest));
         const bool fused = expect_layer(spec, c) == Store::norm;
         EXPECT_TRUE(fits || !fused) << spec.describe() << " block " << block;
         seen.insert({n, fused});
@@ -212,22 +215,23 @@ TEST(CudaLayers, SharedRowsThatCannotBeAreNamed) {
 TEST(CudaLayers, CodesGoInAndOut) {
   for (const Class& c : kClasses) {
     if (c.numerics == Numerics::bf16) continue;
-    for (const int k : {16, 48, 37})
+    for (const int k : {16, 48, 37, 300})
       for (const NormKind norm : {NormKind::none, NormKind::layer}) {  // in steps: 24 bytes are no rows of 16
         LinearSpec spec{.m = 9, .n = 24, .k = k, .x = DType::f32, .y = DType::f32, .norm = norm};
         LinearCase layer(spec, c.numerics);
         ASSERT_TRUE(c.run(layer.args()).ok());
         const std::vector<float> floats = layer.y.f32;
 
-        const auto quantize = [](MatrixView x, DType format, std::uint8_t* to, float* scales) {
-          QuantizeArgs args{x, format, Scaling::row};
+        const auto quantize = [](MatrixView x, DType format, std::uint8_t* to, float* scales, bool blocks = false) {
+          QuantizeArgs args{x, format, blocks ? Scaling::block_1x128 : Scaling::row};
           args.codes = to;
           args.scale = scales;
-          EXPECT_TRUE(Registry::instance().find("cpu.generic.quantize")->run.quantize(args).ok());
+          const char* kernel = blocks ? "cpu.generic.quantize_block" : "cpu.generic.quantize";
+          EXPECT_TRUE(Registry::instance().find(kernel)->run.quantize(args).ok());
         };
         std::vector<std::uint8_t> codes(static_cast<std::size_t>(9 * k));
-        std::vector<float> scale(9);
-        quantize(layer.x.view(), DType::e4m3, codes.data(), scale.data());
+        std::vector<float> scale(static_cast<std::size_t>(9 * scale_blocks(k)));
+        quantize(layer.x.view(), DType::e4m3, codes.data(), scale.data(), has_blocks(c));
         LinearArgs args = layer.args();
         args.x = {codes.data(), 9, k, k, DType::e4m3};
         args.x_scale = scale.data();
@@ -246,6 +250,14 @@ TEST(CudaLayers, CodesGoInAndOut) {
         }
       }
   }
+}
+
+// More than one block along N and K, short last ones, rows of scales that are padded.
+TEST(CudaLayers, EveryBlockHasItsScale) {
+  for (const auto& [m, n, k] : {std::array{1, 128, 128}, {5, 129, 257}, {3, 300, 384}, {130, 260, 130}})
+    for (const DType y : {DType::f32, DType::bf16})
+      for (const NormKind norm : {NormKind::none, NormKind::layer})
+        expect_layer({.m = m, .n = n, .k = k, .x = DType::bf16, .y = y, .norm = norm}, kClasses[3]);
 }
 
 TEST(CudaLayers, NothingToDoIsDone) {
@@ -325,8 +337,8 @@ TEST(CudaGradients, OfTheWeightInBf16) {
 }
 
 TEST(CudaGradients, OfTheInputInBf16FromWeightsOfEveryFormat) {
-  for (const Numerics numerics : {Numerics::bf16, Numerics::e4m3_row, Numerics::int8_dynamic})
-    for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {3, 40, 8}, {4, 16, 5}})
+  for (const Numerics numerics : {Numerics::bf16, Numerics::e4m3_row, Numerics::int8_dynamic, Numerics::e4m3_block})
+    for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {3, 40, 8}, {4, 16, 5}, {2, 131, 260}})
       for (const DType type : {DType::f32, DType::bf16}) {
         LinearCase layer({.m = m, .n = n, .k = k}, numerics);
         Matrix grad = normal(type, m, n, 4, 3), found(type, m, k);
@@ -339,11 +351,11 @@ TEST(CudaGradients, OfTheInputInBf16FromWeightsOfEveryFormat) {
               const auto at = static_cast<std::size_t>(c * k + j);
               std::uint16_t bits = 0;
               if (numerics == Numerics::bf16) std::memcpy(&bits, &layer.codes[2 * at], 2);
-              const float w = numerics == Numerics::bf16 ? decode_bf16(bits)
-                              : numerics == Numerics::e4m3_row
-                                  ? decode_e4m3(layer.codes[at]) * layer.scale[static_cast<std::size_t>(c)]
-                                  : static_cast<float>(static_cast<std::int8_t>(layer.codes[at])) *
-                                        layer.scale[static_cast<std::size_t>(c)];
+              const float code = numerics == Numerics::bf16 ? decode_bf16(bits)
+                                 : numerics == Numerics::int8_dynamic
+                                     ? static_cast<float>(static_cast<std::int8_t>(layer.codes[at]))
+                                     : decode_e4m3(layer.codes[at]);
+              const float w = code * layer.weight->scale_at(c, j);
               wanted[static_cast<std::size_t>(r * k + j)] += as_bf16(grad, true, r, c) * decode_bf16(encode_bf16(w));
             }
         EXPECT_LE(largest_error(found, wanted), type == DType::f32 ? 1e-5 : 1.0 / 256) << m << " " << n << " " << k;

@@ -190,11 +190,9 @@ void expect_blocks(std::initializer_list<int> blocks) {
 }
 
 using Of128 = MMA_Atom<SM90::GMMA::MMA_64x128x32_F32E4M3E4M3_SS_TN<>>;
-using Of192 = MMA_Atom<SM90::GMMA::MMA_64x192x32_F32E4M3E4M3_SS_TN<>>;
 using Of256 = MMA_Atom<SM90::GMMA::MMA_64x256x32_F32E4M3E4M3_SS_TN<>>;
 
 TEST(CudaNormVisitor, RowsOf128) { expect_norms<128, Of128>({8, 16, 120, 128}); }
-TEST(CudaNormVisitor, RowsOf192) { expect_norms<192, Of192>({8, 136, 192}); }
 TEST(CudaNormVisitor, RowsOf256) { expect_norms<256, Of256>({8, 200, 256}); }
 
 TEST(CudaNormVisitor, BlocksInATileOf128) { expect_blocks<128, Of128>({64, 128}); }

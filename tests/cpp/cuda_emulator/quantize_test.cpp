@@ -64,12 +64,16 @@ struct Codes {
   std::vector<float> scale;
 };
 
-Codes on_cpu(std::vector<float> x, std::int64_t rows, std::int64_t cols, DType format, bool pow2) {
-  Codes out{std::vector<std::uint8_t>(x.size()), std::vector<float>(static_cast<std::size_t>(rows))};
-  QuantizeArgs args{{x.data(), rows, cols, cols, DType::f32}, format, Scaling::row, pow2};
+Codes on_cpu(std::vector<float> x, std::int64_t rows, std::int64_t cols, DType format, bool pow2,
+             Scaling scaling = Scaling::row) {
+  const bool blocks = scaling != Scaling::row;
+  const auto scales = static_cast<std::size_t>(rows * (blocks ? scale_blocks(cols) : 1));  // of 128x128: fewer
+  Codes out{std::vector<std::uint8_t>(x.size()), std::vector<float>(scales)};
+  QuantizeArgs args{{x.data(), rows, cols, cols, DType::f32}, format, scaling, pow2};
   args.codes = out.codes.data();
   args.scale = out.scale.data();
-  EXPECT_TRUE(Registry::instance().find("cpu.generic.quantize")->run.quantize(args).ok());
+  const char* kernel = blocks ? "cpu.generic.quantize_block" : "cpu.generic.quantize";
+  EXPECT_TRUE(Registry::instance().find(kernel)->run.quantize(args).ok());
   return out;
 }
 
@@ -77,12 +81,16 @@ bool is_nan(std::uint8_t code, DType format) {
   return format == DType::e4m3 ? (code & 0x7f) == 0x7f : format == DType::e5m2 && (code & 0x7f) > 0x7c;
 }
 
-// NaN has one code too many: its sign is nobody's business.
+void expect_scale(float found, float wanted) {
+  ASSERT_TRUE(found == wanted || (wanted != wanted && found != found)) << found << ", expected " << wanted;
+}
+
+// NaN has one code too many: its sign is nobody's business. `scale`: of rows; null: not looked at.
 void expect_codes(const Codes& want, const std::uint8_t* codes, std::int64_t ld, const float* scale, std::int64_t rows,
                   std::int64_t cols, DType format) {
   for (std::int64_t r = 0; r < rows; ++r) {
-    const float s = want.scale[static_cast<std::size_t>(r)];
-    ASSERT_TRUE(scale[r] == s || (s != s && scale[r] != scale[r])) << "scale of row " << r << ": " << scale[r];
+    SCOPED_TRACE("row " + std::to_string(r));
+    if (scale != nullptr) expect_scale(scale[r], want.scale[static_cast<std::size_t>(r)]);
     for (std::int64_t c = 0; c < ld; ++c) {
       const std::uint8_t w = c < cols ? want.codes[static_cast<std::size_t>(r * cols + c)] : std::uint8_t{0};
       const std::uint8_t found = codes[r * ld + c];
@@ -132,6 +140,62 @@ TEST(CudaQuantizeRow, MultipliesColumnsFirst) {
   args.scale = found.scale.data();
   ASSERT_TRUE(cuda::quantize_row_padded(args, kCols, factor.data()).ok());
   expect_codes(want, found.codes.data(), kCols, found.scale.data(), kRows, kCols, DType::e5m2);
+}
+
+TEST(CudaQuantizeBlock, EqualsTheCpu) {
+  in_every_order([] {
+    for (const auto& [rows, cols] : {std::pair{1, 1}, {7, 5}, {5, 128}, {9, 131}, {6, 515}, {130, 257}, {261, 40}})
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+        for (const std::int64_t padding : {3, 16}) {
+          if (rows > 100 && (padding == 3 || dtype != DType::bf16)) continue;
+          std::vector<float> x = values_of(rows, cols);
+          const Input in = input_of(x, rows, cols, padding == 16 ? (cols + 15) / 8 * 8 : cols + padding, dtype);
+          for (const Scaling scaling : {Scaling::block_1x128, Scaling::block_128x128})
+            for (const DType format : kFormats)
+              for (const bool pow2 : {false, true}) {
+                const Codes want = on_cpu(x, rows, cols, format, pow2, scaling);
+                Codes found{std::vector<std::uint8_t>(x.size(), 0xaa), std::vector<float>(want.scale.size(), 0.0f)};
+                QuantizeArgs args{in.view, format, scaling, pow2};
+                args.codes = found.codes.data();
+                args.scale = found.scale.data();
+                ASSERT_TRUE(cuda::quantize_block(args).ok());
+                SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols) + " format " +
+                             std::to_string(static_cast<int>(format)));
+                for (std::size_t i = 0; i < want.scale.size(); ++i) expect_scale(found.scale[i], want.scale[i]);
+                expect_codes(want, found.codes.data(), cols, nullptr, rows, cols, format);
+              }
+        }
+  });
+}
+
+// As the GEMM reads them: zeros behind the codes, scales of a block of columns side by side, their rows padded.
+TEST(CudaQuantizeBlock, ScalesLieTransposed) {
+  for (const auto& [rows, cols] : {std::pair{1, 0}, {3, 5}, {6, 128}, {9, 300}})
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const std::int64_t ld = std::max(16, (cols + 15) / 16 * 16), scale_ld = (rows + 3) / 4 * 4;
+      std::vector<float> x = cols == 0 ? std::vector<float>() : values_of(rows, cols);
+      const Input in = input_of(x, rows, cols, cols + 8, dtype);
+      const Codes want = on_cpu(x, rows, cols, DType::e4m3, false, Scaling::block_1x128);
+      std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * ld), 0xaa);
+      std::vector<float> scale(static_cast<std::size_t>(scale_blocks(ld) * scale_ld), -1.0f);
+      QuantizeArgs args{in.view, DType::e4m3, Scaling::block_1x128};
+      args.codes = codes.data();
+      args.scale = scale.data();
+      ASSERT_TRUE(cuda::quantize_block_transposed(args, ld, scale_ld).ok());
+      expect_codes(want, codes.data(), ld, nullptr, rows, cols, DType::e4m3);
+      for (std::int64_t b = 0; b < scale_blocks(ld); ++b)
+        for (std::int64_t r = 0; r < scale_ld; ++r) {
+          const float wanted = r >= rows   ? -1.0f  // not its own
+                               : cols == 0 ? 1.0f
+                                           : want.scale[static_cast<std::size_t>(r * scale_blocks(cols) + b)];
+          expect_scale(scale[static_cast<std::size_t>(b * scale_ld + r)], wanted);
+        }
+    }
+}
+
+TEST(CudaQuantizeBlock, OtherScalingsAreRefused) {
+  QuantizeArgs args{{nullptr, 2, 2, 2, DType::f32}, DType::e4m3, Scaling::row};
+  EXPECT_EQ(cuda::quantize_block(args).code(), Code::unsupported);
 }
 
 std::vector<float> transposed(const std::vector<float>& x, std::int64_t rows, std::int64_t cols) {

@@ -49,17 +49,20 @@ void pack_transposed(const PackedWeight& w, void* out) {
     for (std::int64_t g = own.begin; g < own.end; ++g) {
       const char* row0 = static_cast<const char*>(w.codes()) + 2 * g * k * bytes;
       const char* row1 = 2 * g + 1 < n ? row0 + k * bytes : nullptr;
-      const auto weave_row = [&](const auto& source) {
+      const auto weave_row = [&](const auto& source_at) {  // of a panel's first column
         for (std::int64_t p = 0; p < panels; ++p)
-          weave_panel(source, row0, row1, p * kPanel, k,
+          weave_panel(source_at(p * kPanel), row0, row1, p * kPanel, k,
                       static_cast<char*>(out) + p * transposed_panel_bytes(n) + g * kGroupBytes);
       };
       if (w.format() == DType::bf16) {
-        weave_row(Bf16Pair{});
+        weave_row([](std::int64_t) { return Bf16Pair{}; });
       } else {
-        const bool scaled = !codes && w.scale() != nullptr;
-        weave_row(CodePair{w.format(), scaled ? w.scale()[2 * g] : 1.0f,
-                           scaled && row1 != nullptr ? w.scale()[2 * g + 1] : 1.0f});
+        static_assert(kScaleBlock % kPanel == 0);
+        weave_row([&](std::int64_t column) {
+          if (codes) return CodePair{w.format(), 1.0f, 1.0f};
+          return CodePair{w.format(), w.scale_at(2 * g, column),
+                          row1 != nullptr ? w.scale_at(2 * g + 1, column) : 1.0f};
+        });
       }
     }
   });

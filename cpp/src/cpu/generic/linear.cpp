@@ -1,5 +1,6 @@
 // Every numerics class on FP32 units: E4M3, BF16 and INT8 operands are exact in FP32, so one matrix product serves all.
-// Weights are kept as BF16 (exact for E4M3 and for INT8 codes); INT8 sums stay exact integers.
+// Weights are kept as BF16 (exact for E4M3 and for INT8 codes); INT8 sums stay exact integers. Scales of blocks
+// multiply the sums of their 128 of K.
 #include "octavo/linear.hpp"
 
 #include "cpu/generic/linear_epilogue.hpp"
@@ -39,6 +40,8 @@ struct Product {
   const std::uint16_t* panels;
   std::int64_t stride;  // of the FP32 results: N rounded up to whole panels
 
+  bool has_blocks() const { return numerics == Numerics::e4m3_block; }
+
   void round(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end, const float* multiplier,
              float* a) const {
     for (std::int64_t r = 0; r < count;) {
@@ -62,10 +65,11 @@ struct Product {
   }
 };
 
-// c = c * row scale * column scale + bias
+// c = c * row scale * column scale + bias; sums of blocks are scaled already.
 void scale_rows(const LinearArgs& args, const float* row_scale, std::int64_t count, float* c, std::int64_t stride) {
   const std::int64_t n = args.y.cols;
-  const float *column_scale = args.weight->scale(), *bias = args.epilogue.bias;
+  const bool by_rows = args.weight->scaling() == Scaling::row;
+  const float *column_scale = by_rows ? args.weight->scale() : nullptr, *bias = args.epilogue.bias;
   for (std::int64_t r = 0; r < count; ++r) {
     float* row = c + r * stride;
     if (column_scale != nullptr)
@@ -77,48 +81,71 @@ void scale_rows(const LinearArgs& args, const float* row_scale, std::int64_t cou
 
 struct Scratch {
   float *a, *c, *row_scale, *multiplier;
-  double* exact;  // INT8 sums over several passes
+  double* sums;  // over several passes, where FP32 would round INT8's, and where each pass has scales of its own
 
-  Scratch(std::int64_t rows, std::int64_t k, std::int64_t stride, bool exact_sums) {
+  Scratch(std::int64_t rows, std::int64_t k, std::int64_t stride, bool sums_apart) {
     const auto bytes = [](std::int64_t count, std::size_t size) { return static_cast<std::size_t>(count) * size; };
     const std::int64_t depth = k < kBlockDepth ? k : kBlockDepth;
     a = static_cast<float*>(scratch(0, bytes(rows * depth, sizeof(float)) + 64));
     c = static_cast<float*>(scratch(1, bytes(rows * stride, sizeof(float))));
     row_scale = static_cast<float*>(scratch(2, bytes(2 * rows, sizeof(float))));
     multiplier = row_scale + rows;
-    exact = exact_sums ? static_cast<double*>(scratch(3, bytes(rows * stride, sizeof(double)))) : nullptr;
+    sums = sums_apart ? static_cast<double*>(scratch(3, bytes(rows * stride, sizeof(double)))) : nullptr;
   }
 };
+
+// Scales of x's columns [begin, end) of `count` rows, which share one in each row.
+void scale_columns(const Product& product, const Scratch& s, std::int64_t first, std::int64_t count, std::int64_t begin,
+                   std::int64_t end) {
+  const LinearArgs& args = product.args;
+  const std::int64_t per_row = product.has_blocks() ? scale_blocks(args.x.cols) : 1;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const char* row = static_cast<const char*>(args.x.data) +
+                      static_cast<std::size_t>((first + r) * args.x.row_stride + begin) * size_of(args.x.dtype);
+    const ScalePair pair = args.x_scale != nullptr
+                               ? ScalePair{args.x_scale[(first + r) * per_row + begin / kScaleBlock], 1.0f}
+                               : activation_scale(row, end - begin, args.x.dtype, product.numerics);
+    s.row_scale[r] = pair.scale;
+    s.multiplier[r] = pair.multiplier;
+  }
+}
+
+// sums += c, the sums of K's columns from `begin`, times the scales of their blocks where the class has them.
+void add_pass(const Product& product, const Scratch& s, std::int64_t count, std::int64_t begin) {
+  const std::int64_t n = product.args.y.cols;
+  for (std::int64_t r = 0; r < count; ++r) {
+    const float* c = s.c + r * product.stride;
+    double* sums = s.sums + r * product.stride;
+    for (std::int64_t left = 0; left < n; left += kScaleBlock) {
+      const double scale = product.has_blocks() ? s.row_scale[r] * product.args.weight->scale_at(left, begin) : 1.0f;
+      const std::int64_t right = n - left < kScaleBlock ? n : left + kScaleBlock;
+      for (std::int64_t j = left; j < right; ++j) sums[j] += static_cast<double>(c[j]) * scale;
+    }
+  }
+}
 
 // c = rounded x W^T of `count` rows, the panels cut over `workers` threads.
 void multiply_rows(const Product& product, const Scratch& s, std::int64_t first, std::int64_t count, int workers) {
   const LinearArgs& args = product.args;
   const std::int64_t k = args.x.cols, cells = count * product.stride;
-  const std::size_t element = size_of(args.x.dtype);
-  for (std::int64_t r = 0; r < count; ++r) {
-    const char* row =
-        static_cast<const char*>(args.x.data) + static_cast<std::size_t>((first + r) * args.x.row_stride) * element;
-    const ScalePair pair = args.x_scale != nullptr ? ScalePair{args.x_scale[first + r], 1.0f}
-                                                   : activation_scale(row, k, args.x.dtype, product.numerics);
-    s.row_scale[r] = pair.scale;
-    s.multiplier[r] = pair.multiplier;
-  }
-  if (s.exact != nullptr)
-    for (std::int64_t i = 0; i < cells; ++i) s.exact[i] = 0.0;
+  const std::int64_t depth = product.has_blocks() ? kScaleBlock : kBlockDepth;
+  if (s.sums != nullptr)
+    for (std::int64_t i = 0; i < cells; ++i) s.sums[i] = 0.0;
   std::int64_t begin = 0;
   do {  // once for K = 0: the product is zero
-    const std::int64_t end = k - begin < kBlockDepth ? k : begin + kBlockDepth;
+    const std::int64_t end = k - begin < depth ? k : begin + depth;
+    if (product.has_blocks() || begin == 0)
+      scale_columns(product, s, first, count, begin, product.has_blocks() ? end : k);
     product.round(first, count, begin, end, s.multiplier, s.a);
     parallel_region(workers, [&](int thread, int threads_used) {
       const Range columns = partition(panels_of(args.y.cols), thread, threads_used);
-      product.multiply_panels(columns, count, begin, end, s.a, s.c, begin > 0 && s.exact == nullptr);
+      product.multiply_panels(columns, count, begin, end, s.a, s.c, begin > 0 && s.sums == nullptr);
     });
-    if (s.exact != nullptr)
-      for (std::int64_t i = 0; i < cells; ++i) s.exact[i] += static_cast<double>(s.c[i]);
+    if (s.sums != nullptr) add_pass(product, s, count, begin);
     begin = end;
   } while (begin < k);
-  if (s.exact != nullptr)
-    for (std::int64_t i = 0; i < cells; ++i) s.c[i] = static_cast<float>(s.exact[i]);
+  if (s.sums != nullptr)
+    for (std::int64_t i = 0; i < cells; ++i) s.c[i] = static_cast<float>(s.sums[i]);
 }
 
 void linear(const LinearArgs& args, Numerics numerics) {
@@ -128,12 +155,12 @@ void linear(const LinearArgs& args, Numerics numerics) {
   const std::size_t bytes = static_cast<std::size_t>(panels_of(n) * kPanel * k) * sizeof(std::uint16_t);
   const void* panels = args.weight->layout(&layout_tag, bytes, pack_panels);
   const Product product{args, numerics, static_cast<const std::uint16_t*>(panels), panels_of(n) * kPanel};
-  const bool exact_sums = numerics == Numerics::int8_dynamic && k > kBlockDepth;
+  const bool sums_apart = (numerics == Numerics::int8_dynamic && k > kBlockDepth) || (product.has_blocks() && k > 0);
 
   const auto run_rows = [&](std::int64_t begin, std::int64_t end, int workers) {
     for (std::int64_t first = begin; first < end; first += kBlockRows) {
       const std::int64_t count = end - first < kBlockRows ? end - first : kBlockRows;
-      const Scratch s(count, k, product.stride, exact_sums);
+      const Scratch s(count, k, product.stride, sums_apart);
       multiply_rows(product, s, first, count, workers);
       scale_rows(args, s.row_scale, count, s.c, product.stride);
       finish_rows(s.c, product.stride, first, count, args.epilogue, args.y, args.y_scale);
@@ -154,6 +181,7 @@ void linear(const LinearArgs& args, Numerics numerics) {
 
 void linear_bf16(const LinearArgs& args) { linear(args, Numerics::bf16); }
 void linear_e4m3_row(const LinearArgs& args) { linear(args, Numerics::e4m3_row); }
+void linear_e4m3_block(const LinearArgs& args) { linear(args, Numerics::e4m3_block); }
 void linear_e4m3_weight_only(const LinearArgs& args) { linear(args, Numerics::e4m3_weight_only); }
 void linear_int8_dynamic(const LinearArgs& args) { linear(args, Numerics::int8_dynamic); }
 

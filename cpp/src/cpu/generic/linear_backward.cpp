@@ -76,7 +76,7 @@ void pack_columns(const PackedWeight& w, void* out) {
               case DType::e4m3: v = decode_e4m3(static_cast<const std::uint8_t*>(w.codes())[i * k + j]); break;
               default: v = static_cast<float>(static_cast<const std::int8_t*>(w.codes())[i * k + j]);
             }
-            if (!codes && w.scale() != nullptr) v *= w.scale()[i];
+            if (!codes) v *= w.scale_at(i, j);
           }
           *to++ = encode_bf16(v);
         }

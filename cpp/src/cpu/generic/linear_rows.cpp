@@ -55,6 +55,7 @@ void round_all(const MatrixView& x, std::int64_t first, std::int64_t count, std:
     const std::int64_t n = end - begin;
     switch (numerics) {
       case Numerics::e4m3_row:
+      case Numerics::e4m3_block:
         round_row(row, n, multiplier[r], [](float v) { return round_to_e4m3(v); }, out + r, count);
         break;
       case Numerics::int8_dynamic:
@@ -78,7 +79,8 @@ void copy_all(const MatrixView& x, std::int64_t first, std::int64_t count, std::
 }  // namespace
 
 ScalePair activation_scale(const void* row, std::int64_t k, DType dtype, Numerics numerics) {
-  if (numerics != Numerics::e4m3_row && numerics != Numerics::int8_dynamic) return {1.0f, 1.0f};
+  if (numerics != Numerics::e4m3_row && numerics != Numerics::e4m3_block && numerics != Numerics::int8_dynamic)
+    return {1.0f, 1.0f};
   const DType format = weight_format(numerics);
   return dtype == DType::bf16 ? scale_of(static_cast<const std::uint16_t*>(row), k, format)
                               : scale_of(static_cast<const float*>(row), k, format);

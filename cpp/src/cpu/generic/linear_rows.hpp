@@ -7,7 +7,8 @@
 
 namespace octavo {
 
-// Scale and multiplier of a row of x [K]; {1, 1} for classes that do not scale. A NaN makes the scale of int8 NaN.
+// Scale and multiplier of a row of x [K], or of the part of one that has a scale of its own; {1, 1} for classes that do
+// not scale. A NaN makes the scale of int8 NaN.
 OCTAVO_DECLARE_GENERIC(ScalePair activation_scale(const void* row, std::int64_t k, DType dtype, Numerics numerics))
 
 // `count` rows of x, columns [begin, end), rounded (codes: as they are) and interleaved: out[(column - begin) * count +

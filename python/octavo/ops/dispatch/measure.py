@@ -16,7 +16,7 @@ from octavo.ops.dispatch.problem import Problem, Requirement
 from octavo.ops.dispatch.timing import sampler
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.linear_call import CODE_FORMATS, run
-from octavo.ops.packing import PackedWeight, pack_as
+from octavo.ops.packing import PackedWeight, activation_scaling, pack_as
 from octavo.ops.quantization import quantize
 
 _HOPELESS = 10.0  # candidates whose prediction is this many times the best one's are not timed
@@ -70,7 +70,6 @@ def calls_of(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], ob
 
     x_dtype, out_dtype = getattr(torch, problem.x_dtype), getattr(torch, problem.out_dtype)
     numbers = normal(m, k, dtype=torch.float32 if x_dtype in CODE_FORMATS else x_dtype)
-    x = quantize(numbers, CODE_FORMATS[x_dtype]) if x_dtype in CODE_FORMATS else numbers
     out_format = CODE_FORMATS.get(out_dtype)
     weight = normal(n, k) / max(k, 1) ** 0.5
     words = problem.epilogue.split("+") if problem.epilogue else []
@@ -91,6 +90,8 @@ def calls_of(problem: Problem, rows: list[_core.Kernel]) -> list[Callable[[], ob
         if numerics not in packed:
             packed[numerics] = pack_as(weight, numerics)
         w = packed[numerics]
+        codes = CODE_FORMATS.get(x_dtype)
+        x = numbers if codes is None else quantize(numbers, codes, activation_scaling(numerics))
         y_dtype = out_dtype if out_format is None else None
         return lambda: run(
             x, w, bias, norm, activation, residual, before, y_dtype, kernel=kernel, out_format=out_format

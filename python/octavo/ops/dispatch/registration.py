@@ -53,7 +53,7 @@ def register(
     Args:
         name: ``library.device.linear.class``, unique.
         numerics: the one class it serves exactly (``bf16``, ``e4m3_row``, ``e4m3_weight_only``, ``int8_dynamic``,
-            ``e4m3_row_fast``).
+            ``e4m3_row_fast``, ``e4m3_block``).
         run: ``run(x [M, K] float32 or bfloat16, weight: PackedWeight) -> x W^T [M, N]``; the epilogue is applied after
             it. For ``op`` ``linear_grad_input``: ``run(grad [M, N], weight) -> grad W [M, K]``; for
             ``linear_grad_weight``: ``run(grad [M, N], x [M, K]) -> grad^T x [N, K]``.

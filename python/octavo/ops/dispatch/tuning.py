@@ -17,7 +17,8 @@ from octavo.ops.dispatch.measure import interleaved, timed
 from octavo.ops.dispatch.problem import Problem
 from octavo.ops.linear_call import CODE_FORMATS
 
-# What octavo's classes multiply on Hopper, and the elements that an operand's rows are padded to.
+# What octavo's classes multiply on Hopper, and the elements that an operand's rows are padded to; e4m3_block has one
+# instantiation, and nothing to choose.
 PRODUCTS = {"bf16": ("bf16", 8), "e4m3_row": ("e4m3", 16), "e4m3_row_fast": ("e4m3_fast", 16)}
 _PREFIX = "cuda.sm90.linear."
 _ONLY_MEASURED = "is chosen only where it was timed"  # as the core words it
@@ -111,7 +112,7 @@ def products_of(problem: Problem, rows: Sequence[_core.Kernel]) -> list[Product]
     in_f32 = has_norm or codes or problem.out_dtype == "float32"
     found = []
     for row in rows:
-        if problem.m == 0 or not row.name.startswith(_PREFIX):
+        if problem.m == 0 or not row.name.startswith(_PREFIX) or row.numerics.name not in PRODUCTS:
             continue
         product, step = PRODUCTS[row.numerics.name]
         k = -(-max(problem.k, 1) // step) * step
