@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(kThreads) find_each(const __grid_constant__ Ca
 Status find_rows(const FindRowsArgs& args) {
   const BagIndices& in = args.indices;
   if (in.num_values == 0) return {};
+  if (Status s = expect_aligned("find_rows", {{"values", in.values, 8}, {"offsets", in.offsets, 8}}); !s.ok()) return s;
   const DeviceGuard guard(in.values);
   Call call{};
   call.values = in.values;

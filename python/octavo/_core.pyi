@@ -226,7 +226,9 @@ def use_torch(
     tensor: type[torch.Tensor],
     parameter: type[torch.Tensor],
     is_grad_enabled: Callable[[], bool],
+    out_of_memory: type[BaseException],
 ) -> None: ...
+def try_scratch(bytes: int) -> None: ...
 
 class PreparedLinear:
     def __call__(
@@ -474,6 +476,7 @@ def pairwise_dots(
 # --- cuda ---
 built_with_cuda: bool
 
+def cuda_problem() -> str: ...  # why CUDA kernels serve nothing here, or ""
 def cuda_info() -> dict[str, Any] | None: ...
 
 # Only in builds with CUDA.
