@@ -78,12 +78,9 @@ void bind_id_map(py::module_& m) {
              if (map.all_changed()) return py::none();
              return packed(map.changed());
            })
-      .def("copy_slots",
-           [](const IdMap& map, std::uintptr_t to) { released([&] { map.copy_slots(slots_at(to)); }); })
-      .def("copy_slots",
-           [](const IdMap& map, std::uintptr_t places, std::int64_t n, std::uintptr_t to) {
-             released([&] { map.copy_slots(ints(places), n, slots_at(to)); });
-           })
+      .def("copy_slots", [](const IdMap& map, std::uintptr_t to) { released([&] { map.copy_slots(slots_at(to)); }); })
+      .def("copy_slots", [](const IdMap& map, std::uintptr_t places, std::int64_t n,
+                            std::uintptr_t to) { released([&] { map.copy_slots(ints(places), n, slots_at(to)); }); })
       .def("lookup", [](const IdMap& map, std::uintptr_t ids, std::int64_t n,
                         std::uintptr_t rows) { released([&] { map.lookup(ints(ids), n, mutable_ints(rows)); }); })
       .def("lookup_or_insert",

@@ -87,6 +87,20 @@ void* Torch::stream(DlDevice device) const {
   return stream;
 }
 
+#ifdef OCTAVO_WITH_CUDA
+namespace {
+
+// torch orders its memory on the current stream of the thread; it has none for another.
+Status scratch_of_torch(std::size_t bytes, int device, cudaStream_t stream, void*& memory, void*& owner) {
+  const Torch& torch = Torch::instance();
+  void* current = nullptr;
+  if (torch.api->current_stream(kDlCuda, device, &current) != 0 || current != stream) return {};
+  return torch.allocate_bytes(bytes, {kDlCuda, device}, memory, owner);
+}
+
+}  // namespace
+#endif
+
 void bind_torch_tensors(py::module_& m) {
   m.def(
       "use_torch",
@@ -106,14 +120,7 @@ void bind_torch_tensors(py::module_& m) {
                  PyUnicode_InternFromString("requires_grad"),
                  PyUnicode_InternFromString("_version")};
 #ifdef OCTAVO_WITH_CUDA
-        cuda::use_scratch_source(
-            {[](std::size_t bytes, int device, cudaStream_t stream, void*& memory, void*& owner) {
-               const Torch& torchs = Torch::instance();
-               void* current = nullptr;  // torch orders its memory on the current stream of the thread
-               if (torchs.api->current_stream(kDlCuda, device, &current) != 0 || current != stream) return Status{};
-               return torchs.allocate_bytes(bytes, {kDlCuda, device}, memory, owner);
-             },
-             Torch::release_bytes});
+        cuda::use_scratch_source({scratch_of_torch, Torch::release_bytes});
 #endif
       },
       py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"));

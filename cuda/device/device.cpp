@@ -112,9 +112,11 @@ Status checked(cudaError_t error, const char* what) {
 Status expect_capability(const char* what, int major, int minor) {
   int device = 0, found_major = 0, found_minor = 0;
   if (Status s = checked(cudaGetDevice(&device), what); !s.ok()) return s;
-  if (Status s = checked(cudaDeviceGetAttribute(&found_major, cudaDevAttrComputeCapabilityMajor, device), what); !s.ok())
+  if (Status s = checked(cudaDeviceGetAttribute(&found_major, cudaDevAttrComputeCapabilityMajor, device), what);
+      !s.ok())
     return s;
-  if (Status s = checked(cudaDeviceGetAttribute(&found_minor, cudaDevAttrComputeCapabilityMinor, device), what); !s.ok())
+  if (Status s = checked(cudaDeviceGetAttribute(&found_minor, cudaDevAttrComputeCapabilityMinor, device), what);
+      !s.ok())
     return s;
   if (found_major == major && found_minor == minor) return {};
   const auto dotted = [](int a, int b) { return std::to_string(a) + "." + std::to_string(b); };

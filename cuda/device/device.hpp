@@ -56,8 +56,8 @@ class DeviceGuard {
 };
 
 // Where scratch memory comes from, of a program whose device memory one allocator owns: `bytes` > 0 on the current
-// device for work on `stream`, or null where it has none for that stream; `owner` is handed back to `release`, which may
-// give the memory to what follows on the stream. Without a source, and where it gives null, a pool of octavo's own
+// device for work on `stream`, or null where it has none for that stream; `owner` is handed back to `release`, which
+// may give the memory to what follows on the stream. Without a source, and where it gives null, a pool of octavo's own
 // serves.
 struct ScratchSource {
   Status (*allocate)(std::size_t bytes, int device, cudaStream_t stream, void*& memory, void*& owner) = nullptr;

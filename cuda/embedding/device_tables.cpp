@@ -66,7 +66,8 @@ DeviceTable device_table(const TableView& table, std::int64_t column) {
 }
 
 Status expect_readable(const char* what, const TableView* tables, const BagIndices& in) {
-  if (Status s = expect_aligned(what, {{"values", in.values, 8}, {"offsets", in.offsets, 8}, {"weights", in.weights, 4}});
+  if (Status s =
+          expect_aligned(what, {{"values", in.values, 8}, {"offsets", in.offsets, 8}, {"weights", in.weights, 4}});
       !s.ok())
     return s;
   for (std::int64_t t = 0; t < in.num_tables; ++t)

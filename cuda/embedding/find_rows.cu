@@ -1,5 +1,6 @@
-// Ids of dynamic tables to rows, by copies of the slots of their IdMaps: what a lookup on the device needs where nothing
-// is admitted. A thread takes a lookup; a probe is one access of 16 bytes, and the next slot lies in the same sector.
+// Ids of dynamic tables to rows, by copies of the slots of their IdMaps: what a lookup on the device needs where
+// nothing is admitted. A thread takes a lookup; a probe is one access of 16 bytes, and the next slot lies in the same
+// sector.
 #include <algorithm>
 
 #include "device/device.hpp"

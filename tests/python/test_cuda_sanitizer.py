@@ -31,7 +31,7 @@ def command(tool: str, program: str) -> list[str]:
 def test_nothing_is_found(tool: str) -> None:
     program = sanitizer()
     if program is None:
-        pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit; put it on PATH or set CUDA_HOME")
+        pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit (PATH, CUDA_HOME)")
     # torch's allocator hands out parts of large blocks, whose borders no tool would see.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command(tool, program), env=environment, capture_output=True, text=True, timeout=3600)

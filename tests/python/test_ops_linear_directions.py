@@ -193,5 +193,5 @@ def test_bad_classes_are_named() -> None:
         ops.linear(x, w, backward=("int8_dynamic", "bf16"), backward_weight=pack_as(torch.randn(4, 5), "int8_dynamic"))
     elsewhere = pack_as(torch.randn(4, 6), "int8_dynamic")
     elsewhere = PackedWeight(elsewhere.codes.to("meta"), elsewhere.scale, "int8_dynamic")
-    with pytest.raises(ValueError, match="backward_weight: is on meta, w on cpu"):
+    with pytest.raises(ValueError, match="backward_weight: is on meta, w is on cpu"):
         ops.linear(x, w, backward=("int8_dynamic", "bf16"), backward_weight=elsewhere)

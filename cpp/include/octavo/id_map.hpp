@@ -142,7 +142,7 @@ class IdMap {
   std::vector<std::uint64_t> live_, saved_;  // bit per row: holds an id now, held one at mark_saved
   std::vector<std::int64_t> fresh_, erased_;
   std::vector<std::vector<std::int64_t>> missing_;  // of a call's ids those without a row, by thread
-  std::vector<std::int64_t> changed_;  // slots, since mark_copied
+  std::vector<std::int64_t> changed_;               // slots, since mark_copied
   bool all_changed_ = true;
   Sightings sightings_;
   std::int64_t size_ = 0, lowest_ = 0, removed_ = 0, refused_ = 0;

@@ -14,8 +14,8 @@ from octavo.ops.find_rows import find_rows
 class DeviceIds:
     """Copies of the slots of ``ids``' maps on ``device``, 24 bytes a row, for the tables ``names``.
 
-    The host's maps decide which id has which row; :meth:`refresh` brings what changed there, in the order of the current
-    stream and without waiting for it. The copies stay where they are, so that CUDA graphs may read them.
+    The host's maps decide which id has which row; :meth:`refresh` brings what changed there, in the order of the
+    current stream and without waiting for it. The copies stay where they are, so that CUDA graphs may read them.
     """
 
     def __init__(self, ids: IdRows, names: Sequence[str], device: torch.device) -> None:

@@ -188,8 +188,9 @@ TEST_F(CudaDevice, CodeForHopperRunsOnNoOtherDevice) {
   LinearCase layer({.m = 3, .n = 8, .k = 16}, Numerics::bf16);
   const Status status = cuda::linear_bf16_sm90(layer.args());
   EXPECT_EQ(status.code(), Code::unsupported);
-  EXPECT_TRUE(says(status, "linear: this kernel is for devices of compute capability 9.0, the tensors are on device 0 "
-                           "with 8.0"))
+  EXPECT_TRUE(says(status,
+                   "linear: this kernel is for devices of compute capability 9.0, the tensors are on device 0 "
+                   "with 8.0"))
       << status.message();
 }
 
