@@ -127,6 +127,19 @@ def test_only_what_changed_is_copied() -> None:
         assert module(bags_of(899)).count_nonzero() == 0
 
 
+def test_a_copy_made_in_inference_mode_serves_outside_it() -> None:
+    module = nn.EmbeddingBags([nn.Table("a", 50, 2, dynamic=nn.Dynamic())], nn.SGD(0.1))
+    with lookups_there():
+        module(bags_of(1))
+        with torch.inference_mode():
+            first = module.eval()(bags_of(1))
+        module.train()(bags_of(2)).sum().backward()
+        with torch.no_grad():
+            found = module.eval()(bags_of(1, 2))
+        assert torch.equal(found[:1], first)
+        assert found[1].count_nonzero() == 2
+
+
 def test_copies_files_and_new_ids_are_seen() -> None:
     with lookups_there():
         module = module_of()

@@ -42,9 +42,9 @@ class DeviceIds:
             map = table.map  # another one since the table forgot its ids
             changed = None if every else map.changed_slots()
             if changed is None:
-                copy = torch.empty(slots.shape, dtype=torch.int64)
+                copy = torch.empty(slots.shape, dtype=torch.int64, pin_memory=self.device.type == "cuda")
                 map.copy_slots(copy.data_ptr())
-                slots.copy_(sent(copy, self.device))
+                slots.copy_(copy, non_blocking=True)
             elif changed:
                 places = torch.frombuffer(bytearray(changed), dtype=torch.int64).unique()
                 some = torch.empty((len(places), 2), dtype=torch.int64)
@@ -54,12 +54,13 @@ class DeviceIds:
 
 
 def _room(table: DynamicRows, device: torch.device) -> torch.Tensor:
-    return torch.empty((table.map.num_slots, 2), dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # or nothing could be copied into it but in inference mode
+        return torch.empty((table.map.num_slots, 2), dtype=torch.int64, device=device)
 
 
 def _expect_no_capture(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "dynamic tables: their ids changed since they were copied to the device, and a CUDA graph would copy those "
-            "of now at every replay; call refresh_ids() before the capture"
+            "dynamic tables: the device has not their ids of now, and a CUDA graph would copy these at every replay; "
+            "call refresh_ids() before the capture"
         )
