@@ -83,7 +83,7 @@ TEST_F(CudaDevice, ACallersAllocatorOwnsAllScratchMemory) {
                    Numerics::e4m3_row);
   ASSERT_TRUE(cuda::linear_e4m3_row_sm90(layer.args()).ok());
   EXPECT_LE(layer.error(), 1e-5);
-  EXPECT_GE(g_given, 4);  // the padded weight, codes and scales of x, the product
+  EXPECT_GE(g_given, 3);  // the padded weight, codes and scales of x
   EXPECT_EQ(g_returned, g_given);
   EXPECT_EQ(runtime().allocations, 0);
   g_empty = true;
@@ -97,7 +97,7 @@ TEST_F(CudaDevice, ACallersAllocatorOwnsAllScratchMemory) {
   ASSERT_TRUE(cuda::linear_e4m3_row_sm90(layer.args()).ok());
   g_another_stream = false;
   EXPECT_EQ(g_given, before);
-  EXPECT_GE(runtime().allocations, 4);
+  EXPECT_GE(runtime().allocations, 3);
 }
 
 // Refuses the first, second, ... allocation of a call until it has all it needs. Returns how many those were.
