@@ -34,8 +34,22 @@ void finish_linear(std::uintptr_t z, std::int64_t rows, std::int64_t n, const Ep
 }
 #endif
 
+// Why octavo's CUDA kernels serve nothing here; empty where they do.
+std::string cuda_problem() {
+#ifdef OCTAVO_WITH_CUDA
+  const cuda::DeviceInfo& device = cuda::device_info();
+  if (device.usable && device.major < 8)
+    return "octavo's kernels need compute capability 8.0 (Ampere), " + device.name + " has " +
+           std::to_string(device.major) + "." + std::to_string(device.minor);
+  return device.problem;
+#else
+  return "octavo was built without CUDA; build it with OCTAVO_CUDA=ON";
+#endif
+}
+
 void bind_cuda(py::module_& m) {
   m.def("cuda_info", &cuda_info);
+  m.def("cuda_problem", &cuda_problem);
 #ifdef OCTAVO_WITH_CUDA
   m.attr("built_with_cuda") = true;
   m.def("finish_linear", &finish_linear, py::arg("z"), py::arg("m"), py::arg("n"), py::arg("epilogue"), py::arg("y"),

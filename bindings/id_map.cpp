@@ -3,14 +3,18 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <tuple>
+#include <vector>
 
 #include "module.hpp"
+#include "octavo/registry.hpp"
 
 namespace octavo::bindings {
 namespace {
 
 const std::int64_t* ints(std::uintptr_t address) { return reinterpret_cast<const std::int64_t*>(address); }
 std::int64_t* mutable_ints(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
+IdSlot* slots_at(std::uintptr_t address) { return reinterpret_cast<IdSlot*>(address); }
 
 py::bytes packed(const std::vector<std::int64_t>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(std::int64_t)};
@@ -20,6 +24,22 @@ template <class Work>
 auto released(Work&& work) {
   const py::gil_scoped_release release;
   return work();
+}
+
+// `maps`: address and number of each table's slots, (0, 0) for a table whose values are rows.
+void find_rows(KernelInfo& kernel, const std::vector<std::tuple<std::uintptr_t, std::int64_t>>& maps,
+               std::int64_t batch, std::uintptr_t values, std::int64_t num_values, std::uintptr_t offsets,
+               std::uintptr_t rows, std::uintptr_t stream) {
+  if (kernel.run.find_rows == nullptr) throw py::value_error("find_rows: " + kernel.name + " finds no rows of ids");
+  std::vector<IdSlots> views;
+  views.reserve(maps.size());
+  for (const auto& [address, count] : maps) views.push_back({slots_at(address), count});
+  const FindRowsArgs args{views.data(),
+                          {batch, static_cast<std::int64_t>(views.size()), ints(values), num_values, ints(offsets)},
+                          mutable_ints(rows),
+                          reinterpret_cast<void*>(stream)};
+  ++kernel.calls;
+  run_released([&] { return kernel.run.find_rows(args); });
 }
 
 }  // namespace
@@ -49,6 +69,18 @@ void bind_id_map(py::module_& m) {
       .def("freed", [](const IdMap& map) { return packed(map.freed()); })
       .def("erased", [](const IdMap& map) { return packed(map.erased()); })
       .def("mark_saved", &IdMap::mark_saved)
+      // For a copy of the slots, int64 [num_slots, 2]: id, row (-1: empty).
+      .def_property_readonly("num_slots", &IdMap::slots)
+      .def_property_readonly("copy_is_old", &IdMap::copy_is_old)
+      .def("mark_copied", &IdMap::mark_copied)
+      .def("changed_slots",
+           [](const IdMap& map) -> py::object {
+             if (map.all_changed()) return py::none();
+             return packed(map.changed());
+           })
+      .def("copy_slots", [](const IdMap& map, std::uintptr_t to) { released([&] { map.copy_slots(slots_at(to)); }); })
+      .def("copy_slots", [](const IdMap& map, std::uintptr_t places, std::int64_t n,
+                            std::uintptr_t to) { released([&] { map.copy_slots(ints(places), n, slots_at(to)); }); })
       .def("lookup", [](const IdMap& map, std::uintptr_t ids, std::int64_t n,
                         std::uintptr_t rows) { released([&] { map.lookup(ints(ids), n, mutable_ints(rows)); }); })
       .def("lookup_or_insert",
@@ -94,6 +126,7 @@ void bind_id_map(py::module_& m) {
                         std::uintptr_t out) {
     released([&] { draw_rows(ints(ids), n, dim, seed, half_width, reinterpret_cast<float*>(out)); });
   });
+  m.def("find_rows", &find_rows);
   m.def("mark_rows", [](std::uintptr_t values, std::int64_t n, std::uintptr_t flags, std::int64_t rows) {
     released([&] { mark_rows(ints(values), n, reinterpret_cast<std::uint8_t*>(flags), rows); });
   });

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "octavo/isa.hpp"
+#include "torch_tensors.hpp"
 
 namespace octavo::bindings {
 
@@ -14,6 +15,11 @@ void raise_if_failed(const Status& status) {
     case Code::invalid_argument: throw py::value_error(status.message());
     case Code::out_of_range: throw py::index_error(status.message());
     case Code::unsupported: PyErr_SetString(PyExc_NotImplementedError, status.message().c_str()); break;
+    case Code::out_of_memory: {
+      PyObject* torchs = Torch::instance().out_of_memory;
+      PyErr_SetString(torchs != nullptr ? torchs : PyExc_MemoryError, status.message().c_str());
+      break;
+    }
     case Code::internal: PyErr_SetString(PyExc_RuntimeError, status.message().c_str()); break;
   }
   throw py::error_already_set();

@@ -51,6 +51,7 @@ void bind_registry(py::module_& m) {
       .value("linear_grad_weight", Op::linear_grad_weight)
       .value("pairwise_dots", Op::pairwise_dots)
       .value("row_lookup", Op::row_lookup)
+      .value("find_rows", Op::find_rows)
       .finalize();
   py::native_enum<Device>(m, "Device", "enum.IntEnum").value("cpu", Device::cpu).value("cuda", Device::cuda).finalize();
   py::native_enum<Numerics>(m, "Numerics", "enum.IntEnum")

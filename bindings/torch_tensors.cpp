@@ -1,6 +1,12 @@
 #include "torch_tensors.hpp"
 
+#include <string>
+
 #include "module.hpp"
+
+#ifdef OCTAVO_WITH_CUDA
+#include "device/device.hpp"
+#endif
 
 namespace octavo::bindings {
 
@@ -25,6 +31,28 @@ PyObject* Torch::allocate(DlTensor& prototype) const {
   }
   void* object = nullptr;
   return api->to_object(managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
+}
+
+Status Torch::allocate_bytes(std::size_t bytes, DlDevice device, void*& memory, void*& owner) const {
+  auto size = static_cast<std::int64_t>(bytes);
+  DlTensor prototype{nullptr, device, 1, kDlU8, &size, nullptr, 0};
+  DlManagedTensor* managed = nullptr;
+  std::string problem;
+  const auto keep = [](void* context, const char*, const char* message) {
+    *static_cast<std::string*>(context) = message;
+  };
+  if (api->allocate(&prototype, &managed, &problem, keep) != 0) {
+    const bool none = problem.find("allocate") != std::string::npos;  // or an earlier kernel failed, and torch tells it
+    return {none ? Code::out_of_memory : Code::internal, std::move(problem)};
+  }
+  memory = managed->tensor.address();
+  owner = managed;
+  return {};
+}
+
+void Torch::release_bytes(void* owner) {
+  auto* managed = static_cast<DlManagedTensor*>(owner);
+  managed->deleter(managed);
 }
 
 bool Torch::grad_enabled() const {
@@ -59,11 +87,25 @@ void* Torch::stream(DlDevice device) const {
   return stream;
 }
 
+#ifdef OCTAVO_WITH_CUDA
+namespace {
+
+// torch orders its memory on the current stream of the thread; it has none for another.
+Status scratch_of_torch(std::size_t bytes, int device, cudaStream_t stream, void*& memory, void*& owner) {
+  const Torch& torch = Torch::instance();
+  void* current = nullptr;
+  if (torch.api->current_stream(kDlCuda, device, &current) != 0 || current != stream) return {};
+  return torch.allocate_bytes(bytes, {kDlCuda, device}, memory, owner);
+}
+
+}  // namespace
+#endif
+
 void bind_torch_tensors(py::module_& m) {
   m.def(
       "use_torch",
       [](const py::capsule& api, const py::object& tensor, const py::object& parameter,
-         const py::object& is_grad_enabled) {
+         const py::object& is_grad_enabled, const py::object& out_of_memory) {
         Torch& torch = Torch::instance();
         const auto* table = static_cast<const DlExchangeApi*>(PyCapsule_GetPointer(api.ptr(), "dlpack_exchange_api"));
         if (table == nullptr) throw py::error_already_set();
@@ -74,10 +116,24 @@ void bind_torch_tensors(py::module_& m) {
                  reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr()),
                  reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()),
                  is_grad_enabled.inc_ref().ptr(),
+                 out_of_memory.inc_ref().ptr(),
                  PyUnicode_InternFromString("requires_grad"),
                  PyUnicode_InternFromString("_version")};
+#ifdef OCTAVO_WITH_CUDA
+        cuda::use_scratch_source({scratch_of_torch, Torch::release_bytes});
+#endif
       },
-      py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"));
+      py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"));
+  // What the kernels' scratch memory comes from, asked for on the CPU: bytes that can be written, given back at once.
+  m.def("try_scratch", [](std::size_t bytes) {
+    run_released([&] {
+      void *memory = nullptr, *owner = nullptr;
+      if (Status s = Torch::instance().allocate_bytes(bytes, {kDlCpu, 0}, memory, owner); !s.ok()) return s;
+      if (bytes > 0) static_cast<char*>(memory)[bytes - 1] = 1;
+      Torch::release_bytes(owner);
+      return Status{};
+    });
+  });
 }
 
 }  // namespace octavo::bindings

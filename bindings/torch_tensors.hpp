@@ -34,7 +34,13 @@ struct DlTensor {
 
   void* address() const { return static_cast<char*>(data) + byte_offset; }
 };
-struct DlManagedTensor;  // handed from the allocator back to torch, never opened
+struct DlManagedTensor {
+  std::uint32_t major, minor;
+  void* manager;
+  void (*deleter)(DlManagedTensor* self);
+  std::uint64_t flags;
+  DlTensor tensor;
+};
 struct DlExchangeApi {
   std::uint32_t major, minor;
   DlExchangeApi* previous;
@@ -46,7 +52,7 @@ struct DlExchangeApi {
   int (*current_stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
 };
 constexpr std::int32_t kDlCpu = 1, kDlCuda = 2;
-constexpr DlType kDlF32{2, 32, 1}, kDlBf16{4, 16, 1};
+constexpr DlType kDlF32{2, 32, 1}, kDlBf16{4, 16, 1}, kDlU8{1, 8, 1};
 
 // What octavo.ops hands over once, with _core.use_torch: see bind_prepared_linear.
 struct Torch {
@@ -54,6 +60,7 @@ struct Torch {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
   PyObject* is_grad_enabled = nullptr;
+  PyObject* out_of_memory = nullptr;  // torch.OutOfMemoryError
   PyObject* requires_grad_name = nullptr;
   PyObject* version_name = nullptr;
 
@@ -67,6 +74,11 @@ struct Torch {
 
   // A new tensor, or nullptr with a Python exception.
   PyObject* allocate(DlTensor& prototype) const;
+
+  // `bytes` of torch's allocator, which on a CUDA device belong to its current stream; needs no interpreter lock, nor
+  // does giving them back.
+  Status allocate_bytes(std::size_t bytes, DlDevice device, void*& memory, void*& owner) const;
+  static void release_bytes(void* owner);
 
   bool grad_enabled() const;
   bool requires_grad(PyObject* tensor) const;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include "octavo/embedding.hpp"
+#include "octavo/id_map.hpp"
 #include "octavo/linear.hpp"
 #include "octavo/linear_backward.hpp"
 #include "octavo/pairwise.hpp"
@@ -71,5 +72,8 @@ Status bag_backward(const BagBackwardArgs& args);
 // cuda/pairwise/pairwise_dots.cu
 Status pairwise_dots_fp32(const PairwiseArgs& args);
 Status pairwise_dots_bf16(const PairwiseArgs& args);
+
+// cuda/embedding/find_rows.cu
+Status find_rows(const FindRowsArgs& args);
 
 }  // namespace octavo::cuda

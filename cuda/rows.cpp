@@ -61,6 +61,11 @@ void register_cuda_kernels(Registry& registry) {
   pairs.formats = "bf16";
   pairs.run.pairwise_dots = cuda::pairwise_dots_bf16;
   (void)registry.add(pairs);
+
+  KernelInfo find = simt_row("cuda.sm80.find_rows", Op::find_rows, 3.0);
+  find.formats = "int64 ids -> int64 rows";
+  find.run.find_rows = cuda::find_rows;
+  (void)registry.add(find);
 }
 
 }  // namespace octavo

@@ -1,16 +1,18 @@
 # On a machine with a GPU, offline (docs/gpu.md): build against its torch, qualify, test, measure. GPU_PYTHON is the
 # interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT. GPU_EFFORT=--quick
 # measures fewer shapes. With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
-# last ten minutes only, call gpu-build, gpu-test and gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") one by one.
+# last ten minutes only, call gpu-build, gpu-test, gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") and gpu-sanitize one by
+# one.
 GPU_PYTHON ?= $(PYTHON)
 OUT ?= benchmarks/results
 GPU_EFFORT ?=
 GPU_BENCHMARKS ?= $(shell $(GPU_PYTHON) benchmarks/python/harness.py --list --gpu)
 
-.PHONY: gpu-check gpu-device gpu-build gpu-test gpu-bench
+.PHONY: gpu-check gpu-device gpu-build gpu-test gpu-bench gpu-sanitize
 # Measures also where a test failed; then fails.
 gpu-check: gpu-build
-	@$(MAKE) --no-print-directory gpu-test; tested=$$?; $(MAKE) --no-print-directory gpu-bench && exit $$tested
+	@failed=0; for part in gpu-test gpu-bench gpu-sanitize; do \
+	  $(MAKE) --no-print-directory $$part || failed=1; done; exit $$failed
 
 gpu-device:
 	@command -v nvidia-smi > /dev/null && nvidia-smi -L | grep -q GPU || \
@@ -23,7 +25,12 @@ gpu-build: gpu-device
 
 gpu-test: gpu-device
 	$(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-qualification.json
-	$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_*.py -p no:cacheprovider
+	$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_*.py --ignore tests/python/test_cuda_sanitizer.py \
+	  -p no:cacheprovider
+
+# Every CUDA kernel under compute-sanitizer, where it is installed; -k memcheck for one of its tools.
+gpu-sanitize: gpu-device
+	$(GPU_PYTHON) -m pytest -m gpu tests/python/test_cuda_sanitizer.py -rs -p no:cacheprovider
 
 # Every script within its own budget of seconds (benchmarks/python/harness.py); one that fails does not stop the others.
 gpu-bench: gpu-device

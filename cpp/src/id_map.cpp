@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cpu/bag_random.hpp"
+#include "id_hash.hpp"
 
 namespace octavo {
 namespace {
@@ -16,8 +17,6 @@ namespace {
 constexpr std::int64_t kAhead = 32;           // ids whose slots are on their way
 constexpr std::int64_t kParallelFrom = 4096;  // ids: fewer cost less than a fork
 constexpr std::int64_t kLine = 64;
-
-std::uint64_t hash_of(std::int64_t id) { return mix_bits(static_cast<std::uint64_t>(id) + kGolden); }
 
 bool older(std::int64_t last_seen, std::int64_t now, std::int64_t max_age) {
   if (max_age == 0 || last_seen >= now) return false;
@@ -72,6 +71,8 @@ void IdMap::clear() {
   std::fill(live_.begin(), live_.end(), 0);
   size_ = lowest_ = 0;
   floor_ = 0;
+  all_changed_ = true;
+  changed_.clear();
 }
 
 std::int64_t IdMap::bytes() const {
@@ -79,8 +80,7 @@ std::int64_t IdMap::bytes() const {
                                    (live_.size() + saved_.size()) * sizeof(std::uint64_t));
 }
 
-// Upper half of the hash, scaled to the number of cache lines: the first of the line's two slots.
-std::uint64_t IdMap::home(std::int64_t id) const { return ((hash_of(id) >> 32) * (count_ / 2) >> 32) * 2; }
+std::uint64_t IdMap::home(std::int64_t id) const { return home_slot(id, count_); }
 
 // The slot of `id`, or the empty one where its probing ends, from `slot` on.
 std::uint64_t IdMap::find(std::int64_t id, std::uint64_t slot) const {
@@ -192,6 +192,29 @@ void IdMap::place(std::uint64_t slot, const Slot& content) {
   slot_of_.as<std::uint32_t>()[content.row] = static_cast<std::uint32_t>(slot);
   live_[static_cast<std::size_t>(content.row) >> 6] |= std::uint64_t{1} << (content.row & 63);
   ++size_;
+  note_change(slot);
+}
+
+void IdMap::note_change(std::uint64_t slot) {
+  if (all_changed_) return;
+  if (changed_.size() < count_ / 8) return changed_.push_back(static_cast<std::int64_t>(slot));
+  all_changed_ = true;
+  changed_ = {};
+}
+
+void IdMap::mark_copied() {
+  all_changed_ = false;
+  changed_.clear();
+}
+
+void IdMap::copy_slots(IdSlot* to) const {
+  const Slot* slots = slots_.as<Slot>();
+  for (std::uint64_t i = 0; i < count_; ++i) to[i] = {slots[i].id, slots[i].row};
+}
+
+void IdMap::copy_slots(const std::int64_t* places, std::int64_t n, IdSlot* to) const {
+  const Slot* slots = slots_.as<Slot>();
+  for (std::int64_t i = 0; i < n; ++i) to[i] = {slots[places[i]].id, slots[places[i]].row};
 }
 
 // Closes the gap, so that probing needs no tombstones.
@@ -201,9 +224,11 @@ void IdMap::free_slot(std::uint64_t hole) {
     if (distance(home(slots[next].id), next) < distance(hole, next)) continue;  // its home is behind the hole
     slots[hole] = slots[next];
     slot_of_.as<std::uint32_t>()[slots[hole].row] = static_cast<std::uint32_t>(hole);
+    note_change(hole);
     hole = next;
   }
   slots[hole].row = -1;
+  note_change(hole);
 }
 
 bool IdMap::remove(std::int64_t id) {

@@ -20,7 +20,8 @@ const char* to_string(Op op) {
     case Op::linear_grad_input: return "linear_grad_input";
     case Op::linear_grad_weight: return "linear_grad_weight";
     case Op::pairwise_dots: return "pairwise_dots";
-    default: return "row_lookup";
+    case Op::row_lookup: return "row_lookup";
+    default: return "find_rows";
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <initializer_list>
 #include <string>
 
 #include "octavo/types.hpp"
@@ -16,18 +17,36 @@ struct DeviceInfo {
   int major = 0, minor = 0;
   int multiprocessors = 0;
   int driver = 0, runtime = 0;  // CUDA versions as 1000 * major + 10 * minor
+  std::string problem;          // why it is not usable, and what to do; empty where it is
 };
 
 // The current device's. Not usable without a driver, without a device, or with a driver older than the runtime.
 const DeviceInfo& device_info();
 
-// ok, or what the runtime says, with `what` in front.
+// ok, or what the runtime says, with `what` in front. The runtime forgets the error: the next launch is not blamed.
 Status checked(cudaError_t error, const char* what);
 
-// Makes the device that owns `pointer` current while it lives.
+// unsupported unless the current device has exactly this compute capability, as code for sm_90a needs.
+Status expect_capability(const char* what, int major, int minor);
+
+// What a kernel reads or writes at addresses that are multiples of an element's size.
+struct Address {
+  const char* name;
+  const void* data;
+  std::size_t element;
+  Address(const char* name_, const void* data_, std::size_t element_) : name(name_), data(data_), element(element_) {}
+  Address(const char* name_, const MatrixView& view) : Address(name_, view.data, size_of(view.dtype)) {}
+};
+
+// invalid_argument that names the first that is none: a device would stop at it, and the process with it.
+Status expect_aligned(const char* what, std::initializer_list<Address> addresses);
+
+// Makes the device that owns the first of `pointers` that a device owns current while it lives: an empty matrix has no
+// address. Of a call without any, the current device's.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(const void* pointer);
+  explicit DeviceGuard(std::initializer_list<const void*> pointers);
+  explicit DeviceGuard(const void* pointer) : DeviceGuard({pointer}) {}
   ~DeviceGuard();
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -35,6 +54,16 @@ class DeviceGuard {
  private:
   int before_ = -1;
 };
+
+// Where scratch memory comes from, of a program whose device memory one allocator owns: `bytes` > 0 on the current
+// device for work on `stream`, or null where it has none for that stream; `owner` is handed back to `release`, which
+// may give the memory to what follows on the stream. Without a source, and where it gives null, a pool of octavo's own
+// serves.
+struct ScratchSource {
+  Status (*allocate)(std::size_t bytes, int device, cudaStream_t stream, void*& memory, void*& owner) = nullptr;
+  void (*release)(void* owner) = nullptr;
+};
+void use_scratch_source(const ScratchSource& source);  // before the first call; {}: the pool
 
 // Memory of one call, ordered on its stream: what follows on the stream may use it until this object dies. Safe under
 // graph capture.
@@ -45,7 +74,7 @@ class StreamBuffer {
   StreamBuffer(const StreamBuffer&) = delete;
   StreamBuffer& operator=(const StreamBuffer&) = delete;
 
-  Status allocate(std::size_t bytes);
+  Status allocate(std::size_t bytes);  // once; ok, out_of_memory or internal
   template <class T>
   T* as() const {
     return static_cast<T*>(data_);
@@ -53,7 +82,7 @@ class StreamBuffer {
 
  private:
   cudaStream_t stream_;
-  void* data_ = nullptr;
+  void *data_ = nullptr, *owner_ = nullptr;  // owner: of memory that the source gave
 };
 
 }  // namespace octavo::cuda

@@ -305,6 +305,10 @@ Status bag_backward(const BagBackwardArgs& args) {
   const BagIndices& in = args.indices;
   if (in.num_tables * in.batch >= std::int64_t{1} << 32)
     return Status::unsupported("offsets: at most 2^32 - 1 bags of all tables in one backward; split the batch");
+  if (Status s = expect_readable("bag_backward", args.tables, in); !s.ok()) return s;
+  if (Status s = expect_aligned("bag_backward", {{"grad", args.grad_out}, {"grad_weights", args.grad_weights, 4}});
+      !s.ok())
+    return s;
   std::vector<DeviceTable> tables;
   std::int64_t rows = 0, most = 0;
   bool any_mean = false;

@@ -161,6 +161,7 @@ Status run(const Args& args, bool bf16, OutOf out_of) {
   const BagIndices& in = args.indices;
   for (std::int64_t t = 0; t < in.num_tables; ++t)
     if (args.tables[t].dim > 0x7fffffff - 512) return Status::unsupported("tables: up to 2^31 - 512 columns");
+  if (Status s = expect_readable(pooled ? "bag_forward" : "row_lookup", args.tables, in); !s.ok()) return s;
   const auto stream = static_cast<cudaStream_t>(args.stream);
   const DeviceGuard guard(in.offsets);
   StreamBuffer faults(stream);
@@ -197,6 +198,7 @@ Status run(const Args& args, bool bf16, OutOf out_of) {
 Status bag_forward(const BagForwardArgs& args) {
   if (Status status = validate_shapes(args); !status.ok()) return status;
   if (args.indices.batch == 0 && args.indices.num_values == 0) return {};
+  if (Status s = expect_aligned("bag_forward", {{"out", args.out}}); !s.ok()) return s;
   const auto element = static_cast<std::int64_t>(size_of(args.out.dtype));
   return run<true>(args, args.out.dtype == DType::bf16, [&](std::int64_t, std::int64_t column) {
     return Output{static_cast<char*>(args.out.data) + column * element, args.out.row_stride, args.indices.batch};
@@ -206,6 +208,8 @@ Status bag_forward(const BagForwardArgs& args) {
 Status row_lookup(const RowLookupArgs& args) {
   if (Status status = validate_shapes(args); !status.ok()) return status;
   if (args.indices.batch == 0 && args.indices.num_values == 0) return {};
+  for (std::int64_t t = 0; t < args.indices.num_tables; ++t)
+    if (Status s = expect_aligned("row_lookup", {{"out", args.outs[t]}}); !s.ok()) return s;
   return run<false>(args, args.outs[0].dtype == DType::bf16, [&](std::int64_t t, std::int64_t) {
     return Output{args.outs[t].data, args.outs[t].row_stride, args.outs[t].rows};
   });

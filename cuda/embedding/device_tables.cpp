@@ -65,6 +65,20 @@ DeviceTable device_table(const TableView& table, std::int64_t column) {
           lanes_for(table)};
 }
 
+Status expect_readable(const char* what, const TableView* tables, const BagIndices& in) {
+  if (Status s =
+          expect_aligned(what, {{"values", in.values, 8}, {"offsets", in.offsets, 8}, {"weights", in.weights, 4}});
+      !s.ok())
+    return s;
+  for (std::int64_t t = 0; t < in.num_tables; ++t)
+    if (Status s = expect_aligned(what, {{"the rows of a table", tables[t].rows, size_of(tables[t].dtype)},
+                                         {"the scales of a table", tables[t].scale, 4},
+                                         {"the optimizer state of a table", tables[t].optimizer_state, 4}});
+        !s.ok())
+      return s;
+  return {};
+}
+
 Status report_faults(const LookupFaults* device, const TableView* tables, const BagIndices& indices, Bounds bounds,
                      std::int64_t& skipped, cudaStream_t stream) {
   skipped = 0;

@@ -29,6 +29,9 @@ struct DeviceTable {
 // `column`: first one of the output.
 DeviceTable device_table(const TableView& table, std::int64_t column);
 
+// Whether a device can read and write at the addresses of indices and tables.
+Status expect_readable(const char* what, const TableView* tables, const BagIndices& indices);
+
 // Filled with ones before a kernel runs: numbers count from -1, positions are the least one found.
 struct LookupFaults {
   unsigned long long outside, first_outside, first_bad_offset;

@@ -17,7 +17,9 @@ Status grad_input_bf16_sm90(const GradInputArgs& args) {
   if (m == 0 || k == 0) return {};
   if (m > INT_MAX || n > INT_MAX - 8 || k > INT_MAX - 8)
     return Status::unsupported("linear_grad_input: the CUDA kernel takes up to 2^31 - 1 rows and columns");
+  if (Status s = expect_readable(args); !s.ok()) return s;
   const DeviceGuard guard(args.grad_x.data);
+  if (Status s = expect_capability("linear_grad_input", 9, 0); !s.ok()) return s;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
   const std::int64_t inner = padded(std::max<std::int64_t>(n, 1), 8), outer = padded(k, 8);
 
@@ -55,7 +57,9 @@ Status grad_weight_bf16_sm90(const GradWeightArgs& args) {
   if (n == 0 || k == 0) return {};
   if (m > INT_MAX || n > INT_MAX - 8 || k > INT_MAX - 8)
     return Status::unsupported("linear_grad_weight: the CUDA kernel takes up to 2^31 - 1 rows and columns");
+  if (Status s = expect_readable(args); !s.ok()) return s;
   const DeviceGuard guard(args.grad_weight.data);
+  if (Status s = expect_capability("linear_grad_weight", 9, 0); !s.ok()) return s;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
 
   StreamBuffer grads(stream), inputs(stream);

@@ -47,7 +47,9 @@ Status grad_input_e4m3_row_sm90(const GradInputArgs& args) {
   if (m == 0 || k == 0) return {};
   if (m > INT_MAX || n > INT_MAX - 16 || k > INT_MAX)
     return Status::unsupported("linear_grad_input: the CUDA kernel takes up to 2^31 - 1 rows and columns");
+  if (Status s = expect_readable(args); !s.ok()) return s;
   const DeviceGuard guard(args.grad_x.data);
+  if (Status s = expect_capability("linear_grad_input", 9, 0); !s.ok()) return s;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
   if (n == 0) return zeros(args.grad_x, stream);
 
@@ -84,7 +86,9 @@ Status grad_weight_e4m3_row_sm90(const GradWeightArgs& args) {
   if (n == 0 || k == 0) return {};
   if (m > INT_MAX - 16 || n > INT_MAX || k > INT_MAX)
     return Status::unsupported("linear_grad_weight: the CUDA kernel takes up to 2^31 - 1 rows and columns");
+  if (Status s = expect_readable(args); !s.ok()) return s;
   const DeviceGuard guard(args.grad_weight.data);
+  if (Status s = expect_capability("linear_grad_weight", 9, 0); !s.ok()) return s;
   const cudaStream_t stream = static_cast<cudaStream_t>(args.stream);
   if (m == 0) return zeros(args.grad_weight, stream);
 

@@ -46,6 +46,10 @@ bool rows_are_aligned(const void* data, std::int64_t row_bytes);
 // Elements from row to row; of a single row, enough for it.
 std::int64_t ld_of(const MatrixView& x);
 
+// Whether a device can read and write at the addresses of a gradient's call.
+Status expect_readable(const GradInputArgs& args);
+Status expect_readable(const GradWeightArgs& args);
+
 Residual residual_of(const MatrixView& residual);
 
 // The fastest tile for it, run; `request` says what `g` does not (operands' order, product).

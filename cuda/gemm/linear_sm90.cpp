@@ -185,7 +185,22 @@ Status linear(const LinearArgs& args, Numerics numerics, Product product) {
     return Status::unsupported("linear: the CUDA kernels take up to 2^31 - 1 rows and columns; split the batch");
   if (args.y_scale != nullptr && args.y.rows > 1 && args.y.row_stride != args.y.cols)
     return Status::unsupported("linear: codes of out must be contiguous");
+  const Epilogue& e = args.epilogue;
+  if (Status s = expect_aligned("linear", {{"x", args.x},
+                                           {"x's scales", args.x_scale, 4},
+                                           {"weight", args.weight->codes(), size_of(args.weight->format())},
+                                           {"weight's scales", args.weight->scale(), 4},
+                                           {"bias", e.bias, 4},
+                                           {"norm weight", e.norm_weight, 4},
+                                           {"norm bias", e.norm_bias, 4},
+                                           {"residual", e.residual},
+                                           {"saved", e.saved},
+                                           {"out", args.y},
+                                           {"out's scales", args.y_scale, 4}});
+      !s.ok())
+    return s;
   const DeviceGuard guard(args.y.data);
+  if (Status s = expect_capability("linear", 9, 0); !s.ok()) return s;
   return Layer{args, product, static_cast<cudaStream_t>(args.stream)}.run();
 }
 

@@ -43,6 +43,18 @@ bool rows_are_aligned(const void* data, std::int64_t row_bytes) {
 
 std::int64_t ld_of(const MatrixView& x) { return x.rows > 1 ? x.row_stride : std::max(x.row_stride, x.cols); }
 
+Status expect_readable(const GradInputArgs& args) {
+  const PackedWeight& w = *args.weight;
+  return expect_aligned("linear_grad_input", {{"grad", args.grad},
+                                              {"weight", w.codes(), size_of(w.format())},
+                                              {"weight's scales", w.scale(), 4},
+                                              {"out", args.grad_x}});
+}
+
+Status expect_readable(const GradWeightArgs& args) {
+  return expect_aligned("linear_grad_weight", {{"grad", args.grad}, {"x", args.x}, {"out", args.grad_weight}});
+}
+
 Residual residual_of(const MatrixView& residual) {
   if (residual.data == nullptr) return Residual::none;
   return residual.dtype == DType::f32 ? Residual::f32 : Residual::bf16;

@@ -244,7 +244,18 @@ Status linear_epilogue_backward(const EpilogueBackwardArgs& args) {
   if (m > kMostRows || n > kSumColumns * 65535LL)
     return Status::unsupported("linear_epilogue_backward: takes up to 2^31 - 1 rows and 16,776,960 columns");
   const Epilogue& e = args.epilogue;
-  const DeviceGuard guard(args.grad.data);
+  if (Status s = expect_aligned("linear_epilogue_backward", {{"z", args.z},
+                                                             {"grad", args.grad},
+                                                             {"norm weight", e.norm_weight, 4},
+                                                             {"norm bias", e.norm_bias, 4},
+                                                             {"gradient of z", args.grad_z},
+                                                             {"gradient of the residual", args.grad_extra},
+                                                             {"gradient of bias", args.grad_bias, 4},
+                                                             {"gradient of norm weight", args.grad_norm_weight, 4},
+                                                             {"gradient of norm bias", args.grad_norm_bias, 4}});
+      !s.ok())
+    return s;
+  const DeviceGuard guard({args.grad.data, args.grad_bias, args.grad_norm_weight, args.grad_norm_bias});
   const auto stream = static_cast<cudaStream_t>(args.stream);
   const Sums sums{args.grad_bias, args.grad_norm_weight, args.grad_norm_bias};
   const bool summed = sums.bias != nullptr || sums.norm_weight != nullptr || sums.norm_bias != nullptr;

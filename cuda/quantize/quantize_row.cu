@@ -73,6 +73,7 @@ Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const floa
   if (args.x.rows == 0) return {};
   if (args.x.rows > kMostRows || ld > kMostColumns)
     return Status::unsupported("quantize: the CUDA kernel takes up to 2^31 - 1 rows and 2^30 columns; split x");
+  if (Status s = expect_aligned("quantize", {{"x", args.x}, {"scales", args.scale, 4}}); !s.ok()) return s;
   const auto element = static_cast<std::int64_t>(size_of(args.x.dtype));
   const Rows rows{args.x.data,
                   args.x.rows,
@@ -86,7 +87,7 @@ Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const floa
                   column_factor,
                   static_cast<std::uint8_t*>(args.codes),
                   args.scale};
-  const DeviceGuard guard(args.x.data);
+  const DeviceGuard guard({args.x.data, args.scale});
   const auto stream = static_cast<cudaStream_t>(args.stream);
   switch (args.x.dtype) {
     case DType::f32: return run<float>(rows, stream);

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -28,6 +28,7 @@ class Op(IntEnum):
     linear_grad_weight = ...
     pairwise_dots = ...
     row_lookup = ...
+    find_rows = ...
 
 class Device(IntEnum):
     cpu = ...
@@ -225,7 +226,9 @@ def use_torch(
     tensor: type[torch.Tensor],
     parameter: type[torch.Tensor],
     is_grad_enabled: Callable[[], bool],
+    out_of_memory: type[BaseException],
 ) -> None: ...
+def try_scratch(bytes: int) -> None: ...
 
 class PreparedLinear:
     def __call__(
@@ -430,7 +433,27 @@ class IdMap:
     @property
     def since_halving(self) -> int: ...
     def restore_sightings(self, counters: bytes, since_halving: int) -> bool: ...
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def copy_is_old(self) -> bool: ...
+    def mark_copied(self) -> None: ...
+    def changed_slots(self) -> bytes | None: ...  # int64 places since mark_copied; None: all
+    @overload
+    def copy_slots(self, to: int) -> None: ...
+    @overload
+    def copy_slots(self, places: int, n: int, to: int) -> None: ...
 
+def find_rows(
+    kernel: Kernel,
+    maps: list[tuple[int, int]],  # address, number of slots; (0, 0): the table's values are rows
+    batch: int,
+    values: int,
+    num_values: int,
+    offsets: int,
+    rows: int,
+    stream: int,
+) -> None: ...
 def draw_rows(ids: int, n: int, dim: int, seed: int, half_width: float, out: int) -> None: ...
 def mark_rows(values: int, n: int, flags: int, rows: int) -> None: ...
 
@@ -453,6 +476,7 @@ def pairwise_dots(
 # --- cuda ---
 built_with_cuda: bool
 
+def cuda_problem() -> str: ...  # why CUDA kernels serve nothing here, or ""
 def cuda_info() -> dict[str, Any] | None: ...
 
 # Only in builds with CUDA.

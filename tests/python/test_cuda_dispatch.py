@@ -80,6 +80,17 @@ def test_a_class_is_served_where_it_is_judged_and_where_it_is_timed() -> None:
 
 
 @without_device
+def test_errors_say_what_keeps_cuda_kernels_from_serving() -> None:
+    why = "octavo was built without CUDA" if not _core.built_with_cuda else "NVIDIA driver"
+    assert why in _core.cuda_problem()
+    problem = ops.dispatch.Problem("linear", 64, 128, 128, device="cuda", numerics="e4m3_row")
+    with pytest.raises(RuntimeError, match=why):
+        ops.dispatch.choose(problem)
+    with pytest.raises(RuntimeError, match=f"bag_forward: no usable kernel for cuda; found none registered; .*{why}"):
+        kernels.serving(_core.Op.bag_forward, ("cuda",))
+
+
+@without_device
 def test_gradients_on_cuda_are_torchs_where_a_kernel_lacks() -> None:
     assert by_kernels(torch.device("cpu"), ("int8_dynamic", "bf16"))
     assert not by_kernels(torch.device("cuda"), ("bf16", "bf16"))

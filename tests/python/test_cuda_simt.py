@@ -16,7 +16,10 @@ from octavo.ops.reference import quantize_reference
 from octavo.ops.table_formats import decode_rows
 
 pytestmark = pytest.mark.gpu
-NAMES = ("quantize_row", "quantize_block", "linear_epilogue_backward", "bag_forward", "row_lookup", "bag_backward")
+NAMES = (
+    "quantize_row", "quantize_block", "linear_epilogue_backward", "bag_forward", "row_lookup", "bag_backward",
+    "find_rows",
+)  # fmt: skip
 DIMS = [1, 3, 64, 130]
 
 
@@ -183,12 +186,6 @@ def test_a_module_trains_as_on_the_cpu(optimizer) -> None:
             assert torch.allclose(found.float(), tensor.float(), 1e-5, 1e-6), name
         else:
             assert torch.equal(found, tensor), name
-
-
-def test_dynamic_tables_stay_on_the_cpu() -> None:
-    dynamic = nn.EmbeddingBags([nn.Table("a", 20, 16, dynamic=nn.Dynamic())], nn.SGD(lr=0.1)).cuda()
-    with pytest.raises(ValueError, match="values: is on cuda:0, the tables are on cpu"):
-        dynamic(torch.tensor([1], device="cuda"), torch.tensor([0, 1], device="cuda"))
 
 
 def test_the_rows_are_in_the_table() -> None:

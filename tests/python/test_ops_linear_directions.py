@@ -11,7 +11,7 @@ from octavo.ops import backward_checks, qualification
 from octavo.ops._types import NUMERICS
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.linear_backward import GRAD_INPUT, GRAD_WEIGHT
-from octavo.ops.packing import pack_as
+from octavo.ops.packing import PackedWeight, pack_as
 
 DIRECTIONS = list(itertools.product(NUMERICS, GRAD_INPUT, GRAD_WEIGHT))
 
@@ -191,3 +191,7 @@ def test_bad_classes_are_named() -> None:
         ops.linear(x, w, backward=("int8_dynamic", "bf16"))
     with pytest.raises(ValueError, match=r"backward_weight: is \[4, 5\], w is \[4, 6\]"):
         ops.linear(x, w, backward=("int8_dynamic", "bf16"), backward_weight=pack_as(torch.randn(4, 5), "int8_dynamic"))
+    elsewhere = pack_as(torch.randn(4, 6), "int8_dynamic")
+    elsewhere = PackedWeight(elsewhere.codes.to("meta"), elsewhere.scale, "int8_dynamic")
+    with pytest.raises(ValueError, match="backward_weight: is on meta, w is on cpu"):
+        ops.linear(x, w, backward=("int8_dynamic", "bf16"), backward_weight=elsewhere)

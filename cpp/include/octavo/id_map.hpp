@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "octavo/embedding.hpp"
 #include "octavo/memory.hpp"
 #include "octavo/threading.hpp"
 #include "octavo/types.hpp"
@@ -36,6 +37,11 @@ class Sightings {
  private:
   std::vector<std::uint8_t> counters_;  // a power of two lines of 64
   std::int64_t period_ = 0;
+};
+
+// What a copy of the map on a device holds of a slot.
+struct alignas(16) IdSlot {
+  std::int64_t id, row;  // row -1: empty
 };
 
 // No two ids ever share a row: a slot of the open-addressing hash holds all that is known of an id, so that finding and
@@ -88,6 +94,17 @@ class IdMap {
   std::vector<std::int64_t> freed() const;
   const std::vector<std::int64_t>& erased() const { return erased_; }
 
+  // For one copy of the slots elsewhere: all of them, or those at `places` [n].
+  std::int64_t slots() const { return static_cast<std::int64_t>(count_); }
+  void copy_slots(IdSlot* to) const;
+  void copy_slots(const std::int64_t* places, std::int64_t n, IdSlot* to) const;
+  // Whether the copy is not what it was when mark_copied was called, and the slots to copy then: each once or more.
+  // Before the first call, after restore and where more than an eighth changed: all are.
+  bool copy_is_old() const { return all_changed_ || !changed_.empty(); }
+  bool all_changed() const { return all_changed_; }
+  const std::vector<std::int64_t>& changed() const { return changed_; }
+  void mark_copied();
+
  private:
   struct alignas(32) Slot {
     std::int64_t id, last_seen;
@@ -115,6 +132,7 @@ class IdMap {
   bool remove(std::int64_t id);
   std::int64_t remove_expired(std::int64_t now, bool pinned);
   bool make_room(std::int64_t now);
+  void note_change(std::uint64_t slot);
   bool holds(std::int64_t row) const { return live_[static_cast<std::uint64_t>(row) >> 6] >> (row & 63) & 1; }
   void clear();
 
@@ -124,10 +142,28 @@ class IdMap {
   std::vector<std::uint64_t> live_, saved_;  // bit per row: holds an id now, held one at mark_saved
   std::vector<std::int64_t> fresh_, erased_;
   std::vector<std::vector<std::int64_t>> missing_;  // of a call's ids those without a row, by thread
+  std::vector<std::int64_t> changed_;               // slots, since mark_copied
+  bool all_changed_ = true;
   Sightings sightings_;
   std::int64_t size_ = 0, lowest_ = 0, removed_ = 0, refused_ = 0;
   std::uint32_t call_ = 0, floor_ = 0;
 };
+
+// The map of one table as kernels on a device read it.
+struct IdSlots {
+  const IdSlot* slots = nullptr;  // null: the table's values are rows
+  std::int64_t count = 0;
+};
+
+// Rows of the ids of many tables by copies of their maps' slots: rows[v] = 1 + lookup's, so 0 for an id without one; a
+// table without a map keeps its values. What no bag holds gets -1.
+struct FindRowsArgs {
+  const IdSlots* maps = nullptr;  // [indices.num_tables]
+  BagIndices indices;             // values: ids
+  std::int64_t* rows = nullptr;   // [indices.num_values]
+  void* stream = nullptr;
+};
+using FindRowsLauncher = Status (*)(const FindRowsArgs&);
 
 // First values of new rows, uniform in [-half_width, half_width), a function of (seed, id, column): out [n, dim].
 void draw_rows(const std::int64_t* ids, std::int64_t n, std::int64_t dim, std::uint64_t seed, float half_width,

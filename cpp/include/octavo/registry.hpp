@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "octavo/embedding.hpp"
+#include "octavo/id_map.hpp"
 #include "octavo/isa.hpp"
 #include "octavo/linear.hpp"
 #include "octavo/linear_backward.hpp"
@@ -26,6 +27,7 @@ enum class Op : std::uint8_t {
   linear_grad_weight,
   pairwise_dots,
   row_lookup,
+  find_rows,
 };
 const char* to_string(Op op);
 
@@ -49,6 +51,7 @@ struct Launchers {
   BagForwardLauncher bag_forward = nullptr;
   RowLookupLauncher row_lookup = nullptr;
   BagBackwardLauncher bag_backward = nullptr;
+  FindRowsLauncher find_rows = nullptr;
   EpilogueBackwardLauncher epilogue_backward = nullptr;
   GradInputLauncher grad_input = nullptr;
   GradWeightLauncher grad_weight = nullptr;

@@ -39,7 +39,7 @@ struct MatrixView {
 };
 
 // What went wrong, in words a caller can act on. The core neither prints, throws nor aborts.
-enum class Code : std::uint8_t { ok, invalid_argument, out_of_range, unsupported, internal };
+enum class Code : std::uint8_t { ok, invalid_argument, out_of_range, unsupported, out_of_memory, internal };
 
 class [[nodiscard]] Status {
  public:

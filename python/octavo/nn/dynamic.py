@@ -134,7 +134,7 @@ class DynamicRows:
 
         Raises ValueError for a row outside this table, an id or a row twice.
         """
-        places, ids, last_seen, scores = (entries[key].contiguous() for key in _ENTRIES)
+        places, ids, last_seen, scores = (entries[key].cpu().contiguous() for key in _ENTRIES)
         rows = places - 1
         self.map.restore(
             len(rows), rows.data_ptr(), ids.data_ptr(), last_seen.data_ptr(), scores.data_ptr(), settings["floor"]
@@ -143,7 +143,7 @@ class DynamicRows:
         self.clock = settings["clock"]
         if sightings is None:
             return False
-        return self.map.restore_sightings(sightings.numpy().tobytes(), settings["since_halving"])
+        return self.map.restore_sightings(sightings.cpu().numpy().tobytes(), settings["since_halving"])
 
     def forget(self, seed: int, half_width: float) -> None:
         """Back to no ids; new rows are drawn by these from now on."""

@@ -12,9 +12,10 @@ import torch
 from torch.nn import functional
 
 from octavo import _core
+from octavo.nn.device_ids import DeviceIds
 from octavo.nn.dynamic import SHARED, DynamicRows, IdRows
 from octavo.nn.table import Table
-from octavo.nn.table_memory import TableTensors, allocate, put_rows, zeros
+from octavo.nn.table_memory import TableTensors, allocate, put_rows, sent, zeros
 from octavo.nn.table_optimizers import SGD, Adam, Optimizer
 from octavo.ops import embedding
 from octavo.ops._types import choice
@@ -52,7 +53,9 @@ class EmbeddingBags(torch.nn.Module):
 
     A dynamic table takes any int64 ids (``bounds`` plays no part). A forward in training mode that records gradients
     sees its ids at time ``now`` (None: the number of such forwards) and gives new ones rows; nothing else does. Ids
-    without a row read row 0, which starts at zero and trains as their common row.
+    without a row read row 0, which starts at zero and trains as their common row. On a device ids may come on it or on
+    the CPU. The host gives ids their rows: a training forward waits for a copy of ids that come on the device, and for
+    nothing where they come on the CPU; a forward that does not train finds rows on the device and waits for nothing.
     """
 
     step: torch.Tensor | None  # int64 []
@@ -115,6 +118,7 @@ class EmbeddingBags(torch.nn.Module):
         self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
         self._set: embedding.TableSet | None = None
         self._addresses: list[int] = []
+        self._device_ids: DeviceIds | None = None
         self.reset_parameters()
 
     def _put_rows(self, table: Table) -> None:
@@ -133,6 +137,18 @@ class EmbeddingBags(torch.nn.Module):
         self.rows.put(table.name, rows)
         if scale is not None:
             self.scale.put(table.name, scale)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> EmbeddingBags:
+        step = self.step
+        super()._apply(fn, recurse)
+        self.step = step  # every backward reads it, and reading from a device would wait for it
+        return self
+
+    @property
+    def _device(self) -> torch.device:
+        rows = self.rows.get(self.tables[0].name)
+        assert rows is not None
+        return rows.device
 
     def _copy_rows(self, table: Table, other: EmbeddingBags) -> None:
         for mine, theirs in ((self.rows, other.rows), (self.scale, other.scale)):
@@ -202,7 +218,7 @@ class EmbeddingBags(torch.nn.Module):
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
         trains = self._updates()
-        ids, values = self._rows_of(values, offsets, trains)
+        ids, values, offsets = self._rows_of(values, offsets, trains)
         if trains or (torch.is_grad_enabled() and weights is not None and weights.requires_grad):
             return self._recorded(values, offsets, weights, trains, ids)
         if torch.compiler.is_compiling():
@@ -227,17 +243,28 @@ class EmbeddingBags(torch.nn.Module):
 
     def _rows_of(
         self, values: torch.Tensor, offsets: torch.Tensor, trains: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The ids, where a table is dynamic, and ``values`` with rows in their place."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """The ids, where a table is dynamic, ``values`` with rows in their place, and ``offsets`` beside them."""
         if self.ids is None and not (trains and self._touched):
-            return None, values
-        return self._looked_up(values, offsets, trains)
+            return None, values, offsets
+        ids, rows = self._looked_up(values, offsets, trains)
+        return ids, rows, sent(offsets, rows.device)
 
     @torch.compiler.disable
     def _looked_up(
         self, values: torch.Tensor, offsets: torch.Tensor, trains: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        batch = embedding.check_indices(len(self.tables), values, offsets, None)
+        device, on_host = self._device, isinstance(values, torch.Tensor) and values.is_cpu
+        batch = embedding.check_indices(len(self.tables), values, offsets, None, _CPU if on_host else device)
+        if self._finds_there(values, trains):
+            return values, self._ids_there().find(values, offsets)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "values: the host gives ids their rows in training, which a CUDA graph cannot repeat; capture forwards "
+                "in eval mode, with ids on the device"
+            )
+        given = values
+        values, offsets = _on_host(values, offsets)
         _core.check_offsets(offsets.data_ptr(), len(offsets) - 1, len(values))  # nothing is admitted for a wrong call
         if trains and self.gather is not None:  # every process sees the ids of all
             times = torch.full((batch, 1), -1 if self.now is None else self.now)
@@ -246,8 +273,29 @@ class EmbeddingBags(torch.nn.Module):
             trains = False
         parts = self._parts(values, offsets, trains, self.now)
         if self.ids is None:
-            return None, values
-        return values, parts[0] if len(parts) == 1 else torch.cat(parts)
+            return None, given
+        return given, sent(parts[0] if len(parts) == 1 else torch.cat(parts), device)
+
+    def _finds_there(self, values: torch.Tensor, trains: bool) -> bool:
+        """Whether rows of these ids are found on the device, where nothing can be admitted or marked."""
+        return not values.is_cpu and not trains
+
+    def _ids_there(self) -> DeviceIds:
+        """The ids on the tables' device, as they are now."""
+        assert self.ids is not None
+        found, device = self._device_ids, self._device
+        if found is None or found.ids is not self.ids or found.device != device:
+            found = self._device_ids = DeviceIds(self.ids, [table.name for table in self.tables], device)
+        else:
+            found.refresh()
+        return found
+
+    def refresh_ids(self) -> None:
+        """Bring the ids that lookups on a device go by up to date with :attr:`dynamic`. Forwards do it by themselves;
+        before a CUDA graph of a forward is captured, and before a replay after ids changed, it is the caller's to do.
+        """
+        if self.ids is not None and self._device.type != "cpu":
+            self._ids_there()
 
     def _parts(self, values: torch.Tensor, offsets: torch.Tensor, trains: bool, now: int | None) -> list[torch.Tensor]:
         tables = len(self.tables)
@@ -278,7 +326,7 @@ class EmbeddingBags(torch.nn.Module):
         put_rows(self.scale.get(table.name), places, scale)
         state = self.state.get(table.name)
         if state is not None:
-            state.index_fill_(0, places, 0.0)
+            state.index_fill_(0, sent(places, state.device), 0.0)
 
     @property
     def dynamic(self) -> dict[str, DynamicRows]:
@@ -316,6 +364,7 @@ class EmbeddingBags(torch.nn.Module):
         twin.register_buffer("step", None)
         twin.rows, twin.scale, twin.state = TableTensors(), TableTensors(), TableTensors()
         twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
+        twin._device_ids = None
         twin.ids, twin._touched = copy.deepcopy(self.ids), {}
         for old, table in zip(self.tables, twin.tables, strict=True):
             rows = self.rows.get(table.name)
@@ -363,9 +412,7 @@ class EmbeddingBags(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingBags:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_set", "_addresses")}
-        twin.__dict__.update(copy.deepcopy(state, memo))
-        twin._set, twin._addresses = None, []
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, **_UNCOPIED}, memo))
         for table in self.tables:
             if table.place == "in_row":  # codes and scales were copied apart
                 twin._put_rows(table)
@@ -373,14 +420,24 @@ class EmbeddingBags(torch.nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_set": None, "_addresses": []}
+        return {**self.__dict__, **_UNCOPIED}
 
     def extra_repr(self) -> str:
         tables = ", ".join(f"{t.name}: {t.rows} x {t.dim} {t.dtype} {t.pooling}" for t in self.tables)
         return f"{tables}; optimizer={self.optimizer}, bounds={self.bounds}"
 
 
+_CPU = torch.device("cpu")
+_UNCOPIED: dict[str, Any] = {"_set": None, "_addresses": [], "_device_ids": None}  # what names memory of one module
 _CHUNK = 1 << 16  # rows encoded at a time: bounds the FP32 copy of a table in a narrower format
+
+
+def _on_host(values: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both on the CPU: those on a device in one copy, for which the host waits."""
+    if values.is_cpu:
+        return values, offsets
+    values, offsets = torch.cat([values, offsets]).cpu().split([len(values), len(offsets)])
+    return values, offsets
 
 
 def _call_backward(
@@ -436,7 +493,7 @@ class _Bags(torch.autograd.Function):
         weights, values, offsets, ids = ctx.saved_tensors
         bags = ctx.bags
         if ids is not None and bags.ids.removed != ctx.removed:  # a row may be another id's since
-            values = bags._looked_up(ids, offsets, False)[1]
+            values = bags._looked_up(ids, offsets.to(ids.device), False)[1]
             for touched in bags._touched.values():
                 touched[SHARED] = 1
         optimizer: Any = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from octavo import _core
 from octavo.nn.embedding_bags import EmbeddingBags, _Bags
+from octavo.nn.table_memory import sent
 from octavo.ops.embedding import TableSet, check_indices
 from octavo.ops.embedding_rows import row_lookup, traced_rows
 from octavo.ops.jagged import Jagged
@@ -36,7 +38,7 @@ class EmbeddingCollection(EmbeddingBags):
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
         trains = self._updates()
-        ids, values = self._rows_of(values, offsets, trains)
+        ids, values, offsets = self._rows_of(values, offsets, trains)
         if trains:
             rows = self._recorded_rows(values, offsets, ids)
         elif torch.compiler.is_compiling():
@@ -50,13 +52,14 @@ class EmbeddingCollection(EmbeddingBags):
         self, values: torch.Tensor, offsets: torch.Tensor, ids: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """Each lookup is a bag of one row, each table a call: features have different numbers of lookups."""
-        batch = check_indices(len(self.tables), values, offsets, None)
-        Jagged(values, offsets)  # checks the content of offsets
+        batch = check_indices(len(self.tables), values, offsets, None, self._device)
+        offsets = offsets.cpu()  # features have different numbers of lookups: on a device this waits
+        _core.check_offsets(offsets.data_ptr(), len(offsets) - 1, len(values))
         ends = offsets[::batch].tolist() if batch else [0] * (len(self.tables) + 1)
         rows = []
         update = _Update()
         for t, (begin, end) in enumerate(pairwise(ends)):
-            each = torch.arange(end - begin + 1)
+            each = torch.arange(end - begin + 1, device=values.device)
             own = None if ids is None else ids[begin:end]
             table = _OneTable(self, t, update)
             part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, table, own)  # type: ignore[no-untyped-call]
@@ -92,9 +95,16 @@ class _OneTable:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
+    @property
+    def _own(self) -> slice:
+        return slice(self._index, self._index + 1)
+
     def _looked_up(self, ids: torch.Tensor, offsets: torch.Tensor, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        return ids, self._module._table_rows(self._index, ids, trains)
+        module = self._module
+        if module._finds_there(ids, trains):
+            return ids, module._ids_there().find(ids, offsets, self._own)
+        return ids, sent(module._table_rows(self._index, ids, trains), module._device)
 
     def _table_set(self) -> TableSet:
-        all_of, i = self._module._table_set(), slice(self._index, self._index + 1)
+        all_of, i = self._module._table_set(), self._own
         return TableSet(all_of.rows[i], all_of.scales[i], "sum", all_of.names[i], all_of.states[i], all_of.int4_dims[i])

@@ -50,7 +50,16 @@ def put_rows(into: torch.Tensor | None, places: torch.Tensor, rows: torch.Tensor
         return
     if into.element_size() == 1:
         into, rows = into.view(torch.uint8), rows.view(torch.uint8)
-    into.index_copy_(0, places, rows)
+    into.index_copy_(0, sent(places, into.device), sent(rows, into.device))
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``tensor`` on ``device``, in the order of its current stream: the host waits for no device that it sends to."""
+    if tensor.device == device:
+        return tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor.pin_memory() if tensor.is_cpu else tensor).to(device, non_blocking=True)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:

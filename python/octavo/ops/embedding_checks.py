@@ -8,6 +8,7 @@ from octavo import _core
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
 from octavo.ops.embedding import OPTIMIZERS, TableSet, bag_backward, bag_forward
 from octavo.ops.embedding_rows import row_lookup
+from octavo.ops.find_rows import find_rows
 from octavo.ops.reference import coefficients, pooled_reference
 from octavo.ops.table_formats import decode_rows, encode_rows, row_bytes, rows_in
 
@@ -56,6 +57,26 @@ def check_row_lookup(kernel: _core.Kernel) -> str:
                         f"error <= {bound:.1e} of the largest element, found {error:.1e}"
                     )
     return ""
+
+
+def check_find_rows(kernel: _core.Kernel) -> str:
+    """Every row equals the map's own, which lost ids and took others; a fixed table's values stay."""
+    g = torch.Generator().manual_seed(14)
+    ids = torch.randint(-(2**62), 2**62, (3000,), generator=g)
+    map = _core.IdMap(1000)
+    rows = torch.empty_like(ids)
+    map.lookup_or_insert(ids.data_ptr(), 700, 1, rows.data_ptr())
+    map.erase(ids.data_ptr(), 150)
+    map.lookup_or_insert(ids[1500:].data_ptr(), 450, 2, rows.data_ptr())  # full, and as many ids as rows
+    slots = torch.empty(map.num_slots, 2, dtype=torch.int64)
+    map.copy_slots(slots.data_ptr())
+    map.lookup(ids.data_ptr(), len(ids), rows.data_ptr())
+    values, offsets = torch.cat([ids, ids[:50], ids]), torch.tensor([0, 3000, 3000, 3050, 3050, 3050, 6050])
+    expected = torch.cat([rows + 1, ids[:50], rows + 1])
+    there = kernel.device.name
+    found = find_rows([slots.to(there), None, slots.to(there)], values.to(there), offsets.to(there), kernel).cpu()
+    wrong = int((found != expected).sum())
+    return f"find_rows: {wrong} of {len(values)} rows differ from those of the map" if wrong else ""
 
 
 def check_bag_backward(kernel: _core.Kernel) -> str:

@@ -68,9 +68,15 @@ def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
         usable = [k for k in able if k.state in ("trusted", "qualified")]
         if not usable:
             found = ", ".join(f"{k.name} ({k.state})" for k in able) or "none registered"
-            raise RuntimeError(f"{op.name}: no usable kernel for {', '.join(words)}; found {found}")
+            raise RuntimeError(f"{op.name}: no usable kernel for {', '.join(words)}; found {found}{why_not(words[0])}")
         kernel = _serving[key] = usable[-1]
     return kernel
+
+
+def why_not(device: str) -> str:
+    """What keeps octavo's kernels from serving this kind of device, as the end of an error."""
+    problem = _core.cuda_problem() if device == "cuda" else ""
+    return f"; {problem}" if problem else ""
 
 
 def has_own(op: _core.Op, device: str, numerics: str | None = None) -> bool:

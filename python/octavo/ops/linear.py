@@ -127,6 +127,8 @@ def linear(
         classes = backward_classes(backward)
         if backward_weight is not None and backward_weight.shape != w.shape:
             raise ValueError(f"backward_weight: is {list(backward_weight.shape)}, w is {list(w.shape)}")
+        if backward_weight is not None and backward_weight.device != w.device:
+            raise ValueError(f"backward_weight: is on {backward_weight.device}, w is on {w.device}; pack it there too")
         check_codes(classes[0], (backward_weight or w).numerics)
         return linear_with_gradients(
             x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, classes, backward_weight

@@ -23,7 +23,10 @@ CODE_FORMATS = {torch.float8_e4m3fn: "e4m3", torch.int8: "int8"}
 # What a class rounds its activations to, of those that round them to codes.
 ACTIVATION_FORMATS = {"e4m3_row": "e4m3", "e4m3_row_fast": "e4m3", "e4m3_block": "e4m3", "int8_dynamic": "int8"}
 _NORM_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(NORMS)}
-_core.use_torch(torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled)
+_core.use_torch(
+    torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled,
+    torch.OutOfMemoryError,
+)  # fmt: skip
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
 
 

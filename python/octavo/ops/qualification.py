@@ -27,6 +27,7 @@ def _checks() -> dict[_core.Op, Check]:
         _core.Op.quantize: checks.check_quantize,
         _core.Op.bag_forward: embedding_checks.check_bag_forward,
         _core.Op.row_lookup: embedding_checks.check_row_lookup,
+        _core.Op.find_rows: embedding_checks.check_find_rows,
         _core.Op.bag_backward: embedding_checks.check_bag_backward,
         _core.Op.linear_epilogue_backward: backward_checks.check_epilogue_backward,
         _core.Op.linear_grad_input: backward_checks.check_grad_input,

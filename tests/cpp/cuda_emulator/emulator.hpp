@@ -20,4 +20,14 @@ void order_threads(std::uint64_t seed);
 // In the place of cuda/device/mma.cuh's instruction.
 void multiply_add(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 
+// What the emulated runtime (runtime.cpp) tells, and what it was asked.
+struct Runtime {
+  int capability_major = 9;
+  bool capturing = false;
+  int refused_from = 0, refusals = 0;  // the allocation from which on so many fail for want of memory
+  int allocations = 0, trims = 0;      // so far
+  cudaError_t last_error = cudaSuccess;
+};
+Runtime& runtime();
+
 }  // namespace octavo::cuda_emulator

@@ -5,7 +5,22 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "emulator.hpp"
+
+namespace octavo::cuda_emulator {
+
+Runtime& runtime() {
+  static Runtime state;
+  return state;
+}
+
+}  // namespace octavo::cuda_emulator
+
 namespace {
+
+using octavo::cuda_emulator::runtime;
+
+cudaError_t failed(cudaError_t error) { return runtime().last_error = error; }
 
 void copy(void* to, const void* from, std::size_t bytes) {
   if (bytes != 0) std::memmove(to, from, bytes);
@@ -20,7 +35,11 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaS
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = runtime().last_error;
+  runtime().last_error = cudaSuccess;
+  return error;
+}
 const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
@@ -31,21 +50,36 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? runtime().capability_major : 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* unused, std::size_t* total) {
+  *unused = std::size_t{3} << 20;
+  *total = std::size_t{80} << 30;
+  return cudaSuccess;
+}
+
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
   return *attributes = {}, cudaSuccess;
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+  *status = runtime().capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
+  auto& state = runtime();
+  if (state.allocations++ >= state.refused_from && state.refusals-- > 0) return failed(cudaErrorMemoryAllocation);
   *memory = std::malloc(bytes);
   return std::memset(*memory, 0xff, bytes), cudaSuccess;  // NaN
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) { return *pool = nullptr, cudaSuccess; }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return ++runtime().trims, cudaSuccess; }
 cudaError_t cudaMallocFromPoolAsync(void** memory, std::size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   return cudaMallocAsync(memory, bytes, stream);
 }

@@ -26,7 +26,7 @@ def choose(problem: Problem, requirement: Requirement = _NO_DEMAND, evidence: Ev
     decision = judge(problem, requirement, evidence)
     rows = [_alternative(candidate) for candidate in decision.candidates]
     if not rows or not rows[0].admitted:
-        raise RuntimeError(f"dispatch: no kernel may serve {problem}\n{table(rows)}")
+        raise RuntimeError(f"dispatch: no kernel may serve {problem}{kernels.why_not(problem.device)}\n{table(rows)}")
     best = decision.candidates[0]
     error = {
         name: value
