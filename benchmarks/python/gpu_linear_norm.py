@@ -1,4 +1,7 @@
-"""A chain of four layers, linear + bias + LayerNorm + hardswish each, BF16 in and out, on a GPU.
+"""A chain of four layers, linear + bias + norm + hardswish each, BF16 in and out, on a GPU.
+
+The norm is LayerNorm, which octavo keeps in FP32 wherever a row does not fit one tile, and for some widths RMSNorm,
+which it passes between its kernels in BF16 there.
 
 octavo's classes run layer by layer (``octavo.ops.linear``'s route, its own kernels), E4M3 with BF16 or with codes
 between layers. Peers: torch's BF16 layers, and torch's FP8 ones, which round x by torch's expression (a scale a row, or
@@ -29,9 +32,12 @@ from octavo.ops.linear_call import run as run_linear
 from octavo.ops.packing import pack_as
 
 WIDTHS = {
-    "smoke": [(32, 48, 48, 32, 16)],
-    "quick": [(256,) * 5, (1024,) * 5],
-    "full": [(128,) * 5, (256,) * 5, (512,) * 5, (1024,) * 5, (2048,) * 5, (2048, 1024, 512, 256, 128)],
+    "smoke": {"layer": [(32, 48, 48, 32, 16)], "rms": [(32,) * 5]},
+    "quick": {"layer": [(256,) * 5, (1024,) * 5], "rms": [(1024,) * 5]},
+    "full": {
+        "layer": [(128,) * 5, (256,) * 5, (512,) * 5, (1024,) * 5, (2048,) * 5, (2048, 1024, 512, 256, 128)],
+        "rms": [(256,) * 5, (1024,) * 5],
+    },
 }
 BATCHES = {
     "smoke": [2, 300],
@@ -75,6 +81,22 @@ class Fp8Layer(torch.nn.Module):
         return functional.hardswish(self.norm(z))
 
 
+def norm_of(norm: torch.nn.Module) -> ops.Norm:
+    """torch's norm as octavo's layers take it."""
+    weight, bias, eps = norm.weight, getattr(norm, "bias", None), norm.eps
+    kind = "layer" if isinstance(norm, torch.nn.LayerNorm) else "rms"
+    return ops.Norm(kind, weight, bias, 1e-5 if eps is None else eps)  # type: ignore[arg-type]
+
+
+def chain_of(widths: Sequence[int], norm: str, device: str) -> list[Layer]:
+    """Layers as a torch user writes them."""
+    layers = [layer_of(n, k) for k, n in pairwise(widths)]
+    if norm == "rms":
+        for layer in layers:
+            layer.norm = torch.nn.RMSNorm(layer.linear.out_features, eps=1e-5)  # type: ignore[assignment]
+    return [layer.requires_grad_(False).to(device) for layer in layers]
+
+
 def own_calls(layers: Sequence[Layer], device: str) -> dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
     """octavo's ways through the chain: name -> class and function of x."""
     found: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {}
@@ -82,7 +104,7 @@ def own_calls(layers: Sequence[Layer], device: str) -> dict[str, tuple[str, Call
         kernel = own_kernel(numerics, device)
         if kernel is None:
             continue
-        norms = [ops.Norm("layer", layer.norm.weight, layer.norm.bias, layer.norm.eps) for layer in layers]
+        norms = [norm_of(layer.norm) for layer in layers]
         parts = [(pack_as(layer.linear.weight.detach(), numerics), layer.linear.bias, norm)
                  for layer, norm in zip(layers, norms, strict=True)]  # fmt: skip
 
@@ -119,9 +141,9 @@ def peer_modules(layers: Sequence[Layer]) -> dict[str, Callable[[], Callable[[to
 class Chain:
     """One chain of layers: its contestants, built once."""
 
-    def __init__(self, run: GpuRun, widths: Sequence[int]) -> None:
-        self.run, self.widths = run, widths
-        self.layers = [layer_of(n, k).to(run.device) for k, n in pairwise(widths)]
+    def __init__(self, run: GpuRun, widths: Sequence[int], norm: str) -> None:
+        self.run, self.widths, self.norm = run, widths, norm
+        self.layers = chain_of(widths, norm, run.device)
         self.ours = own_calls(self.layers, run.device)
         self.modules: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         self.absent: dict[str, str] = {}
@@ -157,7 +179,11 @@ class Chain:
         for name, module in self.modules.items():
             numerics = "bf16" if "bfloat16" in name else "e4m3"
             peers.admit(rivals, absent, name, lambda n=name, c=numerics, f=module: entry(n, c, f, "torch"))  # type: ignore[misc]
-        self.run.contest("linear", {"m": m, "widths": "-".join(map(str, self.widths))}, ours, rivals, absent)
+        self.run.contest("linear", shape_of(m, self.widths, self.norm), ours, rivals, absent)
+
+
+def shape_of(m: int, widths: Sequence[int], norm: str) -> dict[str, int | str]:
+    return {"m": m, "widths": "-".join(map(str, widths)), "norm": norm}
 
 
 def steepest_fall(times: Mapping[int, float]) -> float:
@@ -168,11 +194,11 @@ def steepest_fall(times: Mapping[int, float]) -> float:
 
 def monotone(run: GpuRun, most: int) -> None:
     """The bar on how far times of the best of ours fall as rows grow to ``most``, over all chains."""
-    times: dict[str, dict[int, float]] = {}
+    times: dict[tuple[str, str], dict[int, float]] = {}
     for contest in run.contests:
-        best = contest.best(contest.ours)
-        if best is not None and contest.shape["m"] <= most:
-            times.setdefault(contest.shape["widths"], {})[contest.shape["m"]] = contest.median(best)
+        best, shape = contest.best(contest.ours), contest.shape
+        if best is not None and shape["m"] <= most:
+            times.setdefault((shape["widths"], shape["norm"]), {})[shape["m"]] = contest.median(best)
     falls = [steepest_fall(by_rows) for by_rows in times.values() if len(by_rows) > 1]
     if falls:
         found = Interval(max(falls), float(np.min(falls)), max(falls))
@@ -183,13 +209,13 @@ def monotone(run: GpuRun, most: int) -> None:
 def body(run: GpuRun) -> None:
     """Every chain and batch, then the figures."""
     level = run.effort.name
-    for widths in WIDTHS[level]:
+    for norm, widths in [(norm, widths) for norm, chains in WIDTHS[level].items() for widths in chains]:
         torch._dynamo.reset()
-        if not run.has_time("linear", {"widths": "-".join(map(str, widths))}):
+        if not run.has_time("linear", shape_of(0, widths, norm)):
             continue
-        chain = Chain(run, widths)
+        chain = Chain(run, widths, norm)
         for m in BATCHES[level]:
-            if run.has_time("linear", {"m": m, "widths": "-".join(map(str, widths))}):
+            if run.has_time("linear", shape_of(m, widths, norm)):
                 chain.contest(m)
     named = NAMED[::2] if run.is_smoke else NAMED
     ours, rivals = where(group="octavo"), where(group="torch")
@@ -197,6 +223,9 @@ def body(run: GpuRun) -> None:
     run.won("gpu_linear_norm_won", ours, rivals, 0.95, lambda shape: shape["m"] >= SMALL)
     run.finding("gpu_linear_norm_small_worst", ours, rivals, named, 0.95, lambda shape: shape["m"] < SMALL, worst=True)
     monotone(run, SMALL)
+    for norm in WIDTHS[level]:
+        run.finding(f"gpu_linear_norm_{norm}_vs_best", ours, rivals,
+                    among=lambda shape, norm=norm: shape["m"] >= SMALL and shape["norm"] == norm)  # fmt: skip
     for numerics in CLASSES:
         mine = where(group="octavo", numerics=numerics)
         run.finding(f"gpu_linear_norm_{numerics}_vs_best", mine, rivals, among=lambda shape: shape["m"] >= SMALL)
