@@ -139,7 +139,8 @@ def figures(run: Any) -> dict[str, tuple[float | None, bool | None]]:
 
 def chain_figures(monkeypatch: pytest.MonkeyPatch, times: dict[int, tuple[float, float]]) -> Any:
     script = importlib.import_module("gpu_linear_norm")
-    contests = [({"m": m, "widths": "8-8", "norm": "layer"}, {"octavo e4m3_row": ours, **dict.fromkeys(script.NAMED, theirs)})
+    chain = {"widths": "8-8", "norm": "layer"}
+    contests = [({"m": m, **chain}, {"octavo e4m3_row": ours, **dict.fromkeys(script.NAMED, theirs)})
                 for m, (ours, theirs) in times.items()]  # fmt: skip
     run = made_up(monkeypatch, "gpu_linear_norm", contests)
     monkeypatch.setattr(script, "Chain", None)
