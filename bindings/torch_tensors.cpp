@@ -1,6 +1,7 @@
 #include "torch_tensors.hpp"
 
 #include <string>
+#include <string_view>
 
 #include "module.hpp"
 
@@ -9,6 +10,13 @@
 #endif
 
 namespace octavo::bindings {
+
+namespace {
+
+// Whether torch's allocator says that there is no more, or reports that an earlier kernel failed.
+bool is_out_of_memory(std::string_view message) { return message.find("allocate") != std::string_view::npos; }
+
+}  // namespace
 
 Torch& Torch::instance() {
   static auto* torch = new Torch;  // never destroyed: the interpreter may be gone before statics are
@@ -24,8 +32,13 @@ bool Torch::view(PyObject* object, DlTensor& out) const {
 
 PyObject* Torch::allocate(DlTensor& prototype) const {
   DlManagedTensor* managed = nullptr;
-  const auto set_error = [](void*, const char*, const char* message) { PyErr_SetString(PyExc_RuntimeError, message); };
-  if (api->allocate(&prototype, &managed, nullptr, set_error) != 0) {
+  const auto set_error = [](void* context, const char*, const char* message) {
+    const auto& torch = *static_cast<const Torch*>(context);
+    PyErr_SetString(
+        is_out_of_memory(message) && torch.out_of_memory != nullptr ? torch.out_of_memory : PyExc_RuntimeError,
+        message);
+  };
+  if (api->allocate(&prototype, &managed, const_cast<Torch*>(this), set_error) != 0) {
     if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "linear: torch could not allocate the output");
     return nullptr;
   }
@@ -42,8 +55,7 @@ Status Torch::allocate_bytes(std::size_t bytes, DlDevice device, void*& memory, 
     *static_cast<std::string*>(context) = message;
   };
   if (api->allocate(&prototype, &managed, &problem, keep) != 0) {
-    const bool none = problem.find("allocate") != std::string::npos;  // or an earlier kernel failed, and torch tells it
-    return {none ? Code::out_of_memory : Code::internal, std::move(problem)};
+    return {is_out_of_memory(problem) ? Code::out_of_memory : Code::internal, std::move(problem)};
   }
   memory = managed->tensor.address();
   owner = managed;

@@ -72,7 +72,7 @@ def interleaved(entries: Sequence[Entry], effort: Effort, device: str) -> dict[s
         look = sampler(entry.call, device, captures=False)
         look()  # which may compile, or pack
         repeats = int(np.clip(math.ceil(effort.sample_us / max(look(), 1e-3)), 1, _MOST_CALLS))
-        takes[entry.name] = sampler(entry.call, device, repeats, entry.captures)
+        takes[entry.name] = sampler_of(entry, device, repeats)
         cost_s += takes[entry.name]() * repeats * 1e-6 + (100e-6 if device == "cuda" else 0)  # 256 MiB written
     rounds = int(np.clip(effort.budget_s / max(cost_s, 1e-9), effort.min_rounds, effort.max_rounds))
     times: dict[str, list[float]] = {name: [] for name in takes}
@@ -82,6 +82,18 @@ def interleaved(entries: Sequence[Entry], effort: Effort, device: str) -> dict[s
             flush()
             times[names[number]].append(takes[names[number]]())
     return {name: np.asarray(found) for name, found in times.items()}
+
+
+def sampler_of(entry: Entry, device: str, repeats: int) -> Callable[[], float]:
+    """The entry's calls in a CUDA graph, or one by one where torch cannot record them, which it says."""
+    try:
+        return sampler(entry.call, device, repeats, entry.captures)
+    except RuntimeError as error:
+        if device == "cpu" or not entry.captures:
+            raise
+        print(f"{entry.name}: cannot be recorded in a CUDA graph, is called instead: {error}", file=sys.stderr)
+        entry.facts["captured"] = False
+        return sampler(entry.call, device, repeats, captures=False)
 
 
 def flusher(device: str) -> Callable[[], object]:

@@ -1,6 +1,7 @@
 #include "gemm/gemm.hpp"
 
 #include <array>
+#include <string>
 #include <utility>
 
 namespace octavo::cuda {
@@ -23,6 +24,10 @@ constexpr auto kEntries = entries(std::make_integer_sequence<int, kTileCount>{})
 Status accepts_gemm(int tile, const Gemm& g) { return kEntries[static_cast<std::size_t>(tile)].accepts(g); }
 
 Status run_gemm(int tile, const Gemm& g, cudaStream_t stream) {
+  const Tile& t = kTiles[static_cast<std::size_t>(tile)];
+  constexpr std::int64_t kMostBlocksAcross = 65535;  // of a grid whose blocks are one for each tile
+  if (t.schedule == Schedule::plain && (t.swap ? g.m : g.n) > kMostBlocksAcross * t.n)
+    return Status::unsupported(std::string(t.name) + ": more than 65,535 tiles in a row; split the batch");
   return kEntries[static_cast<std::size_t>(tile)].run(g, stream);
 }
 

@@ -37,8 +37,10 @@ std::function<double(const Problem&)> estimate_of(cuda::Product product) {
     request.x = p.x_dtype;
     request.y = p.out_dtype;
     request.norm = norm_in(p.epilogue);
-    if (has_word(p.epilogue, "residual"))
+    if (has_word(p.epilogue, "residual")) {
       request.residual = p.out_dtype == DType::bf16 ? cuda::Residual::bf16 : cuda::Residual::f32;
+      request.residual_first = !p.epilogue.ends_with("residual");
+    }
     if (const int found = cuda::device_info().multiprocessors; found > 0) request.sm_count = found;
     return cuda::plan_layer(request).us;
   };

@@ -61,7 +61,7 @@ def tiles() -> None:
         w = normal(n, k).to(torch.bfloat16 if bf16 else torch.float8_e4m3fn)
         x = x.T.contiguous() if tile["x_major"] == "mn" else x
         w = w.T.contiguous() if tile["w_major"] == "mn" else w
-        scales = torch.ones(m, device="cuda"), torch.ones(n, device="cuda")
+        scales = [torch.ones(rows * -(-k // 128), device="cuda") for rows in (m, n)]  # as many as blocks have
         d = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
         _core.run_gemm_tile(
             str(tile["name"]), m, n, k, x.data_ptr(), w.data_ptr(), scales[0].data_ptr(), scales[1].data_ptr(),

@@ -8,7 +8,7 @@ import torch
 from octavo import ops
 from octavo.ops import Norm
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode")]
 M, N, K, R = 1000, 264, 96, 70
 
 

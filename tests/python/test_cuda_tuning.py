@@ -1,6 +1,7 @@
 """On a device: samples by events and graphs, tuning, torch's candidates, the kernel that ends a layer alone."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,9 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    ops.dispatch.qualify()  # kept where it always is
+    with warnings.catch_warnings():  # a verdict on a kernel is no matter of these
+        warnings.simplefilter("ignore", RuntimeWarning)
+        ops.dispatch.qualify()  # kept where it always is
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield
     _core.forget_costs()

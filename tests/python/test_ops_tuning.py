@@ -118,7 +118,10 @@ def test_tiles_come_before_kernels_and_survive_the_process(monkeypatch: pytest.M
         ("bias", "float32", "float32", [(True, False)]),
         ("bias", "bfloat16", "float8_e4m3fn", [(True, False)]),
         ("bias+layer+silu", "bfloat16", "bfloat16", [(True, False), (False, True)]),
-        ("layer+silu+residual", "bfloat16", "bfloat16", [(True, False)]),
+        ("layer+silu+residual", "bfloat16", "bfloat16", [(True, False), (False, True)]),
+        ("bias+rms+silu", "bfloat16", "bfloat16", [(False, False), (False, True)]),
+        ("block", "bfloat16", "float8_e4m3fn", [(False, False)]),
+        ("layer", "bfloat16", "float8_e4m3fn", [(True, False)]),
         ("rms", "bfloat16", "float32", [(True, False)]),
     ],
 )

@@ -60,5 +60,8 @@ def _joined(parts: Sequence[Jagged]) -> Jagged:
         end += len(part.values)
     weights = None
     if any(part.weights is not None for part in parts):
-        weights = torch.cat([torch.ones(len(p.values)) if p.weights is None else p.weights for p in parts])
+        weights = torch.cat([
+            torch.ones(len(part.values), device=part.values.device) if part.weights is None else part.weights
+            for part in parts
+        ])  # fmt: skip
     return Jagged(torch.cat([part.values for part in parts]), torch.cat(offsets), weights)

@@ -95,9 +95,21 @@ def register_torch_kernels() -> None:
              trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
     register("torch.cpu.linear_grad_weight.bf16", "bf16", _grad_weight, op="linear_grad_weight", library="torch",
              trusted=True, product="bfloat16", overhead_us=6, gmacs_per_s=bf16_rate, gbytes_per_s=8)  # fmt: skip
-    if torch.cuda.is_available():
-        for row in cuda_rows(torch.cuda.get_device_capability()):
+    capability = _capability()
+    if capability is not None:
+        for row in cuda_rows(capability):
             register(**row)
+
+
+def _capability() -> tuple[int, int] | None:
+    """Of the first device. An octavo with CUDA asks for itself, so that importing it does not initialise torch's."""
+    if _core.built_with_cuda:
+        info = _core.cuda_info()
+        if info is None:
+            return None
+        major, minor = map(int, info["capability"].split("."))
+        return major, minor
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def cuda_rows(capability: tuple[int, int]) -> list[dict[str, Any]]:

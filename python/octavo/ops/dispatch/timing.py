@@ -54,9 +54,13 @@ def recorded(work: Callable[[], object]) -> Callable[[], None]:
         work()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except BaseException:
+        torch.cuda.set_stream(before)  # a capture that fails leaves the thread on its own stream
+        raise
 
     def replay() -> None:
         graph.replay()

@@ -12,6 +12,7 @@ import torch
 
 from octavo import _core, _tuning_cache
 from octavo.ops import kernels
+from octavo.ops._types import NORMS
 from octavo.ops.dispatch.choice import judge
 from octavo.ops.dispatch.measure import interleaved, timed
 from octavo.ops.dispatch.problem import Problem
@@ -105,11 +106,13 @@ def _tuned(
 
 def products_of(problem: Problem, rows: Sequence[_core.Kernel]) -> list[Product]:
     """The GEMMs that octavo's kernels among ``rows`` may run for ``problem`` (cuda/gemm/layer_plan.cpp): the layer
-    whole, or with its norm in the kernel, or in steps, whose product is FP32."""
+    whole, or with its norm in the kernel, or in steps, whose product is BF16 where the norm takes no mean off and y is
+    not FP32, else FP32. Of layers that write codes those in steps alone."""
     words = problem.epilogue.split("+")
-    has_norm = any(word in words for word in ("layer", "rms", "block", "swish_rms"))
+    norm = next((word for word in words if word in NORMS), None)
+    has_norm = norm is not None
     codes = getattr(torch, problem.out_dtype) in CODE_FORMATS
-    in_f32 = has_norm or codes or problem.out_dtype == "float32"
+    in_f32 = problem.out_dtype == "float32" or (norm == "layer" if has_norm else codes)
     found = []
     for row in rows:
         if problem.m == 0 or not row.name.startswith(_PREFIX) or row.numerics.name not in PRODUCTS:
@@ -117,7 +120,7 @@ def products_of(problem: Problem, rows: Sequence[_core.Kernel]) -> list[Product]
         product, step = PRODUCTS[row.numerics.name]
         k = -(-max(problem.k, 1) // step) * step
         found.append(Product(product, problem.m, problem.n, k, in_f32))
-        if has_norm and problem.out_dtype == "bfloat16" and "residual" not in words:
+        if has_norm and problem.out_dtype == "bfloat16":
             found.append(Product(product, problem.m, problem.n, k, norm=True))
     return found
 
