@@ -97,25 +97,24 @@ def outs_for(
     layers: Sequence[_core.PreparedLinear | None], xs: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...] | None:
     """Results side by side, as one launch of many layers writes them; None where layers or xs differ, or on a CPU."""
-    first = layers[0] if len(layers) > 1 else None
-    if first is None or not isinstance(xs[0], torch.Tensor) or not xs[0].is_cuda:
-        return None
-    return side_by_side(layers, xs)
+    on_device = len(layers) > 1 and isinstance(xs[0], torch.Tensor) and xs[0].is_cuda
+    return side_by_side(layers, xs) if on_device else None
 
 
 def side_by_side(
     layers: Sequence[_core.PreparedLinear | None], xs: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...] | None:
     """The slices of a new tensor [F, ..., N] of all layers' type, on the device of the xs; None where they differ."""
-    kinds = {
-        (layer and (layer.weight.n, layer.y_dtype), isinstance(x, torch.Tensor) and (x.shape[:-1], x.device))
-        for layer, x in zip(layers, xs, strict=True)
-    }
-    (layer, x), *others = kinds
-    if others or layer is None or not isinstance(x, tuple):
+    first, x = layers[0], xs[0]
+    if first is None or not isinstance(x, torch.Tensor):
         return None
-    (n, dtype), (leading, device) = layer, x
-    return torch.empty((len(layers), *leading, n), dtype=dtype, device=device).unbind()
+    n, dtype = first.weight.n, first.y_dtype
+    for layer, other in zip(layers, xs, strict=True):
+        if layer is None or (layer.weight.n, layer.y_dtype) != (n, dtype) or not isinstance(other, torch.Tensor):
+            return None
+        if other.shape[:-1] != x.shape[:-1] or other.device != x.device:
+            return None
+    return torch.empty((len(layers), *x.shape[:-1], n), dtype=dtype, device=x.device).unbind()
 
 
 def _each(values: Any, count: int) -> Sequence[Any]:
