@@ -145,10 +145,10 @@ TEST(TileChoice, BatchesCountAsSoManyTiles) {
         EXPECT_GE(us, before) << tile.name;
         before = us;
       }
-      TileRequest stacked = request, many = request;  // whole tiles: as long as one product of as many
+      TileRequest stacked = request, many = request;  // one product of as many rows reads one weight only
       stacked.m *= 512;
       many.batch = 512;
-      EXPECT_NEAR(tile_estimate_us(tile, many) / tile_estimate_us(tile, stacked), 1, 0.2) << tile.name;
+      EXPECT_GE(tile_estimate_us(tile, many), tile_estimate_us(tile, stacked)) << tile.name;
     }
   }
   TileRequest many = forward(Product::e4m3_block, 128, 128, 128);
