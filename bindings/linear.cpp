@@ -34,6 +34,7 @@ void bind_linear(py::module_& m) {
                }),
            py::arg("codes"), py::arg("scale"), py::arg("n"), py::arg("k"), py::arg("dtype"),
            py::arg("scaling") = static_cast<int>(Scaling::row))
+      .def_property_readonly("n", &PackedWeight::n)
       .def_property_readonly("layout_bytes", &PackedWeight::layout_bytes);
 
   // Plain values: the vectors stay the caller's and must outlive it.

@@ -362,6 +362,8 @@ PyMethodDef g_methods[] = {
 
 PyMemberDef g_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(PreparedLinear, vectorcall), READONLY, nullptr},
+    {"weight", T_OBJECT, offsetof(PreparedLinear, weight_object), READONLY, "The core's PackedWeight."},
+    {"y_dtype", T_OBJECT, offsetof(PreparedLinear, y_dtype), READONLY, "What a call returns."},
     {nullptr, 0, 0, 0, nullptr}};
 
 PyTypeObject* make_type() {

@@ -12,10 +12,17 @@
 
 namespace octavo::cuda {
 
+// Matrices of one shape, so many elements apart. What a kernel makes of each lies behind that of the one before, row
+// after row.
+struct Series {
+  std::int64_t count = 1, distance = 0;
+};
+
 // cuda/quantize/quantize_row.cu: E4M3, E5M2 or INT8. Rows of codes are `ld` >= x.cols bytes apart; the rest of a row is
 // set to 0. `column_factor` [x.cols]: x is multiplied by it first; null: by nothing.
 Status quantize_row(const QuantizeArgs& args);
-Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const float* column_factor = nullptr);
+Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const float* column_factor = nullptr,
+                           const Series& series = {});
 
 // cuda/quantize/quantize_block.cu: the same with scales of 1x128 and of 128x128. Transposed, for block_1x128: rows of
 // codes as above, scales [ceil(ld / 128), scale_ld], those of a 128 of columns side by side, 1 where x has no columns.
@@ -43,10 +50,10 @@ Status transpose_codes(const void* codes, std::int64_t n, std::int64_t k, void* 
                        cudaStream_t stream);
 
 // cuda/quantize/operand_rows.cu. Rows of `out` are `ld` >= x.cols elements apart; the rest of a row is set to 0.
-Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream);
-// `scale`: of rows or of 128 x 128; null: ones.
+Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream, const Series& series = {});
+// `scale`: of rows or of 128 x 128; null: ones, as of a series.
 Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream,
-               Scaling scaling = Scaling::row);
+               Scaling scaling = Scaling::row, const Series& series = {});
 // [rows, blocks] to [blocks, ld]; rows > 0.
 Status transpose_scales(const float* scale, std::int64_t rows, std::int64_t blocks, float* out, std::int64_t ld,
                         cudaStream_t stream);
@@ -54,8 +61,9 @@ Status transpose_scales(const float* scale, std::int64_t rows, std::int64_t bloc
 // cuda/norm/finish_linear.cu: y = act(norm(z + bias [+ residual])) [+ residual]; z [m, n] is FP32 and overwritten. Or z
 // is BF16 and what the norm sees, bias and a residual before the norm included; it is left alone, and epilogue.saved is
 // not written. y is FP32, BF16, or codes (e4m3, e5m2, i8) with y_scale [m]: those that quantize gives the FP32 output.
+// Of a series y is not codes and there is no residual: z's rows and the epilogue's vectors lie behind each other.
 Status finish_linear(const MatrixView& z, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
-                     float* y_scale = nullptr);
+                     float* y_scale = nullptr, const Series& series = {});
 
 // cuda/norm/epilogue_backward.cu
 Status linear_epilogue_backward(const EpilogueBackwardArgs& args);

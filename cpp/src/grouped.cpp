@@ -47,7 +47,70 @@ std::int64_t cut(std::int64_t rows, double share) {
       rows, static_cast<std::int64_t>(share * static_cast<double>(rows) / static_cast<double>(grain) + 0.5) * grain);
 }
 
+// Whether `vector` lies `distance` bytes behind `first`; neither, where a layer has none.
+bool is_behind(const void* first, const void* vector, std::int64_t distance) {
+  if (first == nullptr || vector == nullptr) return first == vector;
+  return static_cast<const char*>(vector) == static_cast<const char*>(first) + distance;
+}
+
+// Elements from `first` to `other`, which has the same shape, type and rows; 0 where it has not, or is not behind it.
+std::int64_t distance_between(const MatrixView& first, const MatrixView& other) {
+  if (first.rows != other.rows || first.cols != other.cols || first.dtype != other.dtype ||
+      (first.rows > 1 && first.row_stride != other.row_stride))
+    return 0;
+  const auto from = reinterpret_cast<std::uintptr_t>(first.data), to = reinterpret_cast<std::uintptr_t>(other.data);
+  const std::uintptr_t element = size_of(first.dtype);
+  return to > from && (to - from) % element == 0 ? static_cast<std::int64_t>((to - from) / element) : 0;
+}
+
+// Whether `count` matrices so far apart share no element: they lie behind each other, or in each other's rows.
+bool are_apart(const MatrixView& first, std::int64_t distance, std::int64_t count) {
+  if (distance >= (first.rows - 1) * first.row_stride + first.cols) return true;
+  return distance >= first.cols && (count - 1) * distance + first.cols <= first.row_stride;
+}
+
+bool may_be_in_a_batch(const GroupedLinear& call) {
+  const LinearArgs& a = call.args;
+  return call.kernel->run.linear_batch != nullptr && a.weight->scaling() == Scaling::row && a.x_scale == nullptr &&
+         a.y_scale == nullptr && a.epilogue.residual.data == nullptr && a.epilogue.saved.data == nullptr;
+}
+
+// Whether `call` is the layer `at` places behind `first` as far as weights and epilogue go.
+bool continues(const GroupedLinear& first, const GroupedLinear& call, std::int64_t at) {
+  const PackedWeight &w = *first.args.weight, &v = *call.args.weight;
+  const Epilogue &e = first.args.epilogue, &f = call.args.epilogue;
+  const std::int64_t vector = at * w.n() * static_cast<std::int64_t>(sizeof(float));
+  const std::int64_t codes = at * w.n() * w.k() * static_cast<std::int64_t>(size_of(w.format()));
+  return call.kernel == first.kernel && may_be_in_a_batch(call) && call.args.stream == first.args.stream &&
+         w.n() == v.n() && w.k() == v.k() && w.format() == v.format() && is_behind(w.codes(), v.codes(), codes) &&
+         is_behind(w.scale(), v.scale(), vector) && is_behind(e.bias, f.bias, vector) && e.norm == f.norm &&
+         is_behind(e.norm_weight, f.norm_weight, vector) && is_behind(e.norm_bias, f.norm_bias, vector) &&
+         e.eps == f.eps && e.norm_block == f.norm_block && e.activation == f.activation;
+}
+
 }  // namespace
+
+LinearBatch batch_of(const GroupedLinear* calls, std::size_t count) {
+  constexpr std::int64_t kLargest = 0x7fffffff, kMost = 65535;  // of rows and columns together; of a grid's y
+  LinearBatch batch;
+  const GroupedLinear& first = calls[0];
+  const MatrixView &x = first.args.x, &y = first.args.y;
+  if (count == 1 || !may_be_in_a_batch(first)) return batch;
+  const std::int64_t x_distance = distance_between(x, calls[1].args.x),
+                     y_distance = distance_between(y, calls[1].args.y);
+  if (x_distance == 0 || y_distance == 0) return batch;
+  const std::int64_t most =
+      std::min({static_cast<std::int64_t>(count), kMost, kLargest / std::max({y.rows, y.cols, std::int64_t{1}})});
+  while (batch.count < most) {
+    const GroupedLinear& next = calls[batch.count];
+    if (!continues(first, next, batch.count) || distance_between(x, next.args.x) != batch.count * x_distance ||
+        distance_between(y, next.args.y) != batch.count * y_distance || !are_apart(y, y_distance, batch.count + 1))
+      break;
+    ++batch.count;
+  }
+  if (batch.count > 1) batch.x = x_distance, batch.y = y_distance;
+  return batch;
+}
 
 Status run_grouped(const GroupedLinear* calls, std::size_t count) {
   constexpr double kSerialUs = 20;  // waking the threads costs about as much
@@ -64,8 +127,13 @@ Status run_grouped(const GroupedLinear* calls, std::size_t count) {
     on_cpu = on_cpu && kernel->device == Device::cpu;
   }
   if (!on_cpu || count == 1 || total < kSerialUs) {
-    for (std::size_t i = 0; i < count; ++i)
-      if (Status status = calls[i].kernel->run.linear(calls[i].args); !status.ok()) return status;
+    for (std::size_t i = 0; i < count;) {
+      const LinearBatch batch = batch_of(calls + i, count - i);
+      const auto& [kernel, args] = calls[i];
+      Status status = batch.count > 1 ? kernel->run.linear_batch(args, batch) : kernel->run.linear(args);
+      if (!status.ok()) return status;
+      i += static_cast<std::size_t>(batch.count);
+    }
     return {};
   }
   const int workers = threads();

@@ -72,8 +72,10 @@ struct FloatMatrix {
     else
       load_columns(static_cast<const float*>(data) + at, count, aligned && column % kColumns == 0, v);
   }
-  __device__ void store(std::int64_t row, int column, int count, const float (&v)[kColumns]) const {
-    const std::int64_t at = row * row_stride + column;
+  // `offset`: of the matrix from this one, in elements, of those that keep it aligned.
+  __device__ void store(std::int64_t row, int column, int count, const float (&v)[kColumns],
+                        std::int64_t offset = 0) const {
+    const std::int64_t at = offset + row * row_stride + column;
     if (bf16)
       store_columns(static_cast<__nv_bfloat16*>(data) + at, count, aligned && column % kColumns == 0, v);
     else

@@ -51,9 +51,9 @@ struct Finish {
 
 // Along the kernel's own rows and columns: with `swap` the kernel's rows are the problem's columns.
 template <class Shape>
-using PerRow = fusion::Sm90ColBroadcast<0, Shape, float>;
+using PerRow = fusion::Sm90ColBroadcast<0, Shape, float, float, cute::Stride<cute::_1, cute::_0, std::int64_t>>;
 template <class Shape>
-using PerColumn = fusion::Sm90RowBroadcast<0, Shape, float>;
+using PerColumn = fusion::Sm90RowBroadcast<0, Shape, float, float, cute::Stride<cute::_0, cute::_1, std::int64_t>>;
 
 template <class Shape>
 struct Scaled {
@@ -61,16 +61,17 @@ struct Scaled {
   using Inner = fusion::Sm90EVT<Multiply, PerColumn<Shape>, fusion::Sm90AccFetch>;
   using Tree = fusion::Sm90EVT<Multiply, PerRow<Shape>, Inner>;
 
-  static typename Tree::Arguments arguments(const float* per_row, const float* per_column) {
-    const typename Inner::Arguments inner{{per_column, 1.0f, {}}, {}, {}};
-    return {{per_row, 1.0f, {}}, inner, {}};
+  static typename Tree::Arguments arguments(const float* per_row, std::int64_t row_batch, const float* per_column,
+                                            std::int64_t column_batch) {
+    const typename Inner::Arguments inner{{per_column, 1.0f, {cute::_0{}, cute::_1{}, column_batch}}, {}, {}};
+    return {{per_row, 1.0f, {cute::_1{}, cute::_0{}, row_batch}}, inner, {}};
   }
 };
 
 // Sums that were multiplied by their blocks' scales on the way.
 struct ScaledAlready {
   using Tree = fusion::Sm90AccFetch;
-  static typename Tree::Arguments arguments(const float*, const float*) { return {}; }
+  static typename Tree::Arguments arguments(const float*, std::int64_t, const float*, std::int64_t) { return {}; }
 };
 
 // A residual or an output in memory, read or written element by element, so that any leading dimension will do.
@@ -113,7 +114,8 @@ struct EpilogueTree {
   using Tree = std::conditional_t<kDirect, DirectTree, std::conditional_t<kNorm, NormTree, TmaTree>>;
 
   static typename Tree::Arguments arguments(const Gemm& g) {
-    const auto scaled = kTile.swap ? Scales::arguments(g.w_scale, g.x_scale) : Scales::arguments(g.x_scale, g.w_scale);
+    const auto scaled = kTile.swap ? Scales::arguments(g.w_scale, g.column_batch, g.x_scale, g.row_batch)
+                                   : Scales::arguments(g.x_scale, g.row_batch, g.w_scale, g.column_batch);
     const bool is_narrow = g.residual.dtype == DType::bf16;
     const auto* narrow = is_narrow ? static_cast<const cutlass::bfloat16_t*>(g.residual.data) : nullptr;
     const auto* wide = is_narrow ? nullptr : static_cast<const float*>(g.residual.data);
@@ -123,7 +125,7 @@ struct EpilogueTree {
                wide, g.residual.row_stride, g.residual_first,
                g.d_dtype == DType::e4m3 ? static_cast<std::uint8_t*>(g.d) : nullptr, g.ldd, g.d_scale}};
     } else {
-      const typename Bias::Arguments bias{g.bias, 0.0f, {}};
+      const typename Bias::Arguments bias{g.bias, 0.0f, {{}, {}, g.column_batch}};  // of a row or a column
       const typename Narrow::Arguments residual{narrow, cutlass::bfloat16_t(0.0f),
                                                 matrix_stride<typename Narrow::StrideMNL>(g.residual.row_stride)};
       const FinishArguments finish{g.activation, g.residual_first};

@@ -23,6 +23,7 @@ TileRequest tile_request(const LayerRequest& r) {
   tile.m = r.m;
   tile.n = r.n;
   tile.k = padded(std::max<std::int64_t>(r.k, 1), alignment_of(r.product));
+  tile.batch = r.batch;
   tile.sm_count = r.sm_count;
   return tile;
 }
@@ -39,7 +40,7 @@ GemmNorm gemm_norm(NormKind norm, std::int64_t norm_block, std::int64_t n) {
 }
 
 LayerPlan plan_layer(const LayerRequest& r) {
-  const double rows = static_cast<double>(r.m), outputs = rows * static_cast<double>(r.n);
+  const double rows = static_cast<double>(r.m) * r.batch, outputs = rows * static_cast<double>(r.n);
   double around = 0;  // rounding x and y
   if (size_of(r.x) != static_cast<std::size_t>(bytes_of(r.product)))
     around += pass_us(rows * static_cast<double>(r.k) * static_cast<double>(size_of(r.x) + bytes_of(r.product)));

@@ -26,6 +26,7 @@ struct LayerRequest {
   bool y_aligned = true;       // as TileRequest::d_aligned
   bool saved = false;          // a backward wants what the norm saw, in y's type
   bool saved_aligned = true;   // as y_aligned
+  int batch = 1;               // layers of this shape in one launch of each kernel
   int sm_count = 132;
 };
 

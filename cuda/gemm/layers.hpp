@@ -6,7 +6,9 @@
 #include "device/device.hpp"
 #include "gemm/gemm.hpp"
 #include "gemm/tile_choice.hpp"
+#include "kernels.hpp"
 #include "octavo/linear_backward.hpp"
+#include "octavo/linear_batch.hpp"
 
 namespace octavo::cuda {
 
@@ -15,6 +17,9 @@ Status linear_e4m3_row_sm90(const LinearArgs& args);
 Status linear_e4m3_row_fast_sm90(const LinearArgs& args);
 Status linear_e4m3_block_sm90(const LinearArgs& args);
 Status linear_bf16_sm90(const LinearArgs& args);
+Status linear_batch_e4m3_row_sm90(const LinearArgs& args, const LinearBatch& batch);
+Status linear_batch_e4m3_row_fast_sm90(const LinearArgs& args, const LinearBatch& batch);
+Status linear_batch_bf16_sm90(const LinearArgs& args, const LinearBatch& batch);
 
 // gradients_bf16_sm90.cpp
 Status grad_input_bf16_sm90(const GradInputArgs& args);
@@ -29,16 +34,17 @@ Status grad_weight_e4m3_row_sm90(const GradWeightArgs& args);
 struct Operand {
   const void* data = nullptr;
   std::int64_t ld = 0;
+  std::int64_t batch = 0;  // elements from matrix to matrix of a series
 };
 
-// `x` in its own type, zeros up to `rows` x `cols`. Copied where it is smaller or not aligned.
+// `x` in its own type, zeros up to `rows` x `cols`. Copied where it is smaller or not aligned. A series has x's rows.
 Status padded_operand(const MatrixView& x, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                      StreamBuffer& scratch, Operand& out);
+                      StreamBuffer& scratch, Operand& out, const Series& series = {});
 
 // `x` [m, n] (f32, bf16, or codes with `scale` of rows or of 128 x 128) in BF16, zeros up to `rows` x `cols`. BF16 is
 // copied where it must.
 Status bf16_operand(const MatrixView& x, const float* scale, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                    StreamBuffer& scratch, Operand& out, Scaling scaling = Scaling::row);
+                    StreamBuffer& scratch, Operand& out, Scaling scaling = Scaling::row, const Series& series = {});
 
 // Whether the memory accelerator can address rows that start there, `row_bytes` apart.
 bool rows_are_aligned(const void* data, std::int64_t row_bytes);

@@ -9,34 +9,38 @@
 
 #include "gemm/layer_plan.hpp"
 #include "gemm/layers.hpp"
-#include "kernels.hpp"
 
 namespace octavo::cuda {
 namespace {
 
 constexpr std::int64_t kLargest = INT_MAX;
 
-// Whether the memory accelerator can write these rows.
-bool takes_rows(const MatrixView& d) {
-  return rows_are_aligned(d.data, ld_of(d) * static_cast<std::int64_t>(size_of(d.dtype)));
+// Whether the memory accelerator can write these rows, of every layer.
+bool takes_rows(const MatrixView& d, std::int64_t distance = 0) {
+  const auto element = static_cast<std::int64_t>(size_of(d.dtype));
+  return rows_are_aligned(d.data, ld_of(d) * element) && distance * element % 16 == 0;
 }
 
 struct Layer {
   const LinearArgs& args;
+  const LinearBatch& batch;
   Product product;
   cudaStream_t stream;
 
   bool has_blocks() const { return product == Product::e4m3_block; }
+  Series xs() const { return {batch.count, batch.x}; }
 
   // x and w of the product, and scales; memory of copies lives in `scratch`.
   Status operands(Gemm& g, StreamBuffer (&scratch)[3]) const {
     const PackedWeight& w = *args.weight;
     const std::int64_t k = padded(std::max<std::int64_t>(w.k(), 1), alignment_of(product));
     Operand x, codes;
-    const MatrixView weight{const_cast<void*>(w.codes()), w.n(), w.k(), w.k(), w.format()};
-    if (Status s = padded_operand(weight, w.n(), k, stream, scratch[0], codes); !s.ok()) return s;
+    const std::int64_t weights = batch.count * w.n();
+    const MatrixView weight{const_cast<void*>(w.codes()), weights, w.k(), w.k(), w.format()};
+    if (Status s = padded_operand(weight, weights, k, stream, scratch[0], codes); !s.ok()) return s;
     if (product == Product::bf16) {
-      if (Status s = bf16_operand(args.x, nullptr, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
+      if (Status s = bf16_operand(args.x, nullptr, args.x.rows, k, stream, scratch[1], x, Scaling::row, xs()); !s.ok())
+        return s;
     } else if (size_of(args.x.dtype) == 1) {
       if (Status s = padded_operand(args.x, args.x.rows, k, stream, scratch[1], x); !s.ok()) return s;
       g.x_scale = args.x_scale;
@@ -46,7 +50,7 @@ struct Layer {
       }
     } else {
       if (Status s = quantized(k, scratch[1], scratch[2]); !s.ok()) return s;
-      x = {scratch[1].as<void>(), k};
+      x = {scratch[1].as<void>(), k, args.x.rows * k};
       g.x_scale = scratch[2].as<float>();
     }
     g.x = x.data;
@@ -57,12 +61,19 @@ struct Layer {
     g.m = static_cast<int>(args.x.rows);
     g.n = static_cast<int>(w.n());
     g.k = static_cast<int>(k);
+    if (batch.count == 1) return {};
+    g.batch = static_cast<int>(batch.count);
+    g.x_batch = x.batch;
+    g.w_batch = w.n() * codes.ld;
+    g.row_batch = g.m;
+    g.column_batch = g.n;
     return {};
   }
 
   Status quantized(std::int64_t k, StreamBuffer& codes, StreamBuffer& scale) const {
-    const std::int64_t ld = block_scale_ld(args.x.rows), scales = has_blocks() ? scale_blocks(k) * ld : args.x.rows;
-    if (Status s = codes.allocate(static_cast<std::size_t>(args.x.rows * k)); !s.ok()) return s;
+    const std::int64_t rows = batch.count * args.x.rows, ld = block_scale_ld(args.x.rows);
+    const std::int64_t scales = has_blocks() ? scale_blocks(k) * ld : rows;
+    if (Status s = codes.allocate(static_cast<std::size_t>(rows * k)); !s.ok()) return s;
     if (Status s = scale.allocate(static_cast<std::size_t>(scales) * 4); !s.ok()) return s;
     const QuantizeArgs quantize{.x = args.x,
                                 .format = DType::e4m3,
@@ -70,7 +81,7 @@ struct Layer {
                                 .codes = codes.as<void>(),
                                 .scale = scale.as<float>(),
                                 .stream = stream};
-    return has_blocks() ? quantize_block_transposed(quantize, k, ld) : quantize_row_padded(quantize, k);
+    return has_blocks() ? quantize_block_transposed(quantize, k, ld) : quantize_row_padded(quantize, k, nullptr, xs());
   }
 
   // Of codes that came with theirs.
@@ -102,9 +113,10 @@ struct Layer {
     request.residual = residual_of(e.residual);
     request.residual_first = e.residual_before_norm;
     request.residual_rows = e.residual_rows != nullptr;
-    request.y_aligned = takes_rows(args.y);
+    request.y_aligned = takes_rows(args.y, batch.y);
     request.saved = e.saved.data != nullptr;
     request.saved_aligned = takes_rows(e.saved);
+    request.batch = static_cast<int>(batch.count);
     request.sm_count = device_info().multiprocessors;
     return plan_layer(request);
   }
@@ -140,7 +152,7 @@ struct Layer {
     }
     const auto element = static_cast<std::int64_t>(size_of(dtype));
     d = {nullptr, args.y.rows, args.y.cols, padded(args.y.cols, 16 / element), dtype};
-    const Status s = scratch.allocate(static_cast<std::size_t>(d.rows * d.row_stride * element));
+    const Status s = scratch.allocate(static_cast<std::size_t>(batch.count * d.rows * d.row_stride * element));
     d.data = scratch.as<void>();
     return s;
   }
@@ -159,6 +171,7 @@ struct Layer {
       if (Status s = between(p.product, product_memory, d); !s.ok()) return s;
     g.d = d.data;
     g.ldd = ld_of(d);
+    if (batch.count > 1) g.d_batch = in_steps ? d.rows * d.row_stride : batch.y;
     g.d_dtype = d.dtype;
     g.d_scale = args.y_scale;
     if (!in_steps)
@@ -166,7 +179,7 @@ struct Layer {
     else if (p.product == DType::bf16)
       set_summands(g);
     if (Status s = run_gemm(p.tile, g, stream); !s.ok()) return s;
-    if (in_steps) return finish_linear(d, args.epilogue, args.y, stream, args.y_scale);
+    if (in_steps) return finish_linear(d, args.epilogue, args.y, stream, args.y_scale, {batch.count, batch.y});
     if (!codes) return {};
     const QuantizeArgs quantize{.x = d,
                                 .format = args.y.dtype,
@@ -178,7 +191,7 @@ struct Layer {
   }
 };
 
-Status linear(const LinearArgs& args, Numerics numerics, Product product) {
+Status linear(const LinearArgs& args, Numerics numerics, Product product, const LinearBatch& batch = {}) {
   if (Status status = validate(args, numerics); !status.ok()) return status;
   if (args.x.rows == 0 || args.weight->n() == 0) return {};
   if (args.x.rows > kLargest || args.weight->n() > kLargest || args.weight->k() > kLargest - 16)
@@ -201,7 +214,7 @@ Status linear(const LinearArgs& args, Numerics numerics, Product product) {
     return s;
   const DeviceGuard guard(args.y.data);
   if (Status s = expect_capability("linear", 9, 0); !s.ok()) return s;
-  return Layer{args, product, static_cast<cudaStream_t>(args.stream)}.run();
+  return Layer{args, batch, product, static_cast<cudaStream_t>(args.stream)}.run();
 }
 
 }  // namespace
@@ -217,5 +230,17 @@ Status linear_e4m3_block_sm90(const LinearArgs& args) {
 }
 
 Status linear_bf16_sm90(const LinearArgs& args) { return linear(args, Numerics::bf16, Product::bf16); }
+
+Status linear_batch_e4m3_row_sm90(const LinearArgs& args, const LinearBatch& batch) {
+  return linear(args, Numerics::e4m3_row, Product::e4m3, batch);
+}
+
+Status linear_batch_e4m3_row_fast_sm90(const LinearArgs& args, const LinearBatch& batch) {
+  return linear(args, Numerics::e4m3_row_fast, Product::e4m3_fast, batch);
+}
+
+Status linear_batch_bf16_sm90(const LinearArgs& args, const LinearBatch& batch) {
+  return linear(args, Numerics::bf16, Product::bf16, batch);
+}
 
 }  // namespace octavo::cuda

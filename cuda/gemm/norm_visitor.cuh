@@ -67,6 +67,8 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   template <class Problem>
   static bool can_implement(Problem const& problem, Arguments const& args) {
     if ((args.block == 0 || args.codes != nullptr) && cute::get<1>(problem) > kTileColumns) return false;
+    const bool one_product_only = args.codes != nullptr || args.narrow != nullptr || args.wide != nullptr;
+    if (cute::get<3>(problem) > 1 && one_product_only) return false;
     return args.block == 0 || (!args.centred && args.block % kNormStep == 0 && kTileColumns % args.block == 0);
   }
   template <class Problem>
@@ -88,14 +90,16 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
   struct Callbacks : cutlass::epilogue::fusion::EmptyConsumerStoreCallbacks {
     Coordinates coordinates;
     Residue residue;
-    int rows, first_column, columns;  // rows: of the matrix; columns: of the matrix, from the tile's first
+    int rows;          // of the matrix
+    int first_column;  // of a batch, whose vectors lie side by side, counted from the first layer's
+    int columns;       // of the matrix, from the tile's first
     Params const* params;
 
-    CUTLASS_DEVICE Callbacks(Coordinates c, Residue r, int m, int n, int tile, Params const* p)
+    CUTLASS_DEVICE Callbacks(Coordinates c, Residue r, int m, int n, int tile, int layer, Params const* p)
         : coordinates(c),
           residue(r),
           rows(m),
-          first_column(n - cute::get<1>(r)),
+          first_column(n * (layer + 1) - cute::get<1>(r)),
           columns(n - tile * kTileColumns),
           params(p) {}
 
@@ -269,8 +273,8 @@ struct NormRows : cutlass::epilogue::fusion::Sm90VisitorImpl<> {
       cutlass::epilogue::fusion::detail::ConsumerStoreArgs<Args...> const& args) {
     static_assert(four_lanes_share_rows<std::remove_cv_t<decltype(args.tiled_copy)>>());
     const int m = cute::get<0>(args.problem_shape_mnkl), n = cute::get<1>(args.problem_shape_mnkl);
-    const int tile = cute::get<1>(args.tile_coord_mnkl);
-    return Callbacks<decltype(args.tCcD), decltype(args.residue_tCcD)>(args.tCcD, args.residue_tCcD, m, n, tile,
+    const int tile = cute::get<1>(args.tile_coord_mnkl), layer = cute::get<3>(args.tile_coord_mnkl);
+    return Callbacks<decltype(args.tCcD), decltype(args.residue_tCcD)>(args.tCcD, args.residue_tCcD, m, n, tile, layer,
                                                                        params);
   }
 };

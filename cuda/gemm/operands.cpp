@@ -1,16 +1,15 @@
 #include <algorithm>
 
 #include "gemm/layers.hpp"
-#include "kernels.hpp"
 
 namespace octavo::cuda {
 namespace {
 
 // Scratch for `rows` x `ld` elements. What fills the first `filled` rows also clears their padding.
 Status allocate_padded(std::int64_t filled, std::int64_t rows, std::int64_t ld, std::int64_t bytes, cudaStream_t stream,
-                       StreamBuffer& scratch, Operand& out) {
-  if (Status s = scratch.allocate(static_cast<std::size_t>(rows * ld * bytes)); !s.ok()) return s;
-  out = {scratch.as<void>(), ld};
+                       StreamBuffer& scratch, Operand& out, const Series& series) {
+  if (Status s = scratch.allocate(static_cast<std::size_t>(series.count * rows * ld * bytes)); !s.ok()) return s;
+  out = {scratch.as<void>(), ld, rows * ld};
   if (rows == filled) return {};
   return checked(cudaMemsetAsync(scratch.as<char>() + filled * ld * bytes, 0,
                                  static_cast<std::size_t>((rows - filled) * ld * bytes), stream),
@@ -20,21 +19,23 @@ Status allocate_padded(std::int64_t filled, std::int64_t rows, std::int64_t ld, 
 }  // namespace
 
 Status padded_operand(const MatrixView& x, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                      StreamBuffer& scratch, Operand& out) {
+                      StreamBuffer& scratch, Operand& out, const Series& series) {
   const auto bytes = static_cast<std::int64_t>(size_of(x.dtype));
   const std::int64_t own = ld_of(x);
-  out = {x.data, own};
-  if (rows == x.rows && cols == x.cols && own >= cols && rows_are_aligned(out.data, own * bytes)) return {};
-  if (Status s = allocate_padded(x.rows, rows, padded(cols, 16 / bytes), bytes, stream, scratch, out); !s.ok())
+  out = {x.data, own, series.distance};
+  if (rows == x.rows && cols == x.cols && own >= cols && rows_are_aligned(out.data, own * bytes) &&
+      series.distance * bytes % 16 == 0)
+    return {};
+  if (Status s = allocate_padded(x.rows, rows, padded(cols, 16 / bytes), bytes, stream, scratch, out, series); !s.ok())
     return s;
-  return copy_rows(x, scratch.as<void>(), out.ld, stream);
+  return copy_rows(x, scratch.as<void>(), out.ld, stream, series);
 }
 
 Status bf16_operand(const MatrixView& x, const float* scale, std::int64_t rows, std::int64_t cols, cudaStream_t stream,
-                    StreamBuffer& scratch, Operand& out, Scaling scaling) {
-  if (x.dtype == DType::bf16) return padded_operand(x, rows, cols, stream, scratch, out);
-  if (Status s = allocate_padded(x.rows, rows, padded(cols, 8), 2, stream, scratch, out); !s.ok()) return s;
-  return to_bf16(x, scale, scratch.as<void>(), out.ld, stream, scaling);
+                    StreamBuffer& scratch, Operand& out, Scaling scaling, const Series& series) {
+  if (x.dtype == DType::bf16) return padded_operand(x, rows, cols, stream, scratch, out, series);
+  if (Status s = allocate_padded(x.rows, rows, padded(cols, 8), 2, stream, scratch, out, series); !s.ok()) return s;
+  return to_bf16(x, scale, scratch.as<void>(), out.ld, stream, scaling, series);
 }
 
 bool rows_are_aligned(const void* data, std::int64_t row_bytes) {
@@ -74,6 +75,7 @@ TileRequest request_of(const Gemm& g, Product product, Major x_major, Major w_ma
   request.norm = g.norm != NormKind::none;
   request.norm_block = g.norm_block;
   request.residual = residual_of(g.residual);
+  request.batch = g.batch;
   request.sm_count = device_info().multiprocessors;
   return request;
 }

@@ -27,9 +27,10 @@ struct Gemm {
   int norm_block = 0;              // rms: columns that share a mean square; 0: all
   const float *norm_weight = nullptr, *norm_bias = nullptr;
   float eps = 0.0f;
-  // So many products, `x_batch`, `w_batch` and `d_batch` elements apart; scales, bias and residual are those of each.
+  // So many products, `x_batch`, `w_batch` and `d_batch` elements apart, without residual and codes. x's scales are
+  // `row_batch` apart, w's and the vectors of the epilogue `column_batch`, which is n where there is a norm.
   int batch = 1;
-  std::int64_t x_batch = 0, w_batch = 0, d_batch = 0;
+  std::int64_t x_batch = 0, w_batch = 0, d_batch = 0, row_batch = 0, column_batch = 0;
 };
 
 // From one 128 of k to the next in x's scales of blocks: the memory accelerator reads rows of 16 bytes.

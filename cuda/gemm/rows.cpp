@@ -69,18 +69,22 @@ constexpr double kPromotedTolerance = 1.0 / 1024, kFastTolerance = 1.0 / 128;
 void register_cuda_gemm_kernels(Registry& registry) {
   using cuda::Product;
   const auto add = [&](Numerics numerics, Product product, double overhead_us, double gmacs_per_s, double tolerance,
-                       LinearLauncher run) {
+                       LinearLauncher run, LinearBatchLauncher batch = nullptr) {
     KernelInfo info = row(Op::linear, numerics, overhead_us, gmacs_per_s);
     info.tolerance = tolerance;
     info.takes_codes = cuda::bytes_of(product) == 1;
     info.estimate_us = estimate_of(product);
     info.norm_input = DType::bf16;
     info.run.linear = run;
+    info.run.linear_batch = batch;
     (void)registry.add(info);
   };
-  add(Numerics::bf16, Product::bf16, 8.0, 250000.0, KernelInfo{}.tolerance, cuda::linear_bf16_sm90);
-  add(Numerics::e4m3_row, Product::e4m3, 12.0, 400000.0, kPromotedTolerance, cuda::linear_e4m3_row_sm90);
-  add(Numerics::e4m3_row_fast, Product::e4m3_fast, 12.0, 500000.0, kFastTolerance, cuda::linear_e4m3_row_fast_sm90);
+  add(Numerics::bf16, Product::bf16, 8.0, 250000.0, KernelInfo{}.tolerance, cuda::linear_bf16_sm90,
+      cuda::linear_batch_bf16_sm90);
+  add(Numerics::e4m3_row, Product::e4m3, 12.0, 400000.0, kPromotedTolerance, cuda::linear_e4m3_row_sm90,
+      cuda::linear_batch_e4m3_row_sm90);
+  add(Numerics::e4m3_row_fast, Product::e4m3_fast, 12.0, 500000.0, kFastTolerance, cuda::linear_e4m3_row_fast_sm90,
+      cuda::linear_batch_e4m3_row_fast_sm90);
   add(Numerics::e4m3_block, Product::e4m3_block, 12.0, 350000.0, kPromotedTolerance, cuda::linear_e4m3_block_sm90);
 
   KernelInfo grad_input = row(Op::linear_grad_input, Numerics::bf16, 8.0, 200000.0);

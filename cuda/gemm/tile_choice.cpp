@@ -66,6 +66,8 @@ std::string tile_refusal(const Tile& tile, const TileRequest& r) {
   if ((r.w_major == Major::k ? r.k : r.n) % align != 0) return "rows of w must be multiples of 16 bytes";
   if (r.norm != (tile.store == Store::norm)) return r.norm ? "has no norm" : "always has a norm";
   if (r.d_is_codes && !r.norm) return "writes codes behind a norm only";
+  if (r.batch > 1 && (r.d_is_codes || r.residual != Residual::none)) return "takes no residual and no codes in batches";
+  if (r.batch > 1 && tile.product == Product::e4m3_block) return "takes no batches";
   if (r.norm && (r.norm_block == 0 || r.d_is_codes) && r.n > tile.n) return "n does not fit one tile";
   if (r.norm && (r.norm_block % kNormStep != 0 || (r.norm_block != 0 && tile.n % r.norm_block != 0)))
     return "the norm's blocks do not divide its tile";
@@ -79,7 +81,7 @@ std::string tile_refusal(const Tile& tile, const TileRequest& r) {
 double tile_estimate_us(const Tile& tile, const TileRequest& r) {
   const Sides d = sides(tile, r);
   const double rows = ceil_div(ceil_div(d.m, tile.m), tile.cluster_m) * tile.cluster_m;
-  const double blocks = rows * ceil_div(d.n, tile.n);
+  const double blocks = rows * ceil_div(d.n, tile.n) * r.batch;
   const double places = r.sm_count / tile.cluster_m * tile.cluster_m;  // one block a multiprocessor: it fills the
   const double turns = ceil_div(blocks, places);                       // registers or the shared memory
   const double busy = std::min(blocks, places);
@@ -97,7 +99,7 @@ double tile_estimate_us(const Tile& tile, const TileRequest& r) {
   }
   const double m = static_cast<double>(r.m), n = static_cast<double>(r.n), k = static_cast<double>(r.k);
   const double of_d = r.d_is_codes ? 1 : r.d_is_f32 ? 4 : 2;
-  const double bytes = (m + n) * k * bytes_of(tile.product) + m * n * (of_d + bytes_of(r.residual));
+  const double bytes = ((m + n) * k * bytes_of(tile.product) + m * n * (of_d + bytes_of(r.residual))) * r.batch;
   return kLaunchUs + std::max(cycles / kClockGhz, bytes / kHbmBytesPerNs) * 1e-3;
 }
 
@@ -108,7 +110,7 @@ std::vector<RankedTile> rank_tiles(const TileRequest& request) {
     if (tile_refusal(tile, request).empty()) ranked.push_back({i, tile_estimate_us(tile, request)});
   }
   std::stable_sort(ranked.begin(), ranked.end(), [](const RankedTile& a, const RankedTile& b) { return a.us < b.us; });
-  return by_measured_times(request, std::move(ranked));
+  return request.batch > 1 ? ranked : by_measured_times(request, std::move(ranked));  // which are of one product
 }
 
 int choose_tile(const TileRequest& request) {

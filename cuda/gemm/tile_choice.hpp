@@ -25,6 +25,7 @@ struct TileRequest {
   bool norm = false;            // in the kernel
   std::int64_t norm_block = 0;  // columns that share its statistics; 0: whole rows
   Residual residual = Residual::none;
+  int batch = 1;       // products of these sizes in one launch
   int sm_count = 132;  // of an H100 or H200 SXM
 };
 

@@ -34,7 +34,14 @@ struct Rows {
   bool codes_aligned;
   DType format;
   float* scale;
+  std::int64_t y_distance;  // from layer to layer of a series, one a y of the grid; its vectors are `cols` apart
 };
+
+// Of the epilogue, those of this block's layer of a series.
+template <class Z>
+__device__ const float* vector_of_layer(const Rows<Z>& a, const float* first) {
+  return first + static_cast<std::int64_t>(blockIdx.y) * a.cols;
+}
 
 // Which row of the residual a row adds. One outside is not read: the row becomes NaN.
 struct ResidualRow {
@@ -58,7 +65,7 @@ __device__ void prepare(const Rows<float>& a, std::int64_t row, const ResidualRo
   span.update([&](int at, int count, float (&v)[kColumns]) {
     float other[kColumns];
     if (a.bias != nullptr) {
-      load_columns(a.bias + at, count, aligned && a.vectors_aligned, other);
+      load_columns(vector_of_layer(a, a.bias) + at, count, aligned && a.vectors_aligned, other);
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) v[j] += other[j];
     }
@@ -107,12 +114,12 @@ __device__ void finish(const Rows<Z>& a, const ResidualRow& residual, const Mome
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) v[j] = (v[j] - m.mean) * m.inverse;
   if (a.norm_weight != nullptr) {
-    load_columns(a.norm_weight + at, count, aligned && a.vectors_aligned, other);
+    load_columns(vector_of_layer(a, a.norm_weight) + at, count, aligned && a.vectors_aligned, other);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) v[j] *= other[j];
   }
   if (a.norm_bias != nullptr) {
-    load_columns(a.norm_bias + at, count, aligned && a.vectors_aligned, other);
+    load_columns(vector_of_layer(a, a.norm_bias) + at, count, aligned && a.vectors_aligned, other);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) v[j] += other[j];
   }
@@ -135,7 +142,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
   const std::int64_t row = is_row ? group : a.rows - 1;
   const ResidualRow residual = residual_row(a, row);
   RowSpan<Z, kLanes, kKept> span;
-  span.row = a.z + row * a.ld;
+  span.row = a.z + (blockIdx.y * a.rows + row) * a.ld;
   const auto set_span = [&](int begin) {
     span.begin = begin;
     // Lanes without a row have no columns either: what they would write back belongs to another group.
@@ -159,7 +166,7 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
     each_span([&](const Moments& m, bool aligned) {
       span.each([&](int at, int count, float (&v)[kColumns]) {
         finish(a, residual, m, at, count, aligned, v);
-        a.y.store(row, at, count, v);
+        a.y.store(row, at, count, v, blockIdx.y * a.y_distance);
       });
     });
     return;
@@ -208,18 +215,23 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
 }
 
 template <class Z>
-Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaStream_t stream, float* y_scale) {
+Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaStream_t stream, float* y_scale,
+              const Series& series) {
   constexpr bool kExact = std::is_same_v<Z, float>;
   const bool is_codes = y.dtype != DType::f32 && y.dtype != DType::bf16;
   const int cols = static_cast<int>(y.cols);
   const bool has_norm = e.norm != NormKind::none;
+  const std::int64_t vector_bytes = series.count > 1 ? cols * std::int64_t{4} : 0;
+  FloatMatrix out = float_matrix(y);
+  out.aligned = out.aligned && series.distance * static_cast<std::int64_t>(size_of(y.dtype)) % 16 == 0;
   const Rows<Z> rows{static_cast<Z*>(z.data),
                      y.rows,
                      z.row_stride,
                      cols,
                      e.norm == NormKind::block && e.norm_block < cols ? static_cast<int>(e.norm_block) : cols,
                      float_matrix(z).aligned,
-                     is_aligned(e.bias, 0) && is_aligned(e.norm_weight, 0) && is_aligned(e.norm_bias, 0),
+                     is_aligned(e.bias, vector_bytes) && is_aligned(e.norm_weight, vector_bytes) &&
+                         is_aligned(e.norm_bias, vector_bytes),
                      kExact ? e.bias : nullptr,
                      has_norm ? e.norm_weight : nullptr,
                      has_norm ? e.norm_bias : nullptr,
@@ -228,7 +240,7 @@ Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaS
                      e.eps,
                      float_matrix(kExact || !e.residual_before_norm ? e.residual : MatrixView{}),
                      float_matrix(kExact ? e.saved : MatrixView{}),
-                     float_matrix(y),
+                     out,
                      e.residual_before_norm,
                      e.residual_rows,
                      e.residual.rows,
@@ -236,22 +248,23 @@ Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaS
                      y.row_stride,
                      reinterpret_cast<std::uintptr_t>(y.data) % 8 == 0 && (y.rows == 1 || y.row_stride % 8 == 0),
                      y.dtype,
-                     y_scale};
+                     y_scale,
+                     series.distance};
   return with_row_groups(rows.span, [&]<int kLanes, int kKept>() {
-    return launch("finish_linear", finish_rows<Z, kLanes, kKept>, dim3(row_blocks<kLanes>(rows.rows)), kRowThreads, 0,
-                  stream, rows);
+    const dim3 grid(row_blocks<kLanes>(rows.rows), static_cast<unsigned>(series.count));
+    return launch("finish_linear", finish_rows<Z, kLanes, kKept>, grid, kRowThreads, 0, stream, rows);
   });
 }
 
 }  // namespace
 
 Status finish_linear(const MatrixView& z, const Epilogue& epilogue, const MatrixView& y, cudaStream_t stream,
-                     float* y_scale) {
+                     float* y_scale, const Series& series) {
   if (y.rows == 0 || y.cols == 0) return {};
   if (y.rows > kMostRows || y.cols > kMostColumns)
     return Status::unsupported("linear: the CUDA epilogue takes up to 2^31 - 1 rows and 2^30 columns; split the batch");
-  return z.dtype == DType::f32 ? finish<float>(z, epilogue, y, stream, y_scale)
-                               : finish<__nv_bfloat16>(z, epilogue, y, stream, y_scale);
+  return z.dtype == DType::f32 ? finish<float>(z, epilogue, y, stream, y_scale, series)
+                               : finish<__nv_bfloat16>(z, epilogue, y, stream, y_scale, series);
 }
 
 }  // namespace octavo::cuda

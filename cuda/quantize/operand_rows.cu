@@ -28,9 +28,12 @@ struct CodeScales {
 };
 
 template <class In>
-__global__ void __launch_bounds__(kThreads) rows_to_bf16(const In* x, std::int64_t cols, std::int64_t stride,
-                                                         CodeScales scales, __nv_bfloat16* out, std::int64_t ld) {
+__global__ void __launch_bounds__(kThreads)
+    rows_to_bf16(const In* x, std::int64_t cols, std::int64_t stride, std::int64_t distance, CodeScales scales,
+                 __nv_bfloat16* out, std::int64_t ld) {
   const std::int64_t row = blockIdx.x;
+  x += blockIdx.y * distance;
+  out += static_cast<std::int64_t>(blockIdx.y) * gridDim.x * ld;
   for (std::int64_t i = threadIdx.x; i < ld; i += kThreads)
     out[row * ld + i] = __float2bfloat16_rn(i < cols ? value(x[row * stride + i]) * scales.at(row, i) : 0.0f);
 }
@@ -44,35 +47,43 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    copy_padded(const T* x, std::int64_t cols, std::int64_t stride, T* out, std::int64_t ld) {
+    copy_padded(const T* x, std::int64_t cols, std::int64_t stride, std::int64_t distance, T* out, std::int64_t ld) {
   const std::int64_t row = blockIdx.x;
+  x += blockIdx.y * distance;
+  out += static_cast<std::int64_t>(blockIdx.y) * gridDim.x * ld;
   for (std::int64_t i = threadIdx.x; i < ld; i += kThreads) out[row * ld + i] = i < cols ? x[row * stride + i] : T{0};
 }
 
+dim3 block_a_row(const MatrixView& x, const Series& series) {
+  return {static_cast<unsigned>(x.rows), static_cast<unsigned>(series.count)};
+}
+
 template <class T>
-Status copy(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
-  return launch("copy_rows", copy_padded<T>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
-                static_cast<const T*>(x.data), x.cols, x.row_stride, static_cast<T*>(out), ld);
+Status copy(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream, const Series& series) {
+  return launch("copy_rows", copy_padded<T>, block_a_row(x, series), kThreads, 0, stream, static_cast<const T*>(x.data),
+                x.cols, x.row_stride, series.distance, static_cast<T*>(out), ld);
 }
 
 template <class In>
-Status convert(const MatrixView& x, const CodeScales& scales, void* out, std::int64_t ld, cudaStream_t stream) {
-  return launch("to_bf16", rows_to_bf16<In>, dim3(static_cast<unsigned>(x.rows)), kThreads, 0, stream,
-                static_cast<const In*>(x.data), x.cols, x.row_stride, scales, static_cast<__nv_bfloat16*>(out), ld);
+Status convert(const MatrixView& x, const CodeScales& scales, void* out, std::int64_t ld, cudaStream_t stream,
+               const Series& series) {
+  return launch("to_bf16", rows_to_bf16<In>, block_a_row(x, series), kThreads, 0, stream,
+                static_cast<const In*>(x.data), x.cols, x.row_stride, series.distance, scales,
+                static_cast<__nv_bfloat16*>(out), ld);
 }
 
 }  // namespace
 
 Status to_bf16(const MatrixView& x, const float* scale, void* out, std::int64_t ld, cudaStream_t stream,
-               Scaling scaling) {
+               Scaling scaling, const Series& series) {
   const CodeScales scales{scale, scaling == Scaling::row ? 0 : scale_blocks(x.cols)};
   if (x.rows == 0) return {};
   if (x.rows > 0x7fffffff) return Status::unsupported("to_bf16: takes up to 2^31 - 1 rows; split the batch");
   switch (x.dtype) {
-    case DType::f32: return convert<float>(x, scales, out, ld, stream);
-    case DType::bf16: return convert<__nv_bfloat16>(x, scales, out, ld, stream);
-    case DType::e4m3: return convert<__nv_fp8_e4m3>(x, scales, out, ld, stream);
-    case DType::i8: return convert<signed char>(x, scales, out, ld, stream);
+    case DType::f32: return convert<float>(x, scales, out, ld, stream, series);
+    case DType::bf16: return convert<__nv_bfloat16>(x, scales, out, ld, stream, series);
+    case DType::e4m3: return convert<__nv_fp8_e4m3>(x, scales, out, ld, stream, series);
+    case DType::i8: return convert<signed char>(x, scales, out, ld, stream, series);
     default: return Status::unsupported("to_bf16: reads float32, bfloat16, E4M3 and INT8");
   }
 }
@@ -83,13 +94,13 @@ Status transpose_scales(const float* scale, std::int64_t rows, std::int64_t bloc
   return launch("transpose_scales", transpose_floats, dim3(groups), kThreads, 0, stream, scale, rows, blocks, out, ld);
 }
 
-Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream) {
+Status copy_rows(const MatrixView& x, void* out, std::int64_t ld, cudaStream_t stream, const Series& series) {
   if (x.rows == 0) return {};
   if (x.rows > 0x7fffffff) return Status::unsupported("copy_rows: takes up to 2^31 - 1 rows; split the batch");
   switch (size_of(x.dtype)) {
-    case 1: return copy<std::uint8_t>(x, out, ld, stream);
-    case 2: return copy<std::uint16_t>(x, out, ld, stream);
-    default: return copy<float>(x, out, ld, stream);
+    case 1: return copy<std::uint8_t>(x, out, ld, stream, series);
+    case 2: return copy<std::uint16_t>(x, out, ld, stream, series);
+    default: return copy<float>(x, out, ld, stream, series);
   }
 }
 

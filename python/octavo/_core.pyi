@@ -65,6 +65,7 @@ class Kernel:
     norm_input: DType
     tolerance: float
     takes_codes: bool
+    takes_batches: bool
     only_measured: bool
     note: str
     calls: int
@@ -206,6 +207,8 @@ class Activation(IntEnum):
 
 class PackedWeight:
     @property
+    def n(self) -> int: ...
+    @property
     def layout_bytes(self) -> int: ...
     def __init__(self, codes: int, scale: int, n: int, k: int, dtype: int, scaling: int = ...) -> None: ...
 
@@ -231,6 +234,10 @@ def use_torch(
 def try_scratch(bytes: int) -> None: ...
 
 class PreparedLinear:
+    @property
+    def weight(self) -> PackedWeight: ...
+    @property
+    def y_dtype(self) -> torch.dtype: ...
     def __call__(
         self, x: torch.Tensor, out: torch.Tensor | None = None, residual: torch.Tensor | None = None
     ) -> torch.Tensor: ...

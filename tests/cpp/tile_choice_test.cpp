@@ -130,6 +130,36 @@ TEST(TileChoice, ManyRowsOfAWideLayerGetTheLargestTile) {
   EXPECT_STREQ(tile_at(choose_tile(forward(Product::bf16, 65536, 1024, 1024))).name, "bf16_128x256");
 }
 
+// Many small products fill the multiprocessors together: their number counts, not the size of one.
+TEST(TileChoice, BatchesCountAsSoManyTiles) {
+  for (const Product product : {Product::e4m3, Product::e4m3_fast, Product::bf16}) {
+    TileRequest request = forward(product, 128, 128, 128);
+    for (const Tile& tile : kTiles) {
+      if (!tile_refusal(tile, request).empty()) continue;
+      double before = 0;
+      for (const int batch : {1, 2, 64, 4096, 65535}) {
+        TileRequest many = request;
+        many.batch = batch;
+        EXPECT_EQ(tile_refusal(tile, many), "");
+        const double us = tile_estimate_us(tile, many);
+        EXPECT_GE(us, before) << tile.name;
+        before = us;
+      }
+      TileRequest stacked = request, many = request;  // one product of as many rows reads one weight only
+      stacked.m *= 512;
+      many.batch = 512;
+      EXPECT_GE(tile_estimate_us(tile, many), tile_estimate_us(tile, stacked)) << tile.name;
+    }
+  }
+  TileRequest many = forward(Product::e4m3_block, 128, 128, 128);
+  many.batch = 2;
+  EXPECT_EQ(choose_tile(many), -1);
+  many = forward(Product::bf16, 128, 128, 128);
+  many.batch = 2;
+  many.residual = Residual::bf16;
+  EXPECT_EQ(choose_tile(many), -1);
+}
+
 TEST(TileChoice, RefusalsNameTheirReason) {
   const Tile& tma = tile_at(tile_index("e4m3_64x128"));
   const Tile& norm = tile_at(tile_index("e4m3_norm_64x128"));

@@ -11,6 +11,7 @@ from itertools import product
 import torch
 
 from octavo import _core, nn, ops
+from octavo.ops.batch_checks import batch_failure
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_backward import run_grad_input, run_grad_weight
 from octavo.ops.linear_call import run
@@ -82,6 +83,8 @@ def layers(kernel: _core.Kernel) -> None:
             run(x, w, bias, norm, activation, residual, kind == "layer", kernel=kernel)
         if numerics != "bf16":
             run(x, w, bias, Norm("layer"), "silu", kernel=kernel, out_format="e4m3")
+    if kernel.takes_batches:
+        batch_failure(kernel)
 
 
 def products_of_gradients(kernel: _core.Kernel) -> None:

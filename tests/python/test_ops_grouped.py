@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from octavo import _core, ops
+from octavo.ops import grouped
 from octavo.ops.packing import pack_as
 
 CLASSES = ("bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")
@@ -140,6 +141,53 @@ def test_traced() -> None:
     compiled = torch.compile(lambda a, b: ops.grouped_linear([a, b], ws), backend="aot_eager")
     for f, e in zip(compiled(*xs), ops.grouped_linear(xs, ws), strict=True):
         assert torch.equal(f, e)
+
+
+@pytest.mark.parametrize(
+    "recipe", [("e4m3",), ("e4m3", "bf16"), ("e4m3", "same", "block_128x128"), ("int8",), ("bf16",)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_packed_together_lie_side_by_side(recipe, dtype) -> None:
+    weights = _normal(3, 130, 33).to(dtype)
+    packed = ops.pack_weights(weights, *recipe)
+    for i, (w, weight) in enumerate(zip(packed, weights, strict=True)):
+        alone = ops.pack_weight(weight, *recipe)
+        assert w.numerics == alone.numerics
+        for mine, other, first in ((w.codes, alone.codes, packed[0].codes), (w.scale, alone.scale, packed[0].scale)):
+            if other is None:
+                assert mine is None
+                continue
+            assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
+            assert mine.data_ptr() == first.data_ptr() + i * first.numel() * first.element_size()
+    assert ops.pack_weights(weights[:0], *recipe) == []
+
+
+def test_weights_packed_together_train() -> None:
+    weights, x = _normal(2, 7, 12, seed=1).requires_grad_(), _normal(5, 12)
+    sum(y.sum() for y in ops.grouped_linear([x, x], ops.pack_weights(weights))).backward()
+    for i in range(2):
+        alone = weights.detach()[i].clone().requires_grad_()
+        ops.linear(x, ops.pack_weight(alone)).sum().backward()
+        assert torch.equal(weights.grad[i], alone.grad)
+
+
+def test_results_side_by_side_where_all_have_one_shape(isa) -> None:
+    ws = ops.pack_weights(_normal(3, 20, 12), "bf16")
+    layers = [ops.prepare_linear(w, out_dtype=torch.bfloat16, rows=(5,)) for w in ws]
+    xs = list(_normal(5, 36).split(12, dim=1))
+    outs = grouped.side_by_side(layers, xs)
+    assert [o.data_ptr() - outs[0].data_ptr() for o in outs] == [0, 200, 400]
+    assert all(o.shape == (5, 20) and o.dtype == torch.bfloat16 for o in outs)
+    found = ops.prepare_grouped(layers)(xs, outs)
+    assert all(torch.equal(y, layer(x)) for y, layer, x in zip(found, layers, xs, strict=True))
+    other = ops.prepare_linear(ops.pack_weight(_normal(21, 12), "bf16"), out_dtype=torch.bfloat16)
+    wide = ops.prepare_linear(ws[0])
+    for changed in ([*layers[:2], other], [*layers[:2], wide], [*layers[:2], None], [None] * 3):
+        assert grouped.side_by_side(changed, xs) is None
+    assert grouped.side_by_side(layers, [*xs[:2], xs[2][:4]]) is None
+    assert grouped.side_by_side(layers, [*xs[:2], None]) is None
+    assert grouped.outs_for(layers, xs) is None  # a CPU has no use for it
+    assert grouped.outs_for([], []) is None
 
 
 X, W = _normal(2, 4), pack_as(_normal(6, 4), "bf16")

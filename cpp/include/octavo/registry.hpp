@@ -12,6 +12,7 @@
 #include "octavo/isa.hpp"
 #include "octavo/linear.hpp"
 #include "octavo/linear_backward.hpp"
+#include "octavo/linear_batch.hpp"
 #include "octavo/pairwise.hpp"
 #include "octavo/quantize.hpp"
 
@@ -47,6 +48,7 @@ using QuantizeLauncher = Status (*)(const QuantizeArgs&);
 
 struct Launchers {
   LinearLauncher linear = nullptr;
+  LinearBatchLauncher linear_batch = nullptr;  // where several layers can be one launch
   QuantizeLauncher quantize = nullptr;
   BagForwardLauncher bag_forward = nullptr;
   RowLookupLauncher row_lookup = nullptr;

@@ -7,7 +7,7 @@ from octavo.ops.epilogue import Norm
 from octavo.ops.grouped import PreparedGroup, grouped_linear, prepare_grouped
 from octavo.ops.jagged import Jagged
 from octavo.ops.linear import linear
-from octavo.ops.packing import PackedWeight, pack_weight
+from octavo.ops.packing import PackedWeight, pack_weight, pack_weights
 from octavo.ops.pairwise import pairwise_dots
 from octavo.ops.prepared import PreparedLinear, prepare_linear
 from octavo.ops.quantization import QuantizedTensor, dequantize, quantize
@@ -30,6 +30,7 @@ __all__ = [
     "grouped_linear",
     "linear",
     "pack_weight",
+    "pack_weights",
     "pairwise_dots",
     "prepare_grouped",
     "prepare_linear",

@@ -48,7 +48,7 @@ _CASES = (
 
 
 def check_linear(kernel: _core.Kernel) -> str:
-    """Every shape it takes bare, and every epilogue on one with tails, against FP64 on dequantized operands."""
+    """Every shape bare, every epilogue on one with tails, and batches, against FP64 on dequantized operands."""
     takes = kernels.limits.get(kernel.name)
     shapes = [shape for shape in LINEAR_SHAPES if takes is None or takes(*shape)]
     if not shapes:
@@ -59,6 +59,11 @@ def check_linear(kernel: _core.Kernel) -> str:
             return failure
     for case in (case for case in _CASES if not half or case.dtype == torch.bfloat16):
         if failure := _linear_failure(kernel, _TAILS if _TAILS in shapes else shapes[0], case):
+            return failure
+    if kernel.takes_batches:
+        from octavo.ops.batch_checks import batch_failure  # whose bounds are from here
+
+        if failure := batch_failure(kernel):
             return failure
     return _codes_failure(kernel) or _codes_behind_norms_failure(kernel) if kernel.takes_codes else ""
 

@@ -157,7 +157,40 @@ def pack_weight(
     the weight per 128 x 128 and activations per 1 x 128. Gradients of a weight that requires them pass straight
     through the rounding.
     """
-    expect_tensor("weight", weight, (torch.float32, torch.bfloat16), 2)
+    numerics = _class_of(weight, 2, format, activations, scaling)
+    master = weight if weight.requires_grad else None
+    if format == "bf16":
+        return PackedWeight(weight.detach().to(torch.bfloat16), None, numerics, master)
+    q = quantize(weight.detach(), format, scaling)
+    return PackedWeight(q.data, q.scale, numerics, master)
+
+
+def pack_weights(
+    weights: torch.Tensor, format: str = "e4m3", activations: str = "same", scaling: str = "row"
+) -> list[PackedWeight]:
+    """The weights [F, N, K] of F layers of one shape, each as :func:`pack_weight` packs it.
+
+    Their codes and scales lie side by side, so that :func:`octavo.ops.grouped_linear` and
+    :func:`octavo.ops.prepare_grouped` can make one launch of all layers on CUDA. A change in place of one drops the
+    kernels' layouts of all.
+    """
+    numerics = _class_of(weights, 3, format, activations, scaling)
+    masters = weights.unbind() if weights.requires_grad else [None] * weights.shape[0]
+    if format == "bf16":
+        return [
+            PackedWeight(codes, None, numerics, master)
+            for codes, master in zip(weights.detach().to(torch.bfloat16).contiguous(), masters, strict=True)
+        ]
+    each = [quantize(weight, format, scaling) for weight in weights.detach()]
+    if not each:
+        return []
+    codes, scales = torch.stack([q.data for q in each]), torch.stack([q.scale for q in each])
+    return [PackedWeight(*parts) for parts in zip(codes, scales, [numerics] * len(each), masters, strict=True)]
+
+
+def _class_of(weight: torch.Tensor, dims: int, format: str, activations: str, scaling: str) -> str:
+    """The class that :func:`pack_weight`'s arguments name; raises for the first that is wrong."""
+    expect_tensor("weight" if dims == 2 else "weights", weight, (torch.float32, torch.bfloat16), dims)
     choice("format", format, ("e4m3", "int8", "bf16"))
     choice("activations", activations, ("same", "bf16"))
     choice("scaling", scaling, ("row", "block_128x128"))
@@ -167,12 +200,7 @@ def pack_weight(
         raise ValueError(
             f"scaling: {scaling!r} is for e4m3 with activations 'same', found {format!r}, {activations!r}; use 'row'"
         )
-    numerics = CLASSES[Recipe(format, activations, scaling)]
-    master = weight if weight.requires_grad else None
-    if format == "bf16":
-        return PackedWeight(weight.detach().to(torch.bfloat16), None, numerics, master)
-    q = quantize(weight.detach(), format, scaling)
-    return PackedWeight(q.data, q.scale, numerics, master)
+    return CLASSES[Recipe(format, activations, scaling)]
 
 
 def pack_as(weight: torch.Tensor, numerics: str) -> PackedWeight:

@@ -11,10 +11,11 @@
 
 namespace octavo::testing {
 namespace {
-int g_last_tile = -1;
+int g_last_tile = -1, g_launches = 0;
 }  // namespace
 
 int last_tile() { return g_last_tile; }
+int gemm_launches() { return g_launches; }
 }  // namespace octavo::testing
 
 namespace octavo::cuda {
@@ -42,7 +43,11 @@ std::string unloadable(const Tile& tile, const Gemm& g) {
   if (g.x_batch * bytes % 16 != 0 || g.w_batch * bytes % 16 != 0) return "batches";
   if (tile.product == Product::e4m3_block && !rows_are_aligned(g.x_scale, block_scale_ld(g.m) * 4))
     return "scales of x";
-  if (g.batch > 1 && (g.d_batch < static_cast<std::int64_t>(g.m - 1) * g.ldd + g.n)) return "d's batches";
+  if (g.batch == 1) return "";
+  const bool behind = g.d_batch >= static_cast<std::int64_t>(g.m - 1) * g.ldd + g.n;
+  if (!behind && (g.batch - 1) * g.d_batch + g.n > g.ldd) return "d's batches";
+  if (tile.store != Store::direct && g.d_batch * 2 % 16 != 0) return "d's batches";
+  if (g.norm != NormKind::none && g.column_batch != g.n) return "vectors that the norm takes for neighbours";
   return "";
 }
 
@@ -53,6 +58,7 @@ double block_scale(const Gemm& g, std::int64_t row, std::int64_t col, std::int64
          g.w_scale[col / kScaleBlock * scale_blocks(g.k) + block];
 }
 
+// `g`: of one product.
 void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
   for (int c = 0; c < g.n; ++c) {
     if (g.bias != nullptr) z[c] += g.bias[c];
@@ -79,29 +85,43 @@ void finish_row(const Gemm& g, std::int64_t row, std::vector<double>& z) {
   }
 }
 
+// The `at`-th product of a batch.
+Gemm part_of(const Gemm& g, std::int64_t at, const Tile& tile) {
+  Gemm part = g;
+  part.x = static_cast<const char*>(g.x) + at * g.x_batch * bytes_of(tile.product);
+  part.w = static_cast<const char*>(g.w) + at * g.w_batch * bytes_of(tile.product);
+  part.d = static_cast<char*>(g.d) + at * g.d_batch * static_cast<std::int64_t>(size_of(g.d_dtype));
+  if (g.x_scale != nullptr) part.x_scale += at * g.row_batch;
+  for (const float** vector : {&part.w_scale, &part.bias, &part.norm_weight, &part.norm_bias})
+    if (*vector != nullptr) *vector += at * g.column_batch;
+  return part;
+}
+
 }  // namespace
 
 Status accepts_gemm(int, const Gemm&) { return {}; }
 
-Status run_gemm(int index, const Gemm& g, cudaStream_t) {
+Status run_gemm(int index, const Gemm& all, cudaStream_t) {
   const Tile& tile = kTiles[static_cast<std::size_t>(index)];
   testing::g_last_tile = index;
-  const std::string refusal = tile_refusal(tile, request_of(g, tile.product, tile.x_major, tile.w_major));
+  ++testing::g_launches;
+  const std::string refusal = tile_refusal(tile, request_of(all, tile.product, tile.x_major, tile.w_major));
   if (!refusal.empty()) return Status::invalid(std::string(tile.name) + " was given what it refuses: " + refusal);
-  if (const std::string what = unloadable(tile, g); !what.empty())
+  if (const std::string what = unloadable(tile, all); !what.empty())
     return Status::invalid(std::string(tile.name) + ": no tensor map can describe " + what);
   const bool has_blocks = tile.product == Product::e4m3_block;
   const auto at = [](Major major, std::int64_t ld, std::int64_t row, std::int64_t k) {
     return major == Major::k ? row * ld + k : k * ld + row;
   };
-  std::vector<double> z(static_cast<std::size_t>(g.n));
-  for (std::int64_t b = 0; b < g.batch; ++b)
+  std::vector<double> z(static_cast<std::size_t>(all.n));
+  for (std::int64_t b = 0; b < all.batch; ++b) {
+    const Gemm g = part_of(all, b, tile);
     for (std::int64_t r = 0; r < g.m; ++r) {
       for (std::int64_t c = 0; c < g.n; ++c) {
         double sum = 0;
         for (std::int64_t k = 0; k < g.k; ++k)
-          sum += operand_at(tile.product, true, g.x, b * g.x_batch + at(tile.x_major, g.ldx, r, k)) *
-                 operand_at(tile.product, false, g.w, b * g.w_batch + at(tile.w_major, g.ldw, c, k)) *
+          sum += operand_at(tile.product, true, g.x, at(tile.x_major, g.ldx, r, k)) *
+                 operand_at(tile.product, false, g.w, at(tile.w_major, g.ldw, c, k)) *
                  (has_blocks ? block_scale(g, r, c, k) : 1.0);
         if (!has_blocks && g.x_scale != nullptr) sum *= g.x_scale[r];
         if (!has_blocks && g.w_scale != nullptr) sum *= g.w_scale[c];
@@ -116,7 +136,7 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
         g.d_scale[r] = scale.scale;
       }
       for (std::int64_t c = 0; c < g.n; ++c) {
-        const std::int64_t to = b * g.d_batch + r * g.ldd + c;
+        const std::int64_t to = r * g.ldd + c;
         const auto value = static_cast<float>(z[static_cast<std::size_t>(c)]);
         if (g.d_dtype == DType::e4m3)
           static_cast<std::uint8_t*>(g.d)[to] = encode_e4m3(value * scale.multiplier);
@@ -126,6 +146,7 @@ Status run_gemm(int index, const Gemm& g, cudaStream_t) {
           static_cast<std::uint16_t*>(g.d)[to] = encode_bf16(value);
       }
     }
+  }
   return {};
 }
 

@@ -6,4 +6,7 @@ namespace octavo::testing {
 // The tile of the latest run_gemm, of cuda::kTiles.
 int last_tile();
 
+// How often run_gemm was called so far.
+int gemm_launches();
+
 }  // namespace octavo::testing

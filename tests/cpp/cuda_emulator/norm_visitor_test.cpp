@@ -32,6 +32,7 @@ struct Norm {
   Residue residual = Residue::none;
   bool residual_first = false;
   bool codes = false;
+  int layer = 0;  // of a batch
 };
 
 // y of one row of z, in FP64; what the visitor is held to.
@@ -87,10 +88,18 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   const auto n = static_cast<std::size_t>(cols), m = static_cast<std::size_t>(rows), ld = n + 3;
-  std::vector<float> z(m * n), bias(n), weight(n), shift(n), residual(m * ld, 0.0f);
+  std::vector<float> z(m * n), residual(m * ld, 0.0f);
+  const auto layer = static_cast<std::size_t>(norm.layer);  // the last one: its vectors end the memory
+  std::vector<float> bias(n), weight(n), shift(n);
   for (float& v : z) v = 3 * normal(random) + 1;
   for (std::size_t c = 0; c < n; ++c)
     bias[c] = normal(random), weight[c] = 1 + 0.1f * normal(random), shift[c] = 0.1f * normal(random);
+  const auto of_batch = [&](const std::vector<float>& own) {
+    std::vector<float> all(layer * n, std::nanf(""));
+    all.insert(all.end(), own.begin(), own.end());
+    return all;
+  };
+  const std::vector<float> biases = of_batch(bias), weights = of_batch(weight), shifts = of_batch(shift);
   std::vector<cutlass::bfloat16_t> narrow(residual.size());
   if (norm.residual != Residue::none)
     for (std::size_t i = 0; i < residual.size(); ++i) {
@@ -99,9 +108,9 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
     }
   std::vector<std::uint8_t> codes(m * n);
   std::vector<float> scale(m);
-  const typename Visitor::Arguments arguments{norm.vectors ? bias.data() : nullptr,
-                                              norm.vectors ? weight.data() : nullptr,
-                                              norm.vectors && norm.centred ? shift.data() : nullptr,
+  const typename Visitor::Arguments arguments{norm.vectors ? biases.data() : nullptr,
+                                              norm.vectors ? weights.data() : nullptr,
+                                              norm.vectors && norm.centred ? shifts.data() : nullptr,
                                               1e-5f,
                                               norm.centred,
                                               norm.block,
@@ -113,7 +122,7 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
                                               norm.codes ? codes.data() : nullptr,
                                               static_cast<std::int64_t>(n),
                                               norm.codes ? scale.data() : nullptr};
-  EXPECT_TRUE(Visitor::can_implement(make_shape(rows, cols, 128, 1), arguments));
+  EXPECT_TRUE(Visitor::can_implement(make_shape(rows, cols, 128, norm.layer + 1), arguments));
   std::vector<double> found(64 * kColumns);
   const bool ran = cuda_emulator::run(dim3(1), dim3(128), 0, [&] {
     const auto thread = copy.get_slice(static_cast<int>(threadIdx.x));
@@ -129,7 +138,7 @@ double error_of(int rows, int cols, int tile_row, int tile_column, const Norm& n
       fragment[i] = r < rows && c < cols ? z[static_cast<std::size_t>(r) * n + static_cast<std::size_t>(c)] : 0.0f;
     }
     typename Visitor::template Callbacks<std::remove_cv_t<decltype(relative)>, std::remove_cv_t<decltype(residue)>>
-        callbacks(relative, residue, rows, cols, tile_column, &arguments);
+        callbacks(relative, residue, rows, cols, tile_column, norm.layer, &arguments);
     const auto y = callbacks.template visit<float, kValues>(fragment, 0, 0, 0, fragment);
     for (int i = 0; i < kValues; ++i)
       found[static_cast<std::size_t>(int(get<0>(places(i))) * kColumns + int(get<1>(places(i))))] =
@@ -169,6 +178,7 @@ void expect_norms(std::initializer_list<int> widths) {
                                {false, false, Activation::hardswish, 0, Residue::wide},
                                {true, true, Activation::relu, 0, Residue::narrow},
                                {false, true, Activation::sigmoid, 0, Residue::wide, true},
+                               {true, true, Activation::silu, 0, Residue::none, false, false, 2},
                                {true, true, Activation::gelu, 0, Residue::narrow, false, true},
                                {false, false, Activation::none, 64, Residue::none, false, true}})
         EXPECT_LE((error_of<kColumns, Instruction>(rows, cols, tile_row, 0, norm)), 1.0 / 256)
@@ -184,6 +194,7 @@ void expect_blocks(std::initializer_list<int> blocks) {
         for (int tile = 0; tile * kColumns < cols; ++tile)
           for (const Norm& norm : {Norm{false, false, Activation::hardswish, block},
                                    {false, true, Activation::silu, block, Residue::narrow},
+                                   {false, true, Activation::relu, block, Residue::none, false, false, 2},
                                    {false, true, Activation::none, block, Residue::wide, true}})
             EXPECT_LE((error_of<kColumns, Instruction>(rows, cols, tile_row, tile, norm)), 1.0 / 256)
                 << "blocks of " << block << ", " << cols << " columns, " << rows << " rows, tile " << tile;
@@ -219,6 +230,7 @@ TEST(CudaNormVisitor, RefusesWhatTheTileCannotHold) {
   arguments.block = 64;
   EXPECT_TRUE(Visitor::can_implement(make_shape(5, 256, 128, 1), arguments));
   EXPECT_FALSE(Visitor::can_implement(make_shape(5, 264, 128, 1), arguments));
+  EXPECT_FALSE(Visitor::can_implement(make_shape(5, 256, 128, 2), arguments));
 }
 
 }  // namespace
