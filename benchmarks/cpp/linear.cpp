@@ -42,7 +42,8 @@ void encode_weight(Layer& layer, const Shape& shape, Numerics numerics) {
       layer.codes[i] = static_cast<std::uint8_t>(static_cast<std::int8_t>(w[i] * 25.0f));
   }
   const float* scale = format == DType::bf16 ? nullptr : layer.scale.data();
-  layer.weight = std::make_unique<PackedWeight>(layer.codes.data(), scale, shape.n, shape.k, format);
+  layer.weight =
+      std::make_unique<PackedWeight>(layer.codes.data(), scale, shape.n, shape.k, format, weight_scaling(numerics));
 }
 
 std::unique_ptr<Layer> layer_for(const Shape& shape, Numerics numerics) {
