@@ -21,10 +21,9 @@ struct Rows {
 
 template <class In, int kLanes, int kKept>
 __global__ void __launch_bounds__(kRowThreads) quantize_rows(const __grid_constant__ Rows a) {
-  const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
+  const unsigned group = blockIdx.x * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
-  const std::int64_t row = is_row ? group : a.rows - 1;
-  const std::int64_t out_row = blockIdx.y * a.rows + row;
+  const unsigned row = is_row ? group : static_cast<unsigned>(a.rows) - 1;  // 64 bits would spill
   RowSpan<const In, kLanes, kKept> span{
       static_cast<const In*>(a.x) + blockIdx.y * a.distance + row * a.stride, 0, a.cols, a.x_aligned, {}};
   span.load();
@@ -46,6 +45,7 @@ __global__ void __launch_bounds__(kRowThreads) quantize_rows(const __grid_consta
   RowScale s = row_scale(__uint_as_float(max_group<kLanes>(magnitude.largest)), a.format, a.pow2);
   if (a.format == DType::i8 && max_group<kLanes>(magnitude.nan) != 0) s.scale = __uint_as_float(0x7fc00000u);
   if (!is_row) return;
+  const std::int64_t out_row = blockIdx.y * a.rows + row;
   if (threadIdx.x % kLanes == 0) a.scale[out_row] = s.scale;
   std::uint8_t* codes = a.codes + out_row * a.ld;
   span.each([&](int at, int count, float (&v)[kColumns]) {
