@@ -17,7 +17,9 @@ from typing import Any
 
 import harness
 import numpy as np
+import records
 import torch
+from command_line import command_line, level_of
 from harness import Effort, Entry
 from machine import gpu_facts
 from roofs import Roof
@@ -130,7 +132,7 @@ def unusable() -> str:
 def main(name: str, body: Callable[[GpuRun], None], argv: Sequence[str] | None = None) -> int:
     """The command line of a GPU benchmark. What was measured is written where the body fails, too, without a summary,
     beside ``--out`` as ``.partial``."""
-    parser = harness.command_line(name)
+    parser = command_line(name)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for tests")
     parser.add_argument(
         "--budget", type=float, default=harness.GPU_BUDGETS[name], help="seconds; shapes beyond are cut"
@@ -139,14 +141,14 @@ def main(name: str, body: Callable[[GpuRun], None], argv: Sequence[str] | None =
     if arguments.device == "cuda" and (why := unusable()):
         print(f"{name}: {why}", file=sys.stderr)
         return 1
-    run = GpuRun(name, harness.level_of(arguments), arguments.json, arguments.device, arguments.budget)
+    run = GpuRun(name, level_of(arguments), arguments.json, arguments.device, arguments.budget)
     try:
         body(run)
     except BaseException:
         if arguments.out is not None:
-            harness.write(arguments.out.with_name(arguments.out.name + ".partial"), run.records)
+            records.write(arguments.out.with_name(arguments.out.name + ".partial"), run.records)
         raise
     run.finish()
     if arguments.out is not None:
-        harness.write(arguments.out, run.records)
+        records.write(arguments.out, run.records)
     return 0

@@ -11,18 +11,18 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation: huge pages for torch too
 
 import numpy as np
 import roofs
+from command_line import command_line, level_of
 from machine import facts
+from records import print_tables, write
 
 NAMES = ("linear_norm", "linear_mixed", "linear_backward", "embedding_forward", "embedding_backward", "quantize",
          "overhead", "train_step", "isa", "dispatch_regret", "dynamic_table", "simulate", "memory",
@@ -398,7 +398,7 @@ class Run:
         summary = {"summary": self.name, "bars": self.bars, "effort": self.effort.name, **self._identity()}
         self._emit(summary | ({"cut_shapes": self.cuts} if self.cuts else {}))
         if not self._as_json:
-            _print_tables(self.records)
+            print_tables(self.records)
 
     def _identity(self) -> dict[str, Any]:
         return {key: self.machine[key] for key in ("commit", "device", "isa")}
@@ -459,68 +459,6 @@ def _shares(entry: Entry, us: Any) -> Any:
 
 def _digits(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records as JSON lines, whole or not at all."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    os.replace(file.name, path)
-
-
-def _print_tables(records: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 180)
-    table = Table("op", "shape", "entry", "kernel", "p50 us", "p10-p90", "rate", "of roof", "best peer", "ratio")
-    for row in records:
-        if "p50_us" not in row:
-            continue
-        rate = next((f"{row[k]:g} {unit}" for k, unit in (("mitems", "M rows/s"), ("gflops", "GFLOP/s"),
-                                                          ("gbps", "GB/s")) if k in row), "")  # fmt: skip
-        share = f"{row['share_of_roof']:.0%}" if "share_of_roof" in row else ""
-        peer = row["best_peer"] or row["best_peer_any"]
-        name = peer["name"] if peer else ""
-        ratio = f"{peer['ratio']:.2f} [{peer['low']:.2f}, {peer['high']:.2f}]" if peer else ""
-        shape = " ".join(f"{k}={v}" for k, v in row["shape"].items())
-        table.add_row(row["op"], shape, row["entry"], row["kernel"] or "", f"{row['p50_us']:g}",
-                      f"{row['p10_us']:g}-{row['p90_us']:g}", rate, share, name, ratio)  # fmt: skip
-    if table.row_count:
-        console.print(table)
-    for row in records:
-        if "figure" in row:
-            print(" ".join(f"{key}={value}" for key, value in row.items() if key not in ("commit", "device", "isa")))
-    bars = Table("bar", "figure", "95% interval", "bar", "holds", "did not run")
-    times = any("p50_us" in row for row in records)
-    for bar in records[-1]["bars"]:
-        figure = "" if bar["figure"] is None else f"{bar['figure']:.2f}x" if times else f"{bar['figure']:g}"
-        digits = ".2f" if times else "g"
-        interval = "" if bar["figure"] is None else f"{bar['low']:{digits}} - {bar['high']:{digits}}"
-        holds = "finding" if bar["holds"] is None else str(bar["holds"])
-        bars.add_row(bar["name"], figure, interval, str(bar["bar"] or ""), holds, ", ".join(bar.get("did_not_run", [])))
-    console.print(bars)
-
-
-def command_line(name: str) -> argparse.ArgumentParser:
-    """What every benchmark takes."""
-    parser = argparse.ArgumentParser(prog=f"{name}.py")
-    effort = parser.add_mutually_exclusive_group()
-    effort.add_argument("--quick", action="store_true", help="fewer shapes, under 5 minutes on 2 cores")
-    effort.add_argument("--smoke", action="store_true", help="seconds; for tests, figures mean nothing")
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdout instead of tables")
-    parser.add_argument("--out", type=Path, help="write the JSON lines to this file, atomically, at the end")
-    return parser
-
-
-def level_of(arguments: argparse.Namespace) -> str:
-    """The effort's name."""
-    return "quick" if arguments.quick else "smoke" if arguments.smoke else "full"
 
 
 def main(

@@ -229,11 +229,13 @@ def test_the_last_line_is_the_summary(capsys: pytest.CaptureFixture[str], run: A
 
 
 def test_results_are_written_whole(harness: Any, tmp_path: Path) -> None:
+    import records  # in the harness's folder
+
     target = tmp_path / "results" / "x.jsonl"
-    harness.write(target, [{"a": 1}, {"b": [2]}])
+    records.write(target, [{"a": 1}, {"b": [2]}])
     assert [json.loads(line) for line in target.read_text().splitlines()] == [{"a": 1}, {"b": [2]}]
     with pytest.raises(TypeError):
-        harness.write(target, [{"a": object()}])
+        records.write(target, [{"a": object()}])
     assert json.loads(target.read_text().splitlines()[0]) == {"a": 1}
     assert [p.name for p in target.parent.iterdir()] == ["x.jsonl"]
 

@@ -125,16 +125,17 @@ class _Batch:
 
     def __init__(self, batch: torch.Tensor, most: int, seed: int) -> None:
         self.nan_rows, self.infinite_rows = _not_finite(batch)
-        x = rows_of(batch, picked_rows(batch.shape[:-1].numel(), most, seed)).double()
+        x = rows_of(batch, picked_rows(batch.shape[:-1].numel(), most, seed)).float()
         amax = x.abs().amax(1)
         finite = amax.isfinite()
-        x, self.amax = x[finite], amax[finite].float()
-        self.rows = len(x)
-        self.total = x.sum(0)
-        squares = x.square().sum(1)
-        self.squares = float(squares.sum())
-        used = self.amax > 0
-        self.shares = float((squares[used] / self.amax[used].double().square()).sum())  # of (|x| / amax)^2
+        if not bool(finite.all()):
+            x, amax = x[finite], amax[finite]
+        self.rows, self.amax = len(x), amax
+        self.total = x.sum(0, dtype=torch.float64)
+        used = amax > 0
+        shares = (x / torch.where(used, amax, 1.0)[:, None]).square().sum(1, dtype=torch.float64)  # of (|x| / amax)^2
+        self.squares = float((shares * amax.double().square()).sum())
+        self.shares = float(shares.sum())
         self.cells = int(used.sum()) * x.shape[1]
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from octavo import _core
+from octavo.nn.bags_function import BagsFunction
 from octavo.nn.device_ids import DeviceIds
 from octavo.nn.dynamic import SHARED, DynamicRows, IdRows
 from octavo.nn.table import Table
 from octavo.nn.table_memory import TableTensors, allocate, put_rows, sent, zeros
-from octavo.nn.table_optimizers import SGD, Adam, Optimizer
+from octavo.nn.table_optimizers import Adam, Optimizer
 from octavo.ops import embedding
 from octavo.ops._types import choice
 from octavo.ops.jagged import Jagged
@@ -28,8 +28,6 @@ from octavo.ops.table_formats import (
     rows_in,
     stored_columns,
 )
-
-_FROZEN = SGD(0.0)
 
 
 class EmbeddingBags(torch.nn.Module):
@@ -235,7 +233,7 @@ class EmbeddingBags(torch.nn.Module):
         ids: torch.Tensor | None,
     ) -> torch.Tensor:
         anchor = self._anchor if trains else None
-        out: torch.Tensor = _Bags.apply(anchor, weights, values, offsets, self, ids)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = BagsFunction.apply(anchor, weights, values, offsets, self, ids)  # type: ignore[no-untyped-call]
         return out
 
     def _updates(self) -> bool:
@@ -438,81 +436,3 @@ def _on_host(values: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor,
         return values, offsets
     values, offsets = torch.cat([values, offsets]).cpu().split([len(values), len(offsets)])
     return values, offsets
-
-
-def _call_backward(
-    bags: EmbeddingBags, tables: Any, values: Any, offsets: Any, weights: Any, grad: Any, kind: str, optimizer: Any,
-    grad_weights: Any, step: int,
-) -> None:  # fmt: skip
-    embedding.bag_backward(
-        tables, values, offsets, weights, grad, kind, optimizer.lr, optimizer.eps, optimizer.weight_decay, bags.bounds,
-        grad_weights, None, optimizer.betas, step, bags.rounding, bags.seed, bags._first_table,
-    )  # fmt: skip
-
-
-def _with_every_row(
-    tables: embedding.TableSet, values: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None,
-    grad: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:  # fmt: skip
-    """The batch with one more event, which looks up every row and whose gradient is zero."""
-    rows = [len(table) for table in tables.rows]
-    counts = offsets.diff().view(len(rows), -1)
-    ends = [0, *counts.sum(1).cumsum(0).tolist()]
-    counts = torch.cat([counts, counts.new_tensor(rows).unsqueeze(1)], 1).view(-1)
-
-    def extended(mine: torch.Tensor, added: Callable[..., torch.Tensor]) -> torch.Tensor:
-        each = zip(itertools.pairwise(ends), rows, strict=True)
-        return torch.cat([part for (a, b), size in each for part in (mine[a:b], added(size, device=mine.device))])
-
-    return (
-        extended(values, torch.arange),
-        torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-        None if weights is None else extended(weights, torch.ones),
-        functional.pad(grad, (0, 0, 0, 1)),
-    )
-
-
-class _Bags(torch.autograd.Function):
-    """Forward of the bags whose backward updates the tables; the only gradient it returns is that of the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchor: Any, weights: Any, values: torch.Tensor, offsets: torch.Tensor, bags: EmbeddingBags, ids: Any
-    ) -> torch.Tensor:
-        tables = bags._table_set()
-        if ctx.needs_input_grad[1] and not tables.trainable:
-            raise ValueError("weights: no gradients over tables of a dtype that does not train; detach the weights")
-        ctx.save_for_backward(weights, values, offsets, ids)
-        ctx.bags, ctx.trains = bags, anchor is not None
-        ctx.removed = 0 if bags.ids is None else bags.ids.removed
-        return embedding.bag_forward(tables, values, offsets, weights, bags.bounds)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        weights, values, offsets, ids = ctx.saved_tensors
-        bags = ctx.bags
-        if ids is not None and bags.ids.removed != ctx.removed:  # a row may be another id's since
-            values = bags._looked_up(ids, offsets.to(ids.device), False)[1]
-            for touched in bags._touched.values():
-                touched[SHARED] = 1
-        optimizer: Any = (bags.optimizer or _FROZEN) if ctx.trains else _FROZEN
-        grad_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        step = bags._next_step()
-        tables = bags._table_set()
-        kind, wanted = optimizer.kind if ctx.trains else "none", grad_weights
-        if grad_weights is not None and ctx.trains and (bags.gather is not None or not optimizer.lazy):
-            # of this process's lookups; the update is of more
-            _call_backward(bags, tables, values, offsets, weights, grad, "none", _FROZEN, grad_weights, step)
-            wanted = None
-        if ctx.trains and bags.gather is not None:
-            values, offsets, weights, grad = bags.gather(len(tables.names), values, offsets, weights, grad)
-        if not optimizer.lazy:
-            optimizer = dataclasses.replace(optimizer, eps=optimizer.dense_eps(step))
-            values, offsets, weights, grad = _with_every_row(tables, values, offsets, weights, grad)
-            for touched in bags._touched.values():
-                touched.fill_(1)
-        _call_backward(bags, tables, values, offsets, weights, grad, kind, optimizer, wanted, step)
-        if ctx.trains and bags.step is not None:
-            bags.step.fill_(step)
-        return None, grad_weights, None, None, None, None

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from octavo import _core
-from octavo.nn.embedding_bags import EmbeddingBags, _Bags
+from octavo.nn.bags_function import BagsFunction
+from octavo.nn.embedding_bags import EmbeddingBags
 from octavo.nn.table_memory import sent
 from octavo.ops.embedding import TableSet, check_indices
 from octavo.ops.embedding_rows import row_lookup, traced_rows
@@ -62,7 +63,7 @@ class EmbeddingCollection(EmbeddingBags):
             each = torch.arange(end - begin + 1, device=values.device)
             own = None if ids is None else ids[begin:end]
             table = _OneTable(self, t, update)
-            part: torch.Tensor = _Bags.apply(self._anchor, None, values[begin:end], each, table, own)  # type: ignore[no-untyped-call]
+            part: torch.Tensor = BagsFunction.apply(self._anchor, None, values[begin:end], each, table, own)  # type: ignore[no-untyped-call]
             rows.append(part)
         return rows
 

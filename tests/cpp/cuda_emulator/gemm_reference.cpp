@@ -14,7 +14,7 @@ namespace {
 int g_last_tile = -1, g_launches = 0;
 }  // namespace
 
-int last_tile() { return g_last_tile; }
+cuda::Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(g_last_tile)].store; }
 int gemm_launches() { return g_launches; }
 }  // namespace octavo::testing
 

@@ -25,8 +25,6 @@ constexpr Class kClasses[] = {
     {Numerics::e4m3_row, cuda::linear_e4m3_row_sm90, cuda::linear_batch_e4m3_row_sm90},
     {Numerics::e4m3_row_fast, cuda::linear_e4m3_row_fast_sm90, cuda::linear_batch_e4m3_row_fast_sm90}};
 
-Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(last_tile())].store; }
-
 struct Side {
   bool in_columns;   // groups lie in each other's rows; else behind each other
   std::int64_t gap;  // elements between rows or groups

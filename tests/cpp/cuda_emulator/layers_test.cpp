@@ -27,8 +27,6 @@ constexpr Class kClasses[] = {{Numerics::bf16, cuda::linear_bf16_sm90},
 
 bool has_blocks(const Class& c) { return c.numerics == Numerics::e4m3_block; }
 
-Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(last_tile())].store; }
-
 // Of the largest element. Norms that take no mean off may see a product in BF16, unless the GEMM has them.
 double bound_of(DType y, NormKind norm) {
   const bool steps = norm != NormKind::none && norm != NormKind::layer && store_of_last() != Store::norm;
