@@ -143,6 +143,9 @@ def test_real_times_on_this_machine() -> None:
 def test_only_linear_problems_are_tuned() -> None:
     with pytest.raises(ValueError, match="problems: only linear problems are tuned, found op 'quantize'"):
         tune(Problem("quantize", 1, 1, 1))
+    for wrong in ("linear", 3, [None]):
+        with pytest.raises(TypeError, match="problems: expected an octavo.ops.dispatch.Problem or several, found"):
+            tune(wrong)  # type: ignore[arg-type]
 
 
 def test_progress_is_told() -> None:

@@ -67,10 +67,13 @@ def tune(
     What was tuned is known for all numbers of rows up to the next power of two. ``compiled``: time kernels too that
     compile at their first call, which takes seconds that the budget does not count. ``progress(problems done)`` is
     called after each. ``measured(problem, kernels, budget_ms each) -> name -> us`` and ``tiles(product, names,
-    budget_ms each) -> name -> us`` replace the timing (tests). Raises ValueError for a problem that is not linear.
+    budget_ms each) -> name -> us`` replace the timing (tests). Raises TypeError for what is no problem, ValueError for one
+    that is not linear.
     """
-    problems = [problems] if isinstance(problems, Problem) else list(problems)
+    problems = list(problems) if isinstance(problems, Iterable) else [problems]
     for problem in problems:
+        if not isinstance(problem, Problem):
+            raise TypeError(f"problems: expected an octavo.ops.dispatch.Problem or several, found {problem!r}")
         if problem.op != "linear":
             raise ValueError(f"problems: only linear problems are tuned, found op {problem.op!r}")
     load()
