@@ -67,8 +67,8 @@ def tune(
     What was tuned is known for all numbers of rows up to the next power of two. ``compiled``: time kernels too that
     compile at their first call, which takes seconds that the budget does not count. ``progress(problems done)`` is
     called after each. ``measured(problem, kernels, budget_ms each) -> name -> us`` and ``tiles(product, names,
-    budget_ms each) -> name -> us`` replace the timing (tests). Raises TypeError for what is no problem, ValueError for one
-    that is not linear.
+    budget_ms each) -> name -> us`` replace the timing (tests). Raises TypeError for what is no problem,
+    ValueError for one that is not linear.
     """
     problems = list(problems) if isinstance(problems, Iterable) else [problems]
     for problem in problems:
