@@ -68,6 +68,27 @@ void bind_linear_backward(py::module_& m) {
       py::arg("kernel"), py::arg("grad"), py::arg("grad_stride"), py::arg("grad_dtype"), py::arg("x"),
       py::arg("x_stride"), py::arg("x_dtype"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("grad_weight"),
       py::arg("stream") = 0);
+
+  // Both in one call, by rows of the registry that work together (Kernel.works_with).
+  m.def(
+      "linear_gradients",
+      [](KernelInfo& input, KernelInfo& weight_kernel, std::uintptr_t grad, std::int64_t rows, std::int64_t grad_stride,
+         int grad_dtype, const PackedWeight& weight, std::uintptr_t grad_x, int grad_x_dtype, std::uintptr_t x,
+         std::int64_t x_stride, int x_dtype, std::uintptr_t grad_weight, std::uintptr_t stream) {
+        expect_launcher(work_together(input, weight_kernel), input, "linear_gradients");
+        const std::int64_t n = weight.n(), k = weight.k();
+        const MatrixView grads = matrix(grad, rows, n, grad_stride, static_cast<DType>(grad_dtype));
+        void* const on = reinterpret_cast<void*>(stream);
+        const GradInputArgs of_x{grads, &weight, matrix(grad_x, rows, k, k, static_cast<DType>(grad_x_dtype)), on};
+        const GradWeightArgs of_weight{grads, matrix(x, rows, k, x_stride, static_cast<DType>(x_dtype)),
+                                       matrix(grad_weight, n, k, k, DType::f32), on};
+        ++input.calls;
+        ++weight_kernel.calls;
+        run_released([&] { return input.run.gradients(of_x, of_weight); });
+      },
+      py::arg("input_kernel"), py::arg("weight_kernel"), py::arg("grad"), py::arg("m"), py::arg("grad_stride"),
+      py::arg("grad_dtype"), py::arg("weight"), py::arg("grad_x"), py::arg("grad_x_dtype"), py::arg("x"),
+      py::arg("x_stride"), py::arg("x_dtype"), py::arg("grad_weight"), py::arg("stream") = 0);
 }
 
 }  // namespace octavo::bindings

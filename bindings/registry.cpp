@@ -78,6 +78,7 @@ void bind_registry(py::module_& m) {
       .def_readonly("tolerance", &KernelInfo::tolerance)
       .def_readonly("takes_codes", &KernelInfo::takes_codes)
       .def_property_readonly("takes_batches", [](const KernelInfo& k) { return k.run.linear_batch != nullptr; })
+      .def("works_with", &work_together, py::arg("other"))
       .def_readonly("only_measured", &KernelInfo::only_measured)
       .def_readonly("note", &KernelInfo::note)
       .def_readonly("calls", &KernelInfo::calls)

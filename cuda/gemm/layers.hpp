@@ -28,6 +28,7 @@ Status grad_weight_bf16_sm90(const GradWeightArgs& args);
 // gradients_e4m3_sm90.cpp
 Status grad_input_e4m3_row_sm90(const GradInputArgs& args);
 Status grad_weight_e4m3_row_sm90(const GradWeightArgs& args);
+Status gradients_e4m3_row_sm90(const GradInputArgs& input, const GradWeightArgs& weight);
 
 // operands.cpp: a matrix as the memory accelerator reads it, rows of `ld` elements at addresses that are multiples of
 // 16 bytes: itself, or a copy that lives as long as `scratch`.

@@ -98,11 +98,13 @@ void register_cuda_gemm_kernels(Registry& registry) {
   KernelInfo grad_input_e4m3 = row(Op::linear_grad_input, Numerics::e4m3_row, 16.0, 300000.0);
   grad_input_e4m3.tolerance = kPromotedTolerance;
   grad_input_e4m3.run.grad_input = cuda::grad_input_e4m3_row_sm90;
+  grad_input_e4m3.run.gradients = cuda::gradients_e4m3_row_sm90;
   (void)registry.add(grad_input_e4m3);
 
   KernelInfo grad_weight_e4m3 = row(Op::linear_grad_weight, Numerics::e4m3_row, 24.0, 300000.0);
   grad_weight_e4m3.tolerance = kPromotedTolerance;
   grad_weight_e4m3.run.grad_weight = cuda::grad_weight_e4m3_row_sm90;
+  grad_weight_e4m3.run.gradients = cuda::gradients_e4m3_row_sm90;
   (void)registry.add(grad_weight_e4m3);
 }
 

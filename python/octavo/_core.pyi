@@ -76,6 +76,7 @@ class Kernel:
     @property
     def needs(self) -> list[str]: ...
     def accepts(self, m: int, n: int, k: int) -> bool: ...
+    def works_with(self, other: Kernel) -> bool: ...
     def count(self) -> None: ...
     def qualify(self) -> None: ...
     def quarantine(self, why: str) -> None: ...
@@ -344,6 +345,22 @@ def linear_grad_weight(
     m: int,
     n: int,
     k: int,
+    grad_weight: int,
+    stream: int = 0,
+) -> None: ...
+def linear_gradients(
+    input_kernel: Kernel,
+    weight_kernel: Kernel,
+    grad: int,
+    m: int,
+    grad_stride: int,
+    grad_dtype: int,
+    weight: PackedWeight,
+    grad_x: int,
+    grad_x_dtype: int,
+    x: int,
+    x_stride: int,
+    x_dtype: int,
     grad_weight: int,
     stream: int = 0,
 ) -> None: ...

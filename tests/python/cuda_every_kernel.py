@@ -13,7 +13,7 @@ import torch
 from octavo import _core, nn, ops
 from octavo.ops.batch_checks import batch_failure
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear_backward import run_grad_input, run_grad_weight
+from octavo.ops.linear_backward import run_grad_input, run_grad_weight, run_gradients
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
 from octavo.ops.qualification import check_of
@@ -93,7 +93,11 @@ def products_of_gradients(kernel: _core.Kernel) -> None:
     for m, n, k in ((1, 1, 1), (19, 130, 57), (1187, 33, 70)):
         grad = normal(m, n, dtype=torch.bfloat16)
         if kernel.op == _core.Op.linear_grad_weight:
-            run_grad_weight(kernel, grad, normal(m, k))
+            x = normal(m, k)
+            run_grad_weight(kernel, grad, x)
+            for other in _core.kernels():
+                if other.works_with(kernel):
+                    run_gradients(other, kernel, grad, pack_as(normal(n, k), numerics), x)
         else:
             run_grad_input(kernel, grad, pack_as(normal(n, k), numerics), torch.float32)
 

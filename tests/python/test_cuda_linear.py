@@ -10,7 +10,7 @@ from octavo.ops import kernels
 from octavo.ops.backward_checks import grad_input_reference, grad_weight_reference
 from octavo.ops.checks import check_linear, relative_to_largest, tolerance, weight_on
 from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear_backward import run_grad_input, run_grad_weight
+from octavo.ops.linear_backward import run_grad_input, run_grad_weight, run_gradients
 from octavo.ops.linear_call import record, run
 from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.qualification import check_of
@@ -264,6 +264,19 @@ def test_gradients(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -
         again = run_grad_input(kernel, grad.cuda(), there, dtype)
     assert relative_to_largest(found, ref) <= bound
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_gradients_in_eight_bits_share_one_cast(dtype: torch.dtype) -> None:
+    """The bits of each kernel alone."""
+    by_x, by_weight = (_kernel(f"cuda.sm90.linear_grad_{side}.e4m3_row") for side in ("input", "weight"))
+    assert by_x.works_with(by_weight)
+    for m, n, k in ((1, 1, 1), (1000, 136, 72), (3000, 67, 130)):
+        _, there = _weight(n, k, "e4m3_row", seed=33)
+        grad, x = (_normal(m, size, seed=34).to("cuda", dtype) for size in (n, k))
+        found = run_gradients(by_x, by_weight, grad, there, x)
+        assert torch.equal(found[0], run_grad_input(by_x, grad, there, dtype))
+        assert torch.equal(found[1], run_grad_weight(by_weight, grad, x))
 
 
 def test_a_converted_model_runs_on_the_device() -> None:

@@ -2,12 +2,13 @@
 
 import gc
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from octavo import _core, nn, ops
-from octavo.ops import backward_checks
+from octavo.ops import backward_checks, linear_backward
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.linear_backward import run_grad_input, run_grad_weight
 from octavo.ops.packing import pack_as
@@ -195,6 +196,39 @@ def test_only_wanted_gradients_are_computed() -> None:
     assert torch.equal(g, torch.full((3,), 4.0))
     ran = {name for name, calls in ops.dispatch.counters().items() if calls > before.get(name, 0)}
     assert not any("grad_input" in name or "grad_weight" in name for name in ran)
+
+
+def test_kernels_that_work_together_get_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those are CUDA's; here CPU kernels stand in, so that every argument of the call is read."""
+    w, grad, x = pack_as(_normal(5, 7, seed=1), "bf16"), _normal(40, 9, seed=2)[:, :5], _normal(40, 11, seed=3)[:, :7]
+    apart = linear_backward._products(grad, x, w, ("bf16", "bf16"), True, True)
+    of_x, of_weight = (
+        next(k for k in _core.kernels() if k.op == op and k.supported and k.library == "octavo"
+             and k.numerics.name == "bf16")
+        for op in (_core.Op.linear_grad_input, _core.Op.linear_grad_weight)
+    )  # fmt: skip
+    calls = []
+
+    def both(_, __, g, m, g_stride, g_type, weight, g_x, g_x_type, x, x_stride, x_type, g_weight, stream):
+        calls.append(m)
+        _core.linear_grad_input(of_x, g, m, g_stride, g_type, weight, g_x, g_x_type, stream)
+        _core.linear_grad_weight(of_weight, g, g_stride, g_type, x, x_stride, x_type, m, 5, 7, g_weight, stream)
+
+    pair = SimpleNamespace(works_with=lambda other: True)
+    monkeypatch.setattr(linear_backward, "_kernel_for", lambda *_: pair)
+    monkeypatch.setattr(_core, "linear_gradients", both)
+    together = linear_backward._products(grad, x, w, ("bf16", "bf16"), True, True)
+    assert calls == [40]
+    for one, other in zip(apart, together, strict=True):
+        assert _relative(one, other) < 1e-6
+
+
+def test_kernels_that_do_not_work_together_are_refused() -> None:
+    kernel = _core.kernel("cpu.generic.quantize")
+    assert not kernel.works_with(kernel)
+    w = pack_as(_normal(5, 7, seed=1), "bf16")
+    with pytest.raises(ValueError, match=r"linear_gradients: cpu\.generic\.quantize is no such kernel"):
+        _core.linear_gradients(kernel, kernel, 0, 0, 5, 0, w.core(), 0, 0, 0, 7, 0, 0)
 
 
 def test_a_weight_changed_after_the_forward_is_noticed() -> None:

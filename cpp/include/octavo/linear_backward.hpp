@@ -42,6 +42,8 @@ struct GradWeightArgs {
 using EpilogueBackwardLauncher = Status (*)(const EpilogueBackwardArgs&);
 using GradInputLauncher = Status (*)(const GradInputArgs&);
 using GradWeightLauncher = Status (*)(const GradWeightArgs&);
+// Both of one gradient and layer, which is rounded in one go: the bits of either alone.
+using GradientsLauncher = Status (*)(const GradInputArgs&, const GradWeightArgs&);
 
 Status validate(const EpilogueBackwardArgs& args);
 Status validate(const GradInputArgs& args, Numerics numerics);

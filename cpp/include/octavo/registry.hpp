@@ -57,6 +57,7 @@ struct Launchers {
   EpilogueBackwardLauncher epilogue_backward = nullptr;
   GradInputLauncher grad_input = nullptr;
   GradWeightLauncher grad_weight = nullptr;
+  GradientsLauncher gradients = nullptr;  // of a row of grad_input and one of grad_weight that work together
   PairwiseLauncher pairwise_dots = nullptr;
 };
 
@@ -85,6 +86,12 @@ struct KernelInfo {
   bool is_supported() const { return !supported || supported(); }
   bool may_be_chosen() const { return state == Qualification::trusted || state == Qualification::qualified; }
 };
+
+// Whether these rows of grad_input and grad_weight have one launcher of both.
+inline bool work_together(const KernelInfo& grad_input, const KernelInfo& grad_weight) {
+  return grad_input.op == Op::linear_grad_input && grad_weight.op == Op::linear_grad_weight &&
+         grad_input.run.gradients != nullptr && grad_input.run.gradients == grad_weight.run.gradients;
+}
 
 // Names of the CPU features without any of which a kernel is not supported, whatever this machine has.
 std::vector<std::string> needed_features(const KernelInfo& kernel);

@@ -11,7 +11,7 @@ from octavo import _core
 from octavo.ops._types import ACTIVATIONS
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest, tolerance, weight_on
 from octavo.ops.epilogue import Norm, apply_epilogue
-from octavo.ops.linear_backward import run_epilogue, run_grad_input, run_grad_weight
+from octavo.ops.linear_backward import run_epilogue, run_grad_input, run_grad_weight, run_gradients
 from octavo.ops.linear_call import Layer
 from octavo.ops.packing import PackedWeight, pack_as
 from octavo.ops.reference import dequantize_reference, quantize_reference
@@ -59,7 +59,7 @@ def check_grad_input(kernel: _core.Kernel) -> str:
 
 
 def check_grad_weight(kernel: _core.Kernel) -> str:
-    """Every shape, the types of the operands taking turns."""
+    """Every shape, the types of the operands taking turns; and the bits of a call that makes grad_input too."""
     device = kernel.device.name
     for i, (m, n, k) in enumerate((*_SHAPES, _TAILS)):
         dtype, x_dtype = _FLOATS[i % 2], _FLOATS[i // 2 % 2]
@@ -70,6 +70,21 @@ def check_grad_weight(kernel: _core.Kernel) -> str:
         error = relative_to_largest(found, grad_weight_reference(grad, x, kernel.numerics.name))
         if not error <= kernel.tolerance:
             return f"linear_grad_weight m={m} n={n} k={k}: {_miss(kernel.tolerance, error)}"
+    partners = [other for other in _core.kernels() if other.works_with(kernel)]
+    return next((failure for other in partners if (failure := _pair_failure(other, kernel))), "")
+
+
+def _pair_failure(by_x: _core.Kernel, by_weight: _core.Kernel) -> str:
+    """Empty where one call gives the bits of both kernels alone, tails and padded sides included."""
+    numerics, device = by_x.numerics.name, by_x.device.name
+    for (m, n, k), dtype in itertools.product(_SHAPES, _FLOATS):
+        g = torch.Generator().manual_seed(m + n + k)
+        w = weight_on(pack_as(torch.randn(n, k, generator=g), numerics), device)
+        grad, x = (torch.randn(m, size, generator=g).to(device, dtype) for size in (n, k))
+        found = run_gradients(by_x, by_weight, grad, w, x)
+        alone = run_grad_input(by_x, grad, w, dtype), run_grad_weight(by_weight, grad, x)
+        if not all(map(torch.equal, found, alone)):
+            return f"linear_gradients m={m} n={n} k={k}, {dtype}: other bits than of {by_x.name} and {by_weight.name}"
     return ""
 
 

@@ -112,23 +112,31 @@ def gradients(
     if need_residual:
         g_residual = (rows if g_early is None else g_early).reshape(grad.shape).to(residual)
     g_x = g_weight = None
+    if need_x or need_weight:
+        assert gz is not None
+        g_x, g_weight = _products(gz, as_rows(x), w, classes, need_x, need_weight)
+    return [None if g_x is None else g_x.view(x.shape), g_weight, g_bias, g_norm_weight, g_norm_bias, g_residual]
+
+
+def _products(
+    gz: torch.Tensor, x: torch.Tensor, w: PackedWeight, classes: tuple[str, str], need_x: bool, need_weight: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """gz W [M, K] and gz^T x [N, K] by the kernels dispatch chooses, in one call where both round gz alike."""
+    m, n = gz.shape
+    by_x = by_weight = None
+    if need_x and classes[0] != "fp32":
+        by_x = _kernel_for(_core.Op.linear_grad_input, gz.device, m, n, w.k, gz.dtype, x.dtype, classes[0])
+    if need_weight and classes[1] != "fp32":
+        master = torch.float32 if w.master is None else w.master.dtype
+        by_weight = _kernel_for(_core.Op.linear_grad_weight, gz.device, m, n, w.k, gz.dtype, master, classes[1])
+    if by_x is not None and by_weight is not None and by_x.works_with(by_weight):
+        return run_gradients(by_x, by_weight, gz, w, x)
+    g_x = g_weight = None
     if need_x:
-        assert gz is not None
-        if classes[0] == "fp32":
-            g_x = (gz.float() @ w.dequantize()).to(x.dtype).view(x.shape)
-        else:
-            kernel = _kernel_for(_core.Op.linear_grad_input, gz.device, m, n, w.k, gz.dtype, x.dtype, classes[0])
-            g_x = run_grad_input(kernel, gz, w, x.dtype).view(x.shape)
+        g_x = (gz.float() @ w.dequantize()).to(x.dtype) if by_x is None else run_grad_input(by_x, gz, w, x.dtype)
     if need_weight:
-        assert gz is not None
-        inputs = as_rows(x)
-        if classes[1] == "fp32":
-            g_weight = gz.float().T @ inputs.float()
-        else:
-            master = torch.float32 if w.master is None else w.master.dtype
-            kernel = _kernel_for(_core.Op.linear_grad_weight, gz.device, m, n, w.k, gz.dtype, master, classes[1])
-            g_weight = run_grad_weight(kernel, gz, inputs)
-    return [g_x, g_weight, g_bias, g_norm_weight, g_norm_bias, g_residual]
+        g_weight = gz.float().T @ x.float() if by_weight is None else run_grad_weight(by_weight, gz, x)
+    return g_x, g_weight
 
 
 def run_epilogue(
@@ -181,6 +189,20 @@ def run_grad_weight(kernel: _core.Kernel, gz: torch.Tensor, x: torch.Tensor) -> 
         kernels.stream_of(gz),
     )  # fmt: skip
     return out
+
+
+def run_gradients(
+    by_x: _core.Kernel, by_weight: _core.Kernel, gz: torch.Tensor, w: PackedWeight, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """gz [M, N] W [N, K] in x's type and gz^T x [M, K] in FP32, by kernels that work together (octavo's, CUDA's)."""
+    m = gz.shape[0]
+    g_x, g_weight = gz.new_empty((m, w.k), dtype=x.dtype), gz.new_empty((w.n, w.k), dtype=torch.float32)
+    _core.linear_gradients(
+        by_x, by_weight, gz.data_ptr(), m, gz.stride(0) if m > 1 else w.n, int(DTYPES[gz.dtype]), w.core(),
+        g_x.data_ptr(), int(DTYPES[x.dtype]), x.data_ptr(), x.stride(0) if m > 1 else w.k, int(DTYPES[x.dtype]),
+        g_weight.data_ptr(), kernels.stream_of(gz),
+    )  # fmt: skip
+    return g_x, g_weight
 
 
 def _address_and_type(tensor: torch.Tensor | None) -> tuple[int, int]:

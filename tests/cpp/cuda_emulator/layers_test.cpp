@@ -416,6 +416,26 @@ TEST(CudaGradients, OfTheInputInEightBits) {
     }
 }
 
+// One cast of the gradient for both: the bits of two calls, and fewer kernels.
+TEST(CudaGradients, OfBothAtOnceAreThoseOfEachAlone) {
+  for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {2047, 3, 5}, {0, 4, 8}, {4, 3, 0}})
+    for (const DType type : {DType::f32, DType::bf16}) {
+      LinearCase layer({.m = m, .n = n, .k = k}, Numerics::e4m3_row);
+      Matrix grad = normal(type, m, n, 4, 3), x = normal(type, m, k, 2, 5);
+      Matrix alone_x(type, m, k), both_x = normal(type, m, k, 6);
+      Matrix alone_w(DType::f32, n, k), both_w = normal(DType::f32, n, k, 7);
+      ASSERT_TRUE(cuda::grad_input_e4m3_row_sm90({grad.view(), &*layer.weight, alone_x.view()}).ok());
+      ASSERT_TRUE(cuda::grad_weight_e4m3_row_sm90({grad.view(), x.view(), alone_w.view()}).ok());
+      const Status status = cuda::gradients_e4m3_row_sm90({grad.view(), &*layer.weight, both_x.view()},
+                                                          {grad.view(), x.view(), both_w.view()});
+      ASSERT_TRUE(status.ok()) << status.message();
+      for (int r = 0; r < m; ++r)
+        for (int c = 0; c < k; ++c) EXPECT_EQ(both_x.get(r, c), alone_x.get(r, c)) << m << " " << n << " " << k;
+      for (int r = 0; r < n; ++r)
+        for (int c = 0; c < k; ++c) EXPECT_EQ(both_w.get(r, c), alone_w.get(r, c)) << m << " " << n << " " << k;
+    }
+}
+
 TEST(CudaGradients, OfNothingAreZeros) {
   Matrix grad(DType::f32, 0, 5), x(DType::f32, 0, 7), found = normal(DType::f32, 5, 7, 3);
   const std::vector<double> zeros(35);
