@@ -1,7 +1,6 @@
 # On a machine with a GPU, offline (docs/gpu.md): build against its torch, qualify, test, measure. GPU_PYTHON is the
 # interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT. GPU_EFFORT=--quick
-# measures fewer shapes. GPU_WHEELS: a folder of wheels for what that interpreter lacks (gpu_model reads octavo's
-# configurations: pydantic). With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
+# measures fewer shapes. GPU_WHEELS: a folder of wheels for what that interpreter lacks. With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
 # last ten minutes only, call gpu-build, gpu-test, gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") and gpu-sanitize one by
 # one.
 GPU_PYTHON ?= $(PYTHON)
@@ -22,11 +21,17 @@ gpu-device:
 	  { echo "gpu-check: no NVIDIA GPU on this machine; run it on one (docs/gpu.md)"; exit 1; }
 	@mkdir -p $(OUT)
 
+# What is missing comes from GPU_WHEELS; spills are said, and left to the tests, so that another nvcc can build.
 gpu-build: gpu-device
-	@test -z "$(GPU_WHEELS)" || $(GPU_PYTHON) -m pip install --quiet --no-index --find-links $(GPU_WHEELS) pydantic
-	@for package in torch numpy pytest hypothesis pyarrow yaml pydantic; do $(GPU_PYTHON) -c "import $$package" || \
-	  { echo "gpu-build: $(GPU_PYTHON) has no $$package; carry its wheels and name their folder in GPU_WHEELS"; exit 1; }; done
-	$(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
+	@for package in torch numpy pytest hypothesis pyarrow yaml:pyyaml pydantic cutlass_library:nvidia-cutlass; do \
+	  module=$${package%%:*} name=$${package\#\#*:}; \
+	  test $$module = cutlass_library -a -d "$$OCTAVO_CUTLASS_DIR/include/cutlass" && continue; \
+	  $(GPU_PYTHON) -c "import importlib.util as u, sys; sys.exit(u.find_spec('$$module') is None)" && continue; \
+	  deps=; test $$name = nvidia-cutlass && deps=--no-deps; \
+	  test -n "$(GPU_WHEELS)" && $(GPU_PYTHON) -m pip install --quiet --no-index --find-links $(GPU_WHEELS) $$deps $$name && continue; \
+	  echo "gpu-build: $(GPU_PYTHON) has no $$name: carry what 'pip download $$deps $$name' fetches and name the folder in GPU_WHEELS" \
+	    "(CUTLASS: or its headers, in OCTAVO_CUTLASS_DIR)"; exit 1; done
+	OCTAVO_SPILLS=warn $(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
 	  $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 
 gpu-test: gpu-device

@@ -1,5 +1,9 @@
-"""Compiler launcher for nvcc: keeps what ptxas reports beside the object file and fails when a kernel spills."""
+"""Compiler launcher for nvcc: keeps what ptxas reports beside the object file and fails when a kernel spills.
 
+``OCTAVO_SPILLS=warn``: it only says so, for another patch of nvcc must not keep a GPU machine from building.
+"""
+
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +27,7 @@ def main() -> int:
     spills = [line for line in report if (found := _SPILL.search(line)) and found.groups() != ("0", "0")]
     if spills:
         print(f"{target.name}: kernels spill registers; choose a smaller tile:", *spills, sep="\n", file=sys.stderr)
-        return 1
+        return 0 if os.environ.get("OCTAVO_SPILLS") == "warn" else 1
     return 0
 
 

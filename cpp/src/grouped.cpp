@@ -69,6 +69,17 @@ bool are_apart(const MatrixView& first, std::int64_t distance, std::int64_t coun
   return distance >= first.cols && (count - 1) * distance + first.cols <= first.row_stride;
 }
 
+// Whether one of `count` matrices of x may share memory with one of y: a batch reads and writes all of them at once.
+bool meet(const MatrixView& x, std::int64_t x_distance, const MatrixView& y, std::int64_t y_distance,
+          std::int64_t count) {
+  const auto bytes = [count](const MatrixView& m, std::int64_t distance) {
+    return static_cast<std::uintptr_t>((count - 1) * distance + (m.rows - 1) * m.row_stride + m.cols) *
+           size_of(m.dtype);
+  };
+  const auto from = reinterpret_cast<std::uintptr_t>(x.data), to = reinterpret_cast<std::uintptr_t>(y.data);
+  return from < to + bytes(y, y_distance) && to < from + bytes(x, x_distance);
+}
+
 bool may_be_in_a_batch(const GroupedLinear& call) {
   const LinearArgs& a = call.args;
   return call.kernel->run.linear_batch != nullptr && a.weight->scaling() == Scaling::row && a.x_scale == nullptr &&
@@ -104,7 +115,8 @@ LinearBatch batch_of(const GroupedLinear* calls, std::size_t count) {
   while (batch.count < most) {
     const GroupedLinear& next = calls[batch.count];
     if (!continues(first, next, batch.count) || distance_between(x, next.args.x) != batch.count * x_distance ||
-        distance_between(y, next.args.y) != batch.count * y_distance || !are_apart(y, y_distance, batch.count + 1))
+        distance_between(y, next.args.y) != batch.count * y_distance || !are_apart(y, y_distance, batch.count + 1) ||
+        meet(x, x_distance, y, y_distance, batch.count + 1))
       break;
     ++batch.count;
   }

@@ -47,8 +47,12 @@ Status grad_input_bf16_sm90(const GradInputArgs& args) {
   g.d_dtype = out.dtype;
   if (Status s = run_best(request_of(g, Product::bf16, Major::k, Major::mn), g, stream); !s.ok()) return s;
   if (outer == k) return {};
-  out.cols = k;
-  return copy_rows(out, args.grad_x.data, args.grad_x.row_stride, stream);
+  const std::size_t element = size_of(out.dtype);
+  return checked(
+      cudaMemcpy2DAsync(args.grad_x.data, static_cast<std::size_t>(args.grad_x.row_stride) * element, out.data,
+                        static_cast<std::size_t>(outer) * element, static_cast<std::size_t>(k) * element,
+                        static_cast<std::size_t>(m), cudaMemcpyDeviceToDevice, stream),
+      "linear_grad_input");
 }
 
 Status grad_weight_bf16_sm90(const GradWeightArgs& args) {

@@ -21,6 +21,16 @@ bool takes_rows(const MatrixView& d, std::int64_t distance = 0) {
   return rows_are_aligned(d.data, ld_of(d) * element) && distance * element % 16 == 0;
 }
 
+// From the first byte of a matrix, or of several, to behind the last.
+struct Bytes {
+  std::uintptr_t begin, end;
+  Bytes(const MatrixView& x, std::int64_t count, std::int64_t distance)
+      : begin(reinterpret_cast<std::uintptr_t>(x.data)),
+        end(begin + static_cast<std::uintptr_t>((count - 1) * distance + (x.rows - 1) * x.row_stride + x.cols) *
+                        size_of(x.dtype)) {}
+  bool meets(const Bytes& other) const { return begin < other.end && other.begin < end; }
+};
+
 struct Layer {
   const LinearArgs& args;
   const LinearBatch& batch;
@@ -53,6 +63,9 @@ struct Layer {
       x = {scratch[1].as<void>(), k, args.x.rows * k};
       g.x_scale = scratch[2].as<float>();
     }
+    // Blocks write y while others still read whole rows of x.
+    if (x.data == args.x.data && Bytes(args.x, batch.count, batch.x).meets(Bytes(args.y, batch.count, batch.y)))
+      if (Status s = copy_of(x, scratch[1]); !s.ok()) return s;
     g.x = x.data;
     g.ldx = x.ld;
     g.w = codes.data;
@@ -68,6 +81,15 @@ struct Layer {
     g.row_batch = g.m;
     g.column_batch = g.n;
     return {};
+  }
+
+  Status copy_of(Operand& x, StreamBuffer& scratch) const {
+    const std::int64_t rows = batch.count * args.x.rows, element = static_cast<std::int64_t>(size_of(args.x.dtype));
+    if (Status s = scratch.allocate(static_cast<std::size_t>(rows * x.ld * element)); !s.ok()) return s;
+    MatrixView own = args.x;
+    own.row_stride = x.ld;
+    x = {scratch.as<void>(), x.ld, args.x.rows * x.ld};
+    return copy_rows(own, scratch.as<void>(), x.ld, stream, xs());
   }
 
   Status quantized(std::int64_t k, StreamBuffer& codes, StreamBuffer& scale) const {

@@ -140,6 +140,11 @@ Status run(const PairwiseArgs& args) {
   if (args.pairs != Pairs::all && args.rows() == 1) return {};
   if (args.rows() > kLargest || args.y.rows > kLargest || args.depth() > kLargest)
     return Status::unsupported("pairwise_dots: the CUDA kernels take up to 2^30 rows and columns of a sample");
+  if (Status s = expect_aligned("pairwise_dots", {{"x", args.x.data, size_of(args.x.dtype)},
+                                                  {"y", args.y.data, size_of(args.y.dtype)},
+                                                  {"out", args.out, size_of(args.out_dtype)}});
+      !s.ok())
+    return s;
   const DeviceGuard guard(args.out);
   Call call{};
   call.x = operand_of(args.x, args.x_pairs, args.depth());

@@ -78,6 +78,7 @@ Status run(const QuantizeArgs& args, std::int64_t ld, std::int64_t scale_down, s
   if (args.x.rows == 0 || ld == 0) return {};
   if (args.x.rows > kMostRows || ld > kMostColumns)
     return Status::unsupported("quantize: the CUDA kernel takes up to 2^31 - 1 rows and 2^30 columns; split x");
+  if (Status s = expect_aligned("quantize", {{"x", args.x}, {"scales", args.scale, 4}}); !s.ok()) return s;
   const auto element = static_cast<std::int64_t>(size_of(args.x.dtype));
   const Tiles tiles{args.x.data,
                     args.x.rows,

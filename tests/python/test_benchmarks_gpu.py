@@ -220,3 +220,18 @@ def test_the_header_says_which_gpu_and_its_clocks(monkeypatch: pytest.MonkeyPatc
     assert found["gpu_clocks"]["driver_version"] == "580.1"
     asked.write_text("#!/bin/sh\nexit 9\n")
     assert machine.gpu_facts()["gpu_clocks"] is None
+
+
+def test_a_kernel_is_checked_in_its_own_process_and_its_verdict_kept() -> None:
+    from gpu_check import verdict_apart
+
+    from octavo import _core, _qualification_cache
+
+    kernel = _core.kernel("cpu.generic.quantize")
+    assert verdict_apart(kernel) == ""
+    assert _qualification_cache.read()["cpu.generic.quantize"] == ""
+    assert verdict_apart(kernel, patience_s=0.01) == "its check did not end within 0.01 s"
+    assert _qualification_cache.read()["cpu.generic.quantize"].endswith("0.01 s")
+    lost = SimpleNamespace(name="cuda.sm90.no_such", library="octavo")
+    assert "status 1" in verdict_apart(lost)
+    assert "no_such" in _qualification_cache.read()["cuda.sm90.no_such"]

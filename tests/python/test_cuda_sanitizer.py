@@ -41,7 +41,9 @@ def test_nothing_is_found(tool: str) -> None:
         pytest.skip("compute-sanitizer is not installed: it comes with the CUDA toolkit (PATH, CUDA_HOME)")
     # torch's allocator hands out parts of large blocks, whose borders no tool would see.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command(tool, program), env=environment, capture_output=True, text=True, timeout=3600)
+    done = subprocess.run(command(tool, program), env=environment, capture_output=True, text=True, timeout=540)
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer does not support this device or its virtual machine")
     assert done.returncode == 0, f"{tool} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
 
 

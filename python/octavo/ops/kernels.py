@@ -69,7 +69,9 @@ def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
         if not usable:
             found = ", ".join(f"{k.name} ({k.state})" for k in able) or "none registered"
             raise RuntimeError(f"{op.name}: no usable kernel for {', '.join(words)}; found {found}{why_not(words[0])}")
-        kernel = _serving[key] = usable[-1]
+        kernel = usable[-1]
+        if qualification.is_settled(op):
+            _serving[key] = kernel
     return kernel
 
 
@@ -87,11 +89,13 @@ def has_own(op: _core.Op, device: str, numerics: str | None = None) -> bool:
         from octavo.ops import qualification
 
         qualification.ensure(op)
-        found = _own[key] = any(
+        found = any(
             k.op == op and k.library == "octavo" and k.device.name == device and k.supported and k.state == "qualified"
             and (numerics is None or k.numerics.name == numerics)
             for k in _core.kernels()
         )  # fmt: skip
+        if qualification.is_settled(op):
+            _own[key] = found
     return found
 
 

@@ -223,8 +223,9 @@ def _kernel_for(
         x_name, y_name = (str(dtype).removeprefix("torch.") for dtype in (in_dtype, out_dtype))
         problem = Problem(op.name, m, n, k, x_name, y_name, device=device.type, numerics=numerics)
         kernel = kernels.by_name(choose(problem).kernel)
-        if len(_chosen) >= 4096:
-            _chosen.clear()
-        # The first choice of all qualifies kernels, which starts a new generation.
-        _chosen[(kernels.generation, *key[1:])] = kernel
+        if qualification.is_settled(op):
+            if len(_chosen) >= 4096:
+                _chosen.clear()
+            # The first choice of all qualifies kernels, which starts a new generation.
+            _chosen[(kernels.generation, *key[1:])] = kernel
     return kernel

@@ -52,6 +52,11 @@ def ensure(op: _core.Op) -> None:
     if not unknown or _running or torch.compiler.is_compiling():
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        warnings.warn(
+            f"kernels of {op.name} cannot be checked while a CUDA graph is captured, so octavo's are left out of it: run "
+            "the same once before (ops.dispatch.qualify() checks every kernel)",
+            stacklevel=2,
+        )
         return
     if op != _core.Op.quantize:
         ensure(_core.Op.quantize)  # classes that quantize their operands stand on it
@@ -69,22 +74,33 @@ def ensure(op: _core.Op) -> None:
         kernels.new_generation()
 
 
+def is_settled(op: _core.Op) -> bool:
+    """Whether every supported kernel of ``op`` has been checked: what was chosen before then is not to be kept."""
+    return not any(k.op == op and k.state == "unknown" and k.supported for k in _core.kernels())
+
+
 def qualify(fresh: bool = False) -> dict[str, str]:
     """Qualify every kernel now; ``fresh`` checks again what was checked before. Returns name -> state."""
     if fresh:
         rows = [k for k in _core.kernels() if k.supported and k.state != "trusted"]
         for kernel in rows:
             kernel.forget()
-        verdicts = {}
-        ordered = sorted(rows, key=lambda k: k.op != _core.Op.quantize)
-        for kernel in ordered:
-            verdicts[_qualification_cache.entry(kernel)] = verdict = _verdict(kernel)
-            settle(kernel, verdict)
-            kernels.new_generation()
-        _keep(verdicts)
+        for kernel in sorted(rows, key=lambda k: k.op != _core.Op.quantize):
+            check_again(kernel)
     for op in _core.Op:
         ensure(op)
     return {k.name: k.state if k.supported else "unsupported" for k in _core.kernels()}
+
+
+def check_again(kernel: _core.Kernel) -> str:
+    """Check one kernel, whatever is known of it. Returns why it failed, or an empty string."""
+    if kernel.op != _core.Op.quantize:
+        ensure(_core.Op.quantize)
+    verdict = _verdict(kernel)
+    settle(kernel, verdict)
+    kernels.new_generation()
+    _keep({_qualification_cache.entry(kernel): verdict})
+    return verdict
 
 
 def _keep(verdicts: dict[str, str]) -> None:

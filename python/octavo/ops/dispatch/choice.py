@@ -89,7 +89,7 @@ def kernel_for(w: PackedWeight, m: int, x_dtype: torch.dtype, out_dtype: torch.d
             if candidate.admitted and candidate.kernel.name == w.preferred[bound]:
                 return candidate.kernel
     kernel = kernels.by_name(choose(problem).kernel)
-    if not w.preferred:
+    if not w.preferred and qualification.is_settled(_core.Op.linear):
         if len(_chosen) >= 4096:
             _chosen.clear()
         _chosen[(kernels.generation, *key[1:])] = kernel  # the first choice of all qualifies: a new generation
