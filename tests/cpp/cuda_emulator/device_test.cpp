@@ -19,10 +19,14 @@ using cuda_emulator::runtime;
 
 class CudaDevice : public ::testing::Test {
  protected:
-  void SetUp() override { runtime() = Runtime{}; }
+  void SetUp() override {
+    runtime() = Runtime{};
+    cuda::start_launches_early(false);
+  }
   void TearDown() override {
     runtime() = Runtime{};
     cuda::use_scratch_source({});
+    cuda::start_launches_early(true);
   }
 };
 

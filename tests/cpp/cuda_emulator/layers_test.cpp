@@ -267,6 +267,40 @@ TEST(CudaLayers, NothingToDoIsDone) {
   for (const Class& c : kClasses) expect_layer({.m = 3, .n = 8, .k = 0}, c);
 }
 
+// Nothing is copied on the way, so that addresses stay.
+TEST(CudaLayers, ParametersOfAKernelAreMadeOnceForCallsThatRepeat) {
+  LinearCase layer({.m = 5, .n = 16, .k = 32, .x = DType::bf16, .y = DType::bf16}, Numerics::bf16);
+  const int before = gemm_preparations();
+  const auto expect_made = [&](const LinearArgs& args, int times) {
+    for (int twice = 0; twice < 2; ++twice) {
+      ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+      EXPECT_LE(layer.error(), 1.0 / 256);
+    }
+    EXPECT_EQ(gemm_preparations() - before, times);
+  };
+  expect_made(layer.args(), 1);
+  for (int r = 0; r < 5; ++r)
+    for (int k = 0; k < 32; ++k) layer.x.set(r, k, static_cast<float>(r - k) / 32);  // other numbers, same place
+  for (float& b : layer.bias) b = 3.0f - b;
+  expect_made(layer.args(), 1);
+  LinearArgs args = layer.args();
+  const std::vector<float> bias = layer.bias;
+  args.epilogue.bias = bias.data();  // the same numbers, another place
+  expect_made(args, 2);
+  expect_made(layer.args(), 2);
+  args = layer.args();
+  args.epilogue.activation = Activation::relu;
+  ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+  EXPECT_EQ(gemm_preparations() - before, 3);
+  expect_made(layer.args(), 3);
+  for (std::int64_t m = 5; m > 0; --m) {  // fewer rows of the same matrices
+    args = layer.args();
+    args.x.rows = args.y.rows = m;
+    ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+  }
+  EXPECT_EQ(gemm_preparations() - before, 3 + 4);
+}
+
 // A broadcast row of x: stride 0.
 TEST(CudaLayers, RowsThatOverlapAreCopied) {
   for (const Class& c : kClasses)
