@@ -1,9 +1,9 @@
-"""Launches on a device: kernels that start early give the same bits, kept parameters are right for what memory holds."""
+"""On a device: kernels that start early give the same bits, kept parameters are right for what memory holds."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -34,11 +34,10 @@ def test_the_setting_ends_with_its_block_and_says_what_was_before() -> None:
 
 
 @pytest.fixture(scope="module")
-def _qualified() -> Iterator[None]:
+def _qualified() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         ops.dispatch.qualify()
-    yield
 
 
 def chain(numerics: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -50,7 +49,8 @@ def chain(numerics: str) -> Callable[[torch.Tensor], torch.Tensor]:
     layers = []
     for at, (k, n) in enumerate(pairwise(WIDTHS)):
         weight = torch.randn(n, k, generator=generator).cuda() / k**0.5
-        norm = [None, ops.Norm("layer", torch.ones(n).cuda(), None), ops.Norm("rms", torch.ones(n).cuda(), None)][at % 3]
+        ones = torch.ones(n).cuda()
+        norm = (None, ops.Norm("layer", ones, None), ops.Norm("rms", ones, None))[at % 3]
         layers.append((pack_as(weight, numerics), torch.randn(n, generator=generator).cuda(), norm))
 
     def call(x: torch.Tensor) -> torch.Tensor:

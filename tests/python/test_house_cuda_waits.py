@@ -1,4 +1,4 @@
-"""Every CUDA kernel waits for the kernels before it, first of all: a launch may start early (cuda/device/launch.cuh)."""
+"""Every CUDA kernel waits for those before it, first of all: a launch may start early (cuda/device/launch.cuh)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_kernel_starts_through_launch_alone() -> None:
     ("source", "found"),
     [
         ("__global__ void f(int* p) { wait_for_previous_kernels(); *p = 1; }", [("f", True)]),
-        ("__global__ void __launch_bounds__(kA, (2)) f(int* p) {\n  // first\n  wait_for_previous_kernels();", [("f", True)]),
+        ("__global__ void __launch_bounds__(k, (2)) f() {\n // first\n wait_for_previous_kernels();", [("f", True)]),
         ("__global__ void f(int* p) { *p = 1; wait_for_previous_kernels(); }", [("f", False)]),
         ("__global__ void f(int* p);\n__global__ void g() { if (x) wait_for_previous_kernels(); }", [("g", False)]),
         ("__device__ void f() {} // __global__ void g() {}", []),
