@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "module.hpp"
 
 #ifdef OCTAVO_WITH_CUDA
@@ -47,9 +49,20 @@ std::string cuda_problem() {
 #endif
 }
 
+// Kept, without effect, where octavo was built without CUDA; see device.hpp.
+bool start_launches_early(bool allowed) {
+#ifdef OCTAVO_WITH_CUDA
+  return cuda::start_launches_early(allowed);
+#else
+  static bool kept = false;
+  return std::exchange(kept, allowed);
+#endif
+}
+
 void bind_cuda(py::module_& m) {
   m.def("cuda_info", &cuda_info);
   m.def("cuda_problem", &cuda_problem);
+  m.def("start_launches_early", &start_launches_early, py::arg("allowed"));
 #ifdef OCTAVO_WITH_CUDA
   m.attr("built_with_cuda") = true;
   m.def("finish_linear", &finish_linear, py::arg("z"), py::arg("m"), py::arg("n"), py::arg("epilogue"), py::arg("y"),

@@ -50,6 +50,8 @@ file(GLOB octavo_gemm_sources CONFIGURE_DEPENDS cuda/gemm/*_sm90.cu)
 add_cuda_kernels(octavo_cuda_sm90 SOURCES ${octavo_gemm_sources} ARCHITECTURES 90a-real)
 target_include_directories(octavo_cuda_sm90 SYSTEM PRIVATE ${OCTAVO_CUTLASS_DIR}/include
                            ${OCTAVO_CUTLASS_DIR}/tools/util/include)
+# Their waits for the kernels before them, without effect where a launch did not start early.
+target_compile_definitions(octavo_cuda_sm90 PRIVATE CUTLASS_ENABLE_GDC_FOR_SM90)
 # The SIMT kernels round each operation once, as the CPU's do, and share its codecs, which are C++20.
 file(GLOB simt_sources CONFIGURE_DEPENDS cuda/quantize/*.cu cuda/norm/*.cu cuda/embedding/*.cu
      cuda/pairwise/*.cu)

@@ -69,17 +69,6 @@ bool are_apart(const MatrixView& first, std::int64_t distance, std::int64_t coun
   return distance >= first.cols && (count - 1) * distance + first.cols <= first.row_stride;
 }
 
-// Whether one of `count` matrices of x may share memory with one of y: a batch reads and writes all of them at once.
-bool meet(const MatrixView& x, std::int64_t x_distance, const MatrixView& y, std::int64_t y_distance,
-          std::int64_t count) {
-  const auto bytes = [count](const MatrixView& m, std::int64_t distance) {
-    return static_cast<std::uintptr_t>((count - 1) * distance + (m.rows - 1) * m.row_stride + m.cols) *
-           size_of(m.dtype);
-  };
-  const auto from = reinterpret_cast<std::uintptr_t>(x.data), to = reinterpret_cast<std::uintptr_t>(y.data);
-  return from < to + bytes(y, y_distance) && to < from + bytes(x, x_distance);
-}
-
 bool may_be_in_a_batch(const GroupedLinear& call) {
   const LinearArgs& a = call.args;
   return call.kernel->run.linear_batch != nullptr && a.weight->scaling() == Scaling::row && a.x_scale == nullptr &&
@@ -101,6 +90,24 @@ bool continues(const GroupedLinear& first, const GroupedLinear& call, std::int64
 
 }  // namespace
 
+bool may_overlap(const MatrixView& a, std::int64_t a_distance, const MatrixView& b, std::int64_t b_distance,
+                 std::int64_t count) {
+  const auto begin = [](const MatrixView& m) { return reinterpret_cast<std::uintptr_t>(m.data); };
+  const auto bytes = [](const MatrixView& m, std::int64_t elements) {
+    return static_cast<std::uintptr_t>(elements) * size_of(m.dtype);
+  };
+  const auto end = [&](const MatrixView& m, std::int64_t distance) {
+    return begin(m) + bytes(m, (count - 1) * distance + (m.rows - 1) * m.row_stride + m.cols);
+  };
+  if (begin(a) >= end(b, b_distance) || begin(b) >= end(a, a_distance)) return false;
+  const std::uintptr_t pitch = bytes(a, a.row_stride);
+  if (count > 1 || pitch == 0 || pitch != bytes(b, b.row_stride)) return true;
+  const std::uintptr_t first = std::min(begin(a), begin(b));
+  const std::uintptr_t at_a = (begin(a) - first) % pitch, at_b = (begin(b) - first) % pitch;
+  const std::uintptr_t end_a = at_a + bytes(a, a.cols), end_b = at_b + bytes(b, b.cols);
+  return (at_a < end_b && at_b < end_a) || end_a > pitch || end_b > pitch;
+}
+
 LinearBatch batch_of(const GroupedLinear* calls, std::size_t count) {
   constexpr std::int64_t kLargest = 0x7fffffff, kMost = 65535;  // of rows and columns together; of a grid's y
   LinearBatch batch;
@@ -116,7 +123,7 @@ LinearBatch batch_of(const GroupedLinear* calls, std::size_t count) {
     const GroupedLinear& next = calls[batch.count];
     if (!continues(first, next, batch.count) || distance_between(x, next.args.x) != batch.count * x_distance ||
         distance_between(y, next.args.y) != batch.count * y_distance || !are_apart(y, y_distance, batch.count + 1) ||
-        meet(x, x_distance, y, y_distance, batch.count + 1))
+        may_overlap(x, x_distance, y, y_distance, batch.count + 1))  // all are read and written at once
       break;
     ++batch.count;
   }

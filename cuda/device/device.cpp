@@ -1,5 +1,6 @@
 #include "device/device.hpp"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -67,6 +68,7 @@ Status allocate_from_pool(std::size_t bytes, cudaStream_t stream, void*& data) {
 }
 
 ScratchSource g_source;
+std::atomic<bool> g_early = false;
 
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
@@ -123,6 +125,14 @@ Status expect_capability(const char* what, int major, int minor) {
   return Status::unsupported(std::string(what) + ": this kernel is for devices of compute capability " +
                              dotted(major, minor) + ", the tensors are on device " + std::to_string(device) + " with " +
                              dotted(found_major, found_minor) + "; move them to one, or run another kernel");
+}
+
+bool start_launches_early(bool allowed) { return g_early.exchange(allowed); }
+
+bool launches_start_early() {
+  int device = 0, major = 0;
+  return g_early && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
 }
 
 Status expect_aligned(const char* what, std::initializer_list<Address> addresses) {

@@ -29,6 +29,14 @@ Status checked(cudaError_t error, const char* what);
 // unsupported unless the current device has exactly this compute capability, as code for sm_90a needs.
 Status expect_capability(const char* what, int major, int minor);
 
+// Whether kernels may start while what comes before them on their stream still runs (programmatic dependent launch), in
+// all threads; false at first. Each waits at its start (device/launch.cuh), so results are the same. Launches that a
+// graph records keep what was set then. Without effect before Hopper. Returns what was set before.
+bool start_launches_early(bool allowed);
+
+// Whether the next launch does: it was allowed, and the current device is of Hopper or later.
+bool launches_start_early();
+
 // What a kernel reads or writes at addresses that are multiples of an element's size.
 struct Address {
   const char* name;

@@ -92,6 +92,7 @@ __device__ inline std::uint32_t warp_of_grid() { return (blockIdx.x * blockDim.x
 __device__ inline std::uint32_t warps_of_grid() { return gridDim.x * blockDim.x / 32; }
 
 __global__ void __launch_bounds__(kWarps * 32) sum_segments(const __grid_constant__ Backward a) {
+  wait_for_previous_kernels();
   const std::uint32_t count = a.lookups.counts[1];
   for (std::uint32_t s = warp_of_grid(); s < count; s += warps_of_grid()) {
     const LookupSegment segment = a.lookups.segments[s];
@@ -103,6 +104,7 @@ __global__ void __launch_bounds__(kWarps * 32) sum_segments(const __grid_constan
 // Gradients of the weights, at the rows before their update: a warp a lookup.
 __global__ void __launch_bounds__(kWarps * 32)
     weight_gradients(const __grid_constant__ Backward a, std::uint32_t num_values, float* grad_weights) {
+  wait_for_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (std::uint32_t position = warp_of_grid(); position < num_values; position += warps_of_grid()) {
     const std::uint32_t key = a.lookups.keys[position];
@@ -171,6 +173,7 @@ __device__ void update_row(const Backward& a, const DeviceTable& t, std::int64_t
 }
 
 __global__ void __launch_bounds__(kWarps * 32) update_rows(const __grid_constant__ Backward a, int row_floats) {
+  wait_for_previous_kernels();
   float* x = dynamic_shared<float>() + 2 * row_floats * (threadIdx.x / 32);
   float* g = x + row_floats;
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -150,6 +150,7 @@ __device__ void run_table(const Call& call, const DeviceTable& t, const Output& 
 
 template <bool pooled>
 __global__ void __launch_bounds__(kThreads, 2) look_up(const __grid_constant__ Call call) {
+  wait_for_previous_kernels();
   const DeviceTable& t = call.tables[blockIdx.y];
   const Output& out = call.outs[blockIdx.y];
   with_format(t.dtype, [&]<class Format>() { run_table<Format, pooled>(call, t, out); });

@@ -45,6 +45,7 @@ __device__ std::int64_t row_of(const IdSlots& map, std::int64_t id) {
 }
 
 __global__ void __launch_bounds__(kThreads) find_each(const __grid_constant__ Call call) {
+  wait_for_previous_kernels();
   const std::int64_t held = call.offsets[call.all_tables * call.batch];
   const auto step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t v = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; v < call.num_values;

@@ -9,12 +9,14 @@ namespace {
 constexpr int kThreads = 256, kBagLanes = 8;
 
 __global__ void __launch_bounds__(kThreads) store_tables(const __grid_constant__ TableChunk chunk, DeviceTable* to) {
+  wait_for_previous_kernels();
   if (static_cast<int>(threadIdx.x) < chunk.count) to[threadIdx.x] = chunk.tables[threadIdx.x];
 }
 
 // kBagLanes lanes a bag.
 __global__ void __launch_bounds__(kThreads)
     make_keys(const DeviceTable* tables, DeviceIndices in, SortedLookups out, float* inverse_counts) {
+  wait_for_previous_kernels();
   const std::int64_t bag = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kBagLanes;
   const bool is_bag = bag < in.num_tables * in.batch;
   const int lane = static_cast<int>(threadIdx.x) % kBagLanes;
@@ -39,12 +41,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads) count_up(std::uint32_t* to, std::int64_t n) {
+  wait_for_previous_kernels();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n) to[i] = static_cast<std::uint32_t>(i);
 }
 
 // The first lookup of each run enters it; in which order they stand matters to nobody.
 __global__ void __launch_bounds__(kThreads) find_runs(SortedLookups lookups, std::uint32_t n) {
+  wait_for_previous_kernels();
   __shared__ std::uint32_t before[kThreads / 32], first_run;
   const std::uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;

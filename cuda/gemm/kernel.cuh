@@ -2,6 +2,9 @@
 // files, a few kernels of one schedule in each, because most of a compilation is parsing CUTLASS.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "cute/tensor.hpp"
 #include "cutlass/cutlass.h"
 #include "cutlass/epilogue/collective/collective_builder.hpp"
@@ -147,25 +150,49 @@ Status accepts_tile(const Gemm& g) {
   return Status::unsupported(std::string(kTiles[kIndex].name) + ": " + cutlass::cutlassGetStatusString(status));
 }
 
+// A tensor map that the driver refused is left as zeros, and CuTe only prints so.
+template <class Copy>
+bool has_map(const Copy& copy) {
+  constexpr cute::TmaDescriptor kNone{};
+  return std::memcmp(copy.get_tma_descriptor(), &kNone, sizeof(kNone)) != 0;
+}
+
 template <int kIndex>
-Status run_tile(const Gemm& g, cudaStream_t stream) {
+Status prepare_tile(const Gemm& g, void* row, StreamBuffer& workspace, cudaStream_t stream, GemmParams& params) {
+  using Params = typename Kernel<kIndex>::Adapter::Params;
+  static_assert(sizeof(Params) <= sizeof(params.bytes) && alignof(Params) <= alignof(GemmParams));
+  static_assert(std::is_trivially_copyable_v<Params>);
   if (Status status = accepts_tile<kIndex>(g); !status.ok()) return status;
   typename Kernel<kIndex>::Adapter gemm;
-  StreamBuffer workspace(stream), row(stream);
-  if (g.d_dtype == DType::e4m3)
-    if (Status s = row.allocate(static_cast<std::size_t>(kTiles[kIndex].n) * 2); !s.ok()) return s;
-  const auto arguments = Kernel<kIndex>::arguments(g, device_info().multiprocessors, row.template as<void>());
+  const auto arguments = Kernel<kIndex>::arguments(g, device_info().multiprocessors, row);
   if (Status s = workspace.allocate(gemm.get_workspace_size(arguments)); !s.ok()) return s;
-  if (const auto status = gemm.run(arguments, workspace.template as<void>(), stream);
+  if (const auto status = gemm.initialize(arguments, workspace.template as<void>(), stream);
       status != cutlass::Status::kSuccess)
+    return {Code::internal, std::string(kTiles[kIndex].name) + ": " + cutlass::cutlassGetStatusString(status)};
+  bool has_maps = has_map(gemm.params().mainloop.tma_load_a) && has_map(gemm.params().mainloop.tma_load_b);
+  if constexpr (kTiles[kIndex].store != Store::direct)
+    has_maps = has_maps && has_map(gemm.params().epilogue.tma_store_d);
+  if (!has_maps)
+    return {Code::internal, std::string(kTiles[kIndex].name) + ": the driver refused a tensor map (standard error)"};
+  std::memcpy(params.bytes, &gemm.params(), sizeof(Params));
+  return {};
+}
+
+template <int kIndex>
+Status launch_tile(const GemmParams& params, cudaStream_t stream, bool early) {
+  using Adapter = typename Kernel<kIndex>::Adapter;
+  typename Adapter::Params own;
+  std::memcpy(&own, params.bytes, sizeof(own));
+  if (const auto status = Adapter::run(own, stream, nullptr, early); status != cutlass::Status::kSuccess)
     return {Code::internal, std::string(kTiles[kIndex].name) + ": " + cutlass::cutlassGetStatusString(status)};
   return checked(cudaGetLastError(), kTiles[kIndex].name);
 }
 
 // In a .cu: OCTAVO_TILE(name) compiles the row of that name.
-#define OCTAVO_TILE(name)                                                    \
-  static_assert(tile_index(name) >= 0, "tiles.hpp has no row of this name"); \
-  template Status accepts_tile<tile_index(name)>(const Gemm&);               \
-  template Status run_tile<tile_index(name)>(const Gemm&, cudaStream_t)
+#define OCTAVO_TILE(name)                                                                                       \
+  static_assert(tile_index(name) >= 0, "tiles.hpp has no row of this name");                                    \
+  template Status accepts_tile<tile_index(name)>(const Gemm&);                                                  \
+  template Status prepare_tile<tile_index(name)>(const Gemm&, void*, StreamBuffer&, cudaStream_t, GemmParams&); \
+  template Status launch_tile<tile_index(name)>(const GemmParams&, cudaStream_t, bool)
 
 }  // namespace octavo::cuda

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "device/recent_calls.hpp"
+#include "gemm/measured_tiles.hpp"
+
 namespace octavo::cuda {
 namespace {
 
@@ -71,6 +74,21 @@ LayerPlan plan_layer(const LayerRequest& r) {
   const LayerPlan at_once{whole.norm ? Route::fused : Route::whole, ranked.front().index,
                           around + ranked.front().us + (codes && !whole.d_is_codes ? pass_us(outputs * 5) : 0)};
   return whole.norm && in_steps.us < at_once.us ? in_steps : at_once;
+}
+
+LayerPlan recent_plan(const LayerRequest& request) {
+  struct Key {
+    LayerRequest request;
+    std::uint64_t times;
+    bool operator==(const Key&) const = default;
+  };
+  thread_local RecentCalls<Key, LayerPlan, 64> plans;
+  // Times first: a plan made while they change is kept with those before, which nobody asks for again.
+  const Key key{request, tile_times_version()};
+  const std::size_t hash = hash_of({request.m, request.n, request.k, static_cast<std::int64_t>(request.product),
+                                    static_cast<std::int64_t>(request.norm), static_cast<std::int64_t>(request.y)});
+  if (const LayerPlan* found = plans.find(key, hash)) return *found;
+  return plans.keep(key, hash, plan_layer(request));
 }
 
 }  // namespace octavo::cuda

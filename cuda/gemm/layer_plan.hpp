@@ -28,6 +28,8 @@ struct LayerRequest {
   bool saved_aligned = true;   // as y_aligned
   int batch = 1;               // layers of this shape in one launch of each kernel
   int sm_count = 132;
+
+  bool operator==(const LayerRequest&) const = default;
 };
 
 struct LayerPlan {
@@ -40,6 +42,9 @@ struct LayerPlan {
 
 // m, n > 0. The plan always has a tile.
 LayerPlan plan_layer(const LayerRequest& request);
+
+// The same, remembered by the calling thread for as long as no times of tiles change.
+LayerPlan recent_plan(const LayerRequest& request);
 
 // What this norm over rows of n columns comes down to in a GEMM: layer or rms, and the columns of a block, 0 for all.
 struct GemmNorm {

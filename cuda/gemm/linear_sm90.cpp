@@ -21,16 +21,6 @@ bool takes_rows(const MatrixView& d, std::int64_t distance = 0) {
   return rows_are_aligned(d.data, ld_of(d) * element) && distance * element % 16 == 0;
 }
 
-// From the first byte of a matrix, or of several, to behind the last.
-struct Bytes {
-  std::uintptr_t begin, end;
-  Bytes(const MatrixView& x, std::int64_t count, std::int64_t distance)
-      : begin(reinterpret_cast<std::uintptr_t>(x.data)),
-        end(begin + static_cast<std::uintptr_t>((count - 1) * distance + (x.rows - 1) * x.row_stride + x.cols) *
-                        size_of(x.dtype)) {}
-  bool meets(const Bytes& other) const { return begin < other.end && other.begin < end; }
-};
-
 struct Layer {
   const LinearArgs& args;
   const LinearBatch& batch;
@@ -64,7 +54,7 @@ struct Layer {
       g.x_scale = scratch[2].as<float>();
     }
     // Blocks write y while others still read whole rows of x.
-    if (x.data == args.x.data && Bytes(args.x, batch.count, batch.x).meets(Bytes(args.y, batch.count, batch.y)))
+    if (x.data == args.x.data && may_overlap(args.x, batch.x, args.y, batch.y, batch.count))
       if (Status s = copy_of(x, scratch[1]); !s.ok()) return s;
     g.x = x.data;
     g.ldx = x.ld;
@@ -140,7 +130,7 @@ struct Layer {
     request.saved_aligned = takes_rows(e.saved);
     request.batch = static_cast<int>(batch.count);
     request.sm_count = device_info().multiprocessors;
-    return plan_layer(request);
+    return recent_plan(request);
   }
 
   // What the norm sees, of a layer whose steps are in BF16.

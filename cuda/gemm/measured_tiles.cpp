@@ -19,6 +19,7 @@ using Key = std::tuple<Product, std::int64_t, std::int64_t, Major, Major, bool, 
 struct Known {
   std::shared_mutex mutex;
   std::map<Key, Buckets> times;
+  std::atomic<std::uint64_t> version = 0;
   std::atomic<bool> any = false;  // a launch on a machine that was never tuned takes no lock
 };
 Known& known() {
@@ -53,6 +54,7 @@ void keep_tile_times(const TileRequest& request, const std::vector<RankedTile>& 
   kept.clear();
   for (const RankedTile& tile : times) kept[tile.index] = tile.us;
   all.any = true;
+  ++all.version;
 }
 
 void forget_tile_times() {
@@ -60,7 +62,10 @@ void forget_tile_times() {
   const std::unique_lock lock(all.mutex);
   all.times.clear();
   all.any = false;
+  ++all.version;
 }
+
+std::uint64_t tile_times_version() { return known().version; }
 
 std::vector<RankedTile> by_measured_times(const TileRequest& request, std::vector<RankedTile> ranked) {
   Known& all = known();

@@ -11,6 +11,9 @@ namespace octavo::cuda {
 void keep_tile_times(const TileRequest& request, const std::vector<RankedTile>& times);
 void forget_tile_times();
 
+// Another number after every change of them, for what was decided by them.
+std::uint64_t tile_times_version();
+
 // `ranked` by the model, in the order that was measured. Measured tiles go first, by their times. Times never fall as
 // m grows: a bucket's are at least the best of every bucket below, and where nothing was measured the model's stay
 // between the best times of the measured buckets around.

@@ -3,6 +3,16 @@
 
 #include "octavo/linear.hpp"
 
+namespace octavo {
+
+// Member by member, so that one that is added fails to compile here.
+inline bool operator==(const MatrixView& a, const MatrixView& b) {
+  const auto& [data, rows, cols, row_stride, dtype] = a;
+  return data == b.data && rows == b.rows && cols == b.cols && row_stride == b.row_stride && dtype == b.dtype;
+}
+
+}  // namespace octavo
+
 namespace octavo::cuda {
 
 // d [m, n] = act(norm(x_scale x w^T w_scale + bias [+ residual])) [+ residual]
@@ -31,6 +41,10 @@ struct Gemm {
   // `row_batch` apart, w's and the vectors of the epilogue `column_batch`, which is n where there is a norm.
   int batch = 1;
   std::int64_t x_batch = 0, w_batch = 0, d_batch = 0, row_batch = 0, column_batch = 0;
+
+#ifdef __cpp_impl_three_way_comparison  // the kernels are C++17
+  bool operator==(const Gemm&) const = default;
+#endif
 };
 
 // From one 128 of k to the next in x's scales of blocks: the memory accelerator reads rows of 16 bytes.

@@ -10,6 +10,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     add_slices(const float* parts, std::int64_t count, std::int64_t stride, std::int64_t rows, std::int64_t cols,
                std::int64_t ld, float* out, std::int64_t out_ld) {
+  wait_for_previous_kernels();
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = blockIdx.x * static_cast<std::int64_t>(kThreads) + threadIdx.x; i < rows * cols; i += step) {
     const std::int64_t row = i / cols, col = i % cols;

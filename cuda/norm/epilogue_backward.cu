@@ -70,6 +70,7 @@ __device__ inline void load_pair(const Backward& a, std::int64_t row, int at, in
 
 template <int kLanes, int kKept>
 __global__ void __launch_bounds__(kRowThreads) backward_rows(const __grid_constant__ Backward a) {
+  wait_for_previous_kernels();
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
   const std::int64_t row = is_row ? group : a.rows - 1;
@@ -154,6 +155,7 @@ struct Sums {
 // A block's share of the rows, summed for its columns: partial [chunk][kind][cols], kinds as wanted.
 __global__ void __launch_bounds__(kRowThreads)
     sum_columns(const __grid_constant__ Backward a, Sums wanted, std::int64_t rows_per_chunk, float* partial) {
+  wait_for_previous_kernels();
   __shared__ float sums[kSumRows][kSumColumns];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_column = static_cast<int>(blockIdx.y) * kSumColumns, at = first_column + lane * kColumns;
@@ -205,6 +207,7 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 __global__ void __launch_bounds__(kRowThreads) add_chunks(const float* partial, int chunks, int cols, Sums sums) {
+  wait_for_previous_kernels();
   const int column = static_cast<int>(blockIdx.x) * kRowThreads + static_cast<int>(threadIdx.x);
   if (column >= cols) return;
   for (float* to : {sums.bias, sums.norm_weight, sums.norm_bias}) {

@@ -136,6 +136,7 @@ __device__ void finish(const Rows<Z>& a, const ResidualRow& residual, const Mome
 
 template <class Z, int kLanes, int kKept>
 __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_constant__ Rows<Z> a) {
+  wait_for_previous_kernels();
   constexpr bool kExact = std::is_same_v<Z, float>;
   const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along

@@ -37,6 +37,7 @@ __device__ inline bool any_kept(Pairs pairs, int row, int column, int height, in
 
 template <class Products>
 __global__ void __launch_bounds__(kPairThreads, Products::kBlocks) multiply_pairs(const __grid_constant__ Call call) {
+  wait_for_previous_kernels();
   Panel x = call.x_panel, y = call.y_panel;
   const std::int64_t block = blockIdx.x, tiles = call.tiles_down * call.tiles_across, tile = block % tiles;
   x.first_sample = y.first_sample = block / tiles * x.samples;

@@ -31,6 +31,7 @@ template <class In>
 __global__ void __launch_bounds__(kThreads)
     rows_to_bf16(const In* x, std::int64_t cols, std::int64_t stride, std::int64_t distance, CodeScales scales,
                  __nv_bfloat16* out, std::int64_t ld) {
+  wait_for_previous_kernels();
   const std::int64_t row = blockIdx.x;
   x += blockIdx.y * distance;
   out += static_cast<std::int64_t>(blockIdx.y) * gridDim.x * ld;
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     transpose_floats(const float* from, std::int64_t rows, std::int64_t cols, float* to, std::int64_t ld) {
+  wait_for_previous_kernels();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= rows) return;
   for (std::int64_t c = 0; c < cols; ++c) to[c * ld + row] = from[row * cols + c];
@@ -48,6 +50,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     copy_padded(const T* x, std::int64_t cols, std::int64_t stride, std::int64_t distance, T* out, std::int64_t ld) {
+  wait_for_previous_kernels();
   const std::int64_t row = blockIdx.x;
   x += blockIdx.y * distance;
   out += static_cast<std::int64_t>(blockIdx.y) * gridDim.x * ld;

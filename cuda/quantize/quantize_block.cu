@@ -26,6 +26,7 @@ struct Tiles {
 // kLanes threads share a tile of kHeight rows, kLanesAcross of them on a row.
 template <class In, int kHeight, int kLanes>
 __global__ void __launch_bounds__(kRowThreads) quantize_tiles(const __grid_constant__ Tiles a) {
+  wait_for_previous_kernels();
   constexpr int kRowsAtOnce = kLanes / kLanesAcross, kSteps = kHeight / kRowsAtOnce;
   const std::int64_t tile = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const std::int64_t down = tile / a.across;  // beyond the last rows: the lanes have none, and reduce along

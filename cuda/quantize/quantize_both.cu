@@ -43,6 +43,7 @@ __device__ inline void scale_by_column(const Both& a, int column, float (&v)[kCo
 
 template <class In>
 __global__ void __launch_bounds__(kThreads) measure_tiles(const __grid_constant__ Both a) {
+  wait_for_previous_kernels();
   __shared__ unsigned largest_of_column[kTile];
   if (threadIdx.x < kTile) largest_of_column[threadIdx.x] = 0;
   __syncthreads();
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(kThreads) measure_tiles(const __grid_constant_
 
 template <class In>
 __global__ void __launch_bounds__(kThreads) encode_tiles(const __grid_constant__ Both a) {
+  wait_for_previous_kernels();
   __shared__ __align__(4) std::uint8_t transposed[kTile * kTransposedStride];  // [column][row]
   __shared__ RowScale column_scales[kTile];
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kTile;

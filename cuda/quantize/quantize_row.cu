@@ -21,6 +21,7 @@ struct Rows {
 
 template <class In, int kLanes, int kKept>
 __global__ void __launch_bounds__(kRowThreads) quantize_rows(const __grid_constant__ Rows a) {
+  wait_for_previous_kernels();
   const unsigned group = blockIdx.x * (kRowThreads / kLanes) + threadIdx.x / kLanes;
   const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
   const unsigned row = is_row ? group : static_cast<unsigned>(a.rows) - 1;  // 64 bits would spill

@@ -15,6 +15,7 @@ struct Bytes {
 };
 
 __global__ void __launch_bounds__(kThreads) transpose_bytes(const __grid_constant__ Bytes a) {
+  wait_for_previous_kernels();
   __shared__ std::uint8_t tile[kTile][kTile + 4];  // four bytes a bank: the next row starts in the next bank
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kTile;
   const std::int64_t first_column = static_cast<std::int64_t>(blockIdx.y) * kTile;

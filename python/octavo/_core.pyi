@@ -501,6 +501,7 @@ def pairwise_dots(
 built_with_cuda: bool
 
 def cuda_problem() -> str: ...  # why CUDA kernels serve nothing here, or ""
+def start_launches_early(allowed: bool) -> bool: ...  # what was set before
 def cuda_info() -> dict[str, Any] | None: ...
 
 # Only in builds with CUDA.

@@ -99,5 +99,40 @@ TEST_F(MeasuredTiles, TimesNeverFallAsRowsGrow) {
   EXPECT_GE(rank_tiles(request(4000)).front().us, 7.5);
 }
 
+TEST_F(MeasuredTiles, RememberedPlansEndWithTheTimesTheyWereMadeOf) {
+  LayerRequest layer;
+  layer.m = 4096;
+  layer.n = 512;
+  layer.k = 1024;
+  const auto expect_fresh = [&] {
+    for (int twice = 0; twice < 2; ++twice)
+      for (const int m : {1, 64, 4096})
+        for (const NormKind norm : {NormKind::none, NormKind::layer, NormKind::rms})
+          for (const bool saved : {false, true}) {
+            LayerRequest r = layer;
+            r.m = m;
+            r.norm = norm;
+            r.saved = saved;
+            const LayerPlan fresh = plan_layer(r), found = recent_plan(r);
+            ASSERT_EQ(found.tile, fresh.tile);
+            ASSERT_EQ(found.route, fresh.route);
+            ASSERT_EQ(found.us, fresh.us);
+            ASSERT_EQ(found.product, fresh.product);
+          }
+  };
+  expect_fresh();
+  const int model = recent_plan(layer).tile;
+  const char* other = model == tile_index("e4m3_64x192") ? "e4m3_128x128" : "e4m3_64x192";
+  keep(request(4096), {{other, 0.1}});
+  EXPECT_EQ(recent_plan(layer).tile, tile_index(other));
+  expect_fresh();
+  keep(request(4096), {{kTiles[static_cast<std::size_t>(model)].name, 0.1}, {other, 9.0}});
+  EXPECT_EQ(recent_plan(layer).tile, model);
+  expect_fresh();
+  forget_tile_times();
+  EXPECT_EQ(recent_plan(layer).tile, model);
+  expect_fresh();
+}
+
 }  // namespace
 }  // namespace octavo::cuda

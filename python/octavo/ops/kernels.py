@@ -6,7 +6,8 @@ instruction set starts a new one. Where costs decided it also holds the number o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,22 @@ def force_isa(level: str) -> None:
         if kernel.library == "octavo":
             kernel.forget()
     new_generation()
+
+
+@contextmanager
+def early_launches(allowed: bool = True) -> Iterator[None]:
+    """Inside, octavo's CUDA kernels may start while the kernel before them still runs (programmatic dependent launch).
+
+    Each waits at its start until that one is done, so results have the same bits; what is saved is a part of the
+    launches, microseconds of a small layer's time. Outside it is off: no device has measured it yet. It holds for all
+    threads of the process, and a CUDA graph keeps what held when it was recorded. Without effect where kernels do not
+    run on a device of Hopper or later.
+    """
+    before = _core.start_launches_early(allowed)
+    try:
+        yield
+    finally:
+        _core.start_launches_early(before)
 
 
 def by_name(name: str) -> _core.Kernel:

@@ -217,6 +217,7 @@ def _kernel_for(
     key = (kernels.generation, _core.threads(), op, device.type, m, n, k, in_dtype, out_dtype, numerics)
     kernel = _chosen.get(key)
     if kernel is None:
+        from octavo.ops import qualification
         from octavo.ops.dispatch.choice import choose  # dispatch measures by running operators
         from octavo.ops.dispatch.problem import Problem
 

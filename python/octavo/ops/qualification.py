@@ -53,8 +53,8 @@ def ensure(op: _core.Op) -> None:
         return
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         warnings.warn(
-            f"kernels of {op.name} cannot be checked while a CUDA graph is captured, so octavo's are left out of it: run "
-            "the same once before (ops.dispatch.qualify() checks every kernel)",
+            f"kernels of {op.name} cannot be checked while a CUDA graph is captured, so octavo's are left out of it: "
+            "run the same once before (ops.dispatch.qualify() checks every kernel)",
             stacklevel=2,
         )
         return

@@ -19,10 +19,14 @@ using cuda_emulator::runtime;
 
 class CudaDevice : public ::testing::Test {
  protected:
-  void SetUp() override { runtime() = Runtime{}; }
+  void SetUp() override {
+    runtime() = Runtime{};
+    cuda::start_launches_early(false);
+  }
   void TearDown() override {
     runtime() = Runtime{};
     cuda::use_scratch_source({});
+    cuda::start_launches_early(true);
   }
 };
 
@@ -165,6 +169,10 @@ TEST_F(CudaDevice, AddressesThatADeviceCannotReadAreNamed) {
                               .codes = bytes.data(),
                               .scale = reinterpret_cast<float*>(bytes.data())};
   expect(cuda::quantize_row(quantize), "quantize: the address of x is");
+
+  QuantizeArgs blocks = quantize;
+  blocks.scaling = Scaling::block_1x128;
+  expect(cuda::quantize_block(blocks), "quantize: the address of x is");
 
   std::vector<float> rows(12, 1.0f), out(8);
   const TableView table{"t", rows.data(), 3, 4, 4, DType::f32};

@@ -20,16 +20,18 @@ namespace octavo::cuda {
 
 // In place of CUB.
 Status sort_lookups(const SortedLookups& lookups, std::int64_t num_values, int key_bits, cudaStream_t) {
-  const auto n = static_cast<std::size_t>(num_values);
-  std::vector<std::size_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  const std::uint32_t mask = key_bits == 32 ? ~0u : (1u << key_bits) - 1;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return (lookups.keys[a] & mask) < (lookups.keys[b] & mask); });
-  for (std::size_t i = 0; i < n; ++i) {
-    lookups.sorted_keys[i] = lookups.keys[order[i]];
-    lookups.sorted_positions[i] = lookups.positions[order[i]];
-  }
+  cuda_emulator::in_stream([=] {
+    const auto n = static_cast<std::size_t>(num_values);
+    std::vector<std::size_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    const std::uint32_t mask = key_bits == 32 ? ~0u : (1u << key_bits) - 1;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return (lookups.keys[a] & mask) < (lookups.keys[b] & mask); });
+    for (std::size_t i = 0; i < n; ++i) {
+      lookups.sorted_keys[i] = lookups.keys[order[i]];
+      lookups.sorted_positions[i] = lookups.positions[order[i]];
+    }
+  });
   return {};
 }
 

@@ -8,6 +8,8 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -19,26 +21,49 @@ namespace {
 
 constexpr std::size_t kStackBytes = 256 << 10;
 
-enum class State { ready, at_block, at_warp, done };
+enum class State { ready, at_start, at_block, at_warp, done };
 
 struct Fiber {
-  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStackBytes);
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
   ucontext_t context;
   uint3 index;
   State state;
+  bool waited;    // for the kernels before
   unsigned mask;  // what it waits with at a warp's call
   int kind;
   std::uint64_t value;
   std::array<std::uint64_t, 32> received;
 };
+using Fibers = std::vector<std::unique_ptr<Fiber>>;
 
-std::vector<std::unique_ptr<Fiber>> fibers;
-std::size_t threads;  // of the block: the first so many fibers
-std::size_t current;
-ucontext_t scheduler;
-const std::function<void()>* body;
-std::unique_ptr<unsigned char[]> shared;
+// A launch under way. One that started early has another inside it while its first block waits for that.
+struct Running {
+  dim3 grid, block;
+  const std::function<void()>& body;
+  const std::function<void()>& before;  // what the first block waits for
+  Fibers& fibers;
+  std::size_t threads;  // of the block: the first so many fibers
+  std::size_t current = 0;
+  ucontext_t scheduler{};
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_bytes = 0;
+  uint3 block_index{};
+  std::unique_ptr<unsigned char[]> shared{};
+  bool started = false;  // what is before has run
+};
+Running* running = nullptr;
+std::vector<std::unique_ptr<Fibers>> unused_fibers;
 std::uint64_t order_seed = 0;
+
+Fiber& fiber() { return *running->fibers[running->current]; }
+
+// What a kernel finds in its built-in variables.
+void show_indices() {
+  gridDim = running->grid;
+  blockDim = running->block;
+  blockIdx = running->block_index;
+  threadIdx = fiber().index;
+}
 
 // The sanitizer wants to know on which stack we are.
 void leave_for(const void* stack, std::size_t bytes, void** kept) {
@@ -48,14 +73,12 @@ void leave_for(const void* stack, std::size_t bytes, void** kept) {
   (void)stack, (void)bytes, (void)kept;
 #endif
 }
-const void* scheduler_stack;
-std::size_t scheduler_bytes;
 void arrived(void* kept, bool from_scheduler) {
 #if defined(__SANITIZE_ADDRESS__)
   const void* stack;
   std::size_t bytes;
   __sanitizer_finish_switch_fiber(kept, &stack, &bytes);
-  if (from_scheduler) scheduler_stack = stack, scheduler_bytes = bytes;
+  if (from_scheduler) running->scheduler_stack = stack, running->scheduler_bytes = bytes;
 #else
   (void)kept, (void)from_scheduler;
 #endif
@@ -63,35 +86,36 @@ void arrived(void* kept, bool from_scheduler) {
 
 void enter() {
   arrived(nullptr, true);
-  (*body)();
-  fibers[current]->state = State::done;
-  leave_for(scheduler_stack, scheduler_bytes, nullptr);
-  setcontext(&scheduler);
+  running->body();
+  expect_waited("ends");
+  fiber().state = State::done;
+  leave_for(running->scheduler_stack, running->scheduler_bytes, nullptr);
+  setcontext(&running->scheduler);
 }
 
 void wait(State state) {
-  Fiber& fiber = *fibers[current];
-  fiber.state = state;
+  Fiber& own = fiber();
+  own.state = state;
   void* kept = nullptr;
-  leave_for(scheduler_stack, scheduler_bytes, &kept);
-  swapcontext(&fiber.context, &scheduler);
+  leave_for(running->scheduler_stack, running->scheduler_bytes, &kept);
+  swapcontext(&own.context, &running->scheduler);
   arrived(kept, true);
 }
 
 void resume(std::size_t thread) {
-  current = thread;
-  Fiber& fiber = *fibers[thread];
-  threadIdx = fiber.index;
+  running->current = thread;
+  show_indices();
   void* kept = nullptr;
-  leave_for(fiber.stack.get(), kStackBytes, &kept);
-  swapcontext(&scheduler, &fiber.context);
+  leave_for(fiber().stack.get(), kStackBytes, &kept);
+  swapcontext(&running->scheduler, &fiber().context);
   arrived(kept, false);
 }
 
-std::size_t end_of_warp(std::size_t first) { return std::min(first + 32, threads); }
+std::size_t end_of_warp(std::size_t first) { return std::min(first + 32, running->threads); }
 
 // Lets the lanes of a warp go on whose whole mask has come to the same call.
 bool release_warp(std::size_t first) {
+  Fibers& fibers = running->fibers;
   bool any = false;
   for (std::size_t t = first; t < end_of_warp(first); ++t) {
     if (fibers[t]->state != State::at_warp) continue;
@@ -100,7 +124,7 @@ bool release_warp(std::size_t first) {
     bool complete = true;
     for (std::size_t i = 0; i < 32; ++i) {
       if ((mask >> i & 1) == 0) continue;
-      const Fiber* f = first + i < threads ? fibers[first + i].get() : nullptr;
+      const Fiber* f = first + i < running->threads ? fibers[first + i].get() : nullptr;
       complete &= f != nullptr && f->state == State::at_warp && f->mask == mask && f->kind == kind;
     }
     if (!complete) continue;
@@ -115,12 +139,10 @@ bool release_warp(std::size_t first) {
 }
 
 bool release_block() {
-  const auto waits = [](State state) {
-    return std::all_of(fibers.begin(), fibers.begin() + static_cast<std::ptrdiff_t>(threads),
-                       [&](const auto& f) { return f->state == state; });
-  };
-  if (!waits(State::at_block)) return false;
-  for (std::size_t t = 0; t < threads; ++t) fibers[t]->state = State::ready;
+  Fibers& fibers = running->fibers;
+  const auto end = fibers.begin() + static_cast<std::ptrdiff_t>(running->threads);
+  if (!std::all_of(fibers.begin(), end, [](const auto& f) { return f->state == State::at_block; })) return false;
+  for (auto f = fibers.begin(); f != end; ++f) (*f)->state = State::ready;
   return true;
 }
 
@@ -130,21 +152,29 @@ bool step_warp(std::size_t first, std::mt19937_64& random) {
   std::iota(order.begin(), order.end(), first);
   if (order_seed != 0) std::shuffle(order.begin(), order.end(), random);
   for (const std::size_t t : order)
-    if (fibers[t]->state == State::ready) resume(t);
+    if (running->fibers[t]->state == State::ready) resume(t);
   return release_warp(first);
 }
 
-void prepare(Fiber& fiber, dim3 block, unsigned thread) {
-  fiber.index = {thread % block.x, thread / block.x % block.y, thread / block.x / block.y};
-  fiber.state = State::ready;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack = {fiber.stack.get(), 0, kStackBytes};
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, enter, 0);
+void prepare(Fiber& f, dim3 block, unsigned thread) {
+  f.index = {thread % block.x, thread / block.x % block.y, thread / block.x / block.y};
+  f.state = State::ready;
+  f.waited = false;
+  getcontext(&f.context);
+  f.context.uc_stack = {f.stack.get(), 0, kStackBytes};
+  f.context.uc_link = nullptr;
+  makecontext(&f.context, enter, 0);
 }
 
-void run_block(dim3 block, std::mt19937_64& random) {
-  for (std::size_t t = 0; t < threads; ++t) prepare(*fibers[t], block, static_cast<unsigned>(t));
+void run_block(std::mt19937_64& random) {
+  const std::size_t threads = running->threads;
+  for (std::size_t t = 0; t < threads; ++t) prepare(*running->fibers[t], running->block, static_cast<unsigned>(t));
+  if (!running->started) {
+    for (std::size_t t = 0; t < threads; ++t) resume(t);
+    running->before();
+    running->started = true;
+    for (std::size_t t = 0; t < threads; ++t) running->fibers[t]->state = State::ready;
+  }
   std::vector<std::size_t> warps((threads + 31) / 32);
   do {
     for (std::size_t w = 0; w < warps.size(); ++w) warps[w] = 32 * w;
@@ -161,22 +191,37 @@ void run_block(dim3 block, std::mt19937_64& random) {
     }
   } while (release_block());
   for (std::size_t t = 0; t < threads; ++t)
-    if (current = t, threadIdx = fibers[t]->index; fibers[t]->state != State::done)
+    if (running->current = t, show_indices(); fiber().state != State::done)
       fail("waits for threads that will not come: a barrier or warp call that not all of them reach");
 }
 
 }  // namespace
 
-void wait_for_block() { wait(State::at_block); }
+void wait_for_block() {
+  expect_waited("comes to a barrier");
+  wait(State::at_block);
+}
 
 const std::array<std::uint64_t, 32>& exchange(unsigned mask, int kind, std::uint64_t value) {
-  Fiber& fiber = *fibers[current];
+  expect_waited("comes to a warp's call");
+  Fiber& own = fiber();
   if ((mask >> lane() & 1) == 0) fail("a warp call from a lane outside its mask");
-  fiber.mask = mask;
-  fiber.kind = kind;
-  fiber.value = value;
+  own.mask = mask;
+  own.kind = kind;
+  own.value = value;
   wait(State::at_warp);
-  return fiber.received;
+  return own.received;
+}
+
+void wait_for_previous_kernels() {
+  if (!running->started) wait(State::at_start);
+  fiber().waited = true;
+}
+
+void expect_waited(const char* what) {
+  if (fiber().waited) return;
+  fail((std::string(what) + " without having waited for the kernels before: begin with wait_for_previous_kernels()")
+           .c_str());
 }
 
 void fail(const char* what) {
@@ -185,32 +230,42 @@ void fail(const char* what) {
   std::abort();
 }
 
-unsigned char* dynamic_shared() { return shared.get(); }
+unsigned char* dynamic_shared() { return running->shared.get(); }
 
 void order_threads(std::uint64_t seed) { order_seed = seed; }
 
-bool run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread) {
-  threads = std::size_t{block.x} * block.y * block.z;
+bool is_launchable(dim3 grid, dim3 block, std::size_t shared_bytes) {
+  const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
-  if (threads == 0 || threads > 1024 || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535 ||
-      shared_bytes > 48 << 10)
-    return false;
-  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
-  body = &thread;
-  gridDim = grid;
-  blockDim = block;
+  return threads != 0 && threads <= 1024 && blocks != 0 && grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535 &&
+         shared_bytes <= 48 << 10;
+}
+
+void run(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& thread,
+         const std::function<void()>& before) {
+  const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
+  if (unused_fibers.empty()) unused_fibers.push_back(std::make_unique<Fibers>());
+  std::unique_ptr<Fibers> fibers = std::move(unused_fibers.back());
+  unused_fibers.pop_back();
+  Running own{grid, block, thread, before, *fibers, std::size_t{block.x} * block.y * block.z};
+  while (fibers->size() < own.threads) fibers->push_back(std::make_unique<Fiber>());
+  Running* const outer = std::exchange(running, &own);
+
   std::mt19937_64 random(order_seed);
   std::vector<std::size_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);
   if (order_seed != 0) std::shuffle(order.begin(), order.end(), random);
   for (const std::size_t b : order) {
-    blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                static_cast<unsigned>(b / grid.x / grid.y)};
-    shared = std::make_unique<unsigned char[]>(shared_bytes);
-    std::memset(shared.get(), 0xff, shared_bytes);  // NaN
-    run_block(block, random);
+    own.block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                       static_cast<unsigned>(b / grid.x / grid.y)};
+    own.shared = std::make_unique<unsigned char[]>(shared_bytes);
+    std::memset(own.shared.get(), 0xff, shared_bytes);  // NaN
+    run_block(random);
   }
-  return true;
+
+  running = outer;
+  if (running != nullptr) show_indices();
+  unused_fibers.push_back(std::move(fibers));
 }
 
 }  // namespace octavo::cuda_emulator

@@ -3,19 +3,24 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "activation.hpp"
+#include "emulator.hpp"
 #include "gemm/layers.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/quantize.hpp"
 
 namespace octavo::testing {
 namespace {
-int g_last_tile = -1, g_launches = 0;
+int g_last_tile = -1, g_launches = 0, g_preparations = 0;
 }  // namespace
 
 cuda::Store store_of_last() { return cuda::kTiles[static_cast<std::size_t>(g_last_tile)].store; }
 int gemm_launches() { return g_launches; }
+int gemm_preparations() { return g_preparations; }
 }  // namespace octavo::testing
 
 namespace octavo::cuda {
@@ -97,18 +102,8 @@ Gemm part_of(const Gemm& g, std::int64_t at, const Tile& tile) {
   return part;
 }
 
-}  // namespace
-
-Status accepts_gemm(int, const Gemm&) { return {}; }
-
-Status run_gemm(int index, const Gemm& all, cudaStream_t) {
+void multiply(int index, const Gemm& all) {
   const Tile& tile = kTiles[static_cast<std::size_t>(index)];
-  testing::g_last_tile = index;
-  ++testing::g_launches;
-  const std::string refusal = tile_refusal(tile, request_of(all, tile.product, tile.x_major, tile.w_major));
-  if (!refusal.empty()) return Status::invalid(std::string(tile.name) + " was given what it refuses: " + refusal);
-  if (const std::string what = unloadable(tile, all); !what.empty())
-    return Status::invalid(std::string(tile.name) + ": no tensor map can describe " + what);
   const bool has_blocks = tile.product == Product::e4m3_block;
   const auto at = [](Major major, std::int64_t ld, std::int64_t row, std::int64_t k) {
     return major == Major::k ? row * ld + k : k * ld + row;
@@ -147,7 +142,45 @@ Status run_gemm(int index, const Gemm& all, cudaStream_t) {
       }
     }
   }
+}
+
+}  // namespace
+
+template <int kIndex>
+Status accepts_tile(const Gemm&) {
   return {};
 }
+
+// The parameters are the problem itself: what is kept for another one gives another result.
+template <int kIndex>
+Status prepare_tile(const Gemm& all, void* row, StreamBuffer&, cudaStream_t, GemmParams& params) {
+  const Tile& tile = kTiles[kIndex];
+  ++testing::g_preparations;
+  const std::string refusal = tile_refusal(tile, request_of(all, tile.product, tile.x_major, tile.w_major));
+  if (!refusal.empty()) return Status::invalid(std::string(tile.name) + " was given what it refuses: " + refusal);
+  if (const std::string what = unloadable(tile, all); !what.empty())
+    return Status::invalid(std::string(tile.name) + ": no tensor map can describe " + what);
+  if ((all.d_dtype == DType::e4m3) != (row != nullptr)) return Status::invalid("a row of scratch is for codes alone");
+  static_assert(sizeof(Gemm) <= sizeof(params.bytes));
+  std::memcpy(params.bytes, &all, sizeof(all));
+  return {};
+}
+
+template <int kIndex>
+Status launch_tile(const GemmParams& params, cudaStream_t, bool) {
+  testing::g_last_tile = kIndex;
+  ++testing::g_launches;
+  Gemm g;
+  std::memcpy(&g, params.bytes, sizeof(g));
+  cuda_emulator::in_stream([g] { multiply(kIndex, g); });
+  return {};
+}
+
+// What gemm.cpp's table names.
+template <int... kIndex>
+auto all_of(std::integer_sequence<int, kIndex...>) {
+  return std::tuple{std::tuple{&accepts_tile<kIndex>, &prepare_tile<kIndex>, &launch_tile<kIndex>}...};
+}
+[[maybe_unused]] extern const auto kAllTiles = all_of(std::make_integer_sequence<int, kTileCount>{});
 
 }  // namespace octavo::cuda

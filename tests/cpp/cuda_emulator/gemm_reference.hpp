@@ -1,4 +1,4 @@
-// The GEMM kernels' stand-in: what cuda/gemm/gemm.hpp promises, in plain loops, for tests of everything around them.
+// The GEMM kernels' stand-in: what cuda/gemm/kernel.cuh gives, in plain loops, for tests of everything around them.
 #pragma once
 
 #include "gemm/tiles.hpp"
@@ -8,7 +8,8 @@ namespace octavo::testing {
 // How the tile of the latest run_gemm stores.
 cuda::Store store_of_last();
 
-// How often run_gemm was called so far.
+// How many kernels were launched so far, and how many times parameters were made for one.
 int gemm_launches();
+int gemm_preparations();
 
 }  // namespace octavo::testing

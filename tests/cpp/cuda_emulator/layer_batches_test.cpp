@@ -202,7 +202,7 @@ TEST(CudaLayerBatches, EndWhereALayerIsDifferent) {
   EXPECT_EQ(length(1, [](GroupedLinear& g) { g.args.y.data = static_cast<char*>(g.args.y.data) + 2; }), 1);
   EXPECT_EQ(length(0, [](GroupedLinear& g) { g.args.y.data = static_cast<float*>(g.args.y.data) + 4 * 16 * 4; }), 1);
 
-  // The same x for all, outputs that overlap, kernels without batches.
+  // The same x for all, outputs that overlap, or that others read, kernels without batches.
   auto calls = groups.calls(groups.y);
   for (GroupedLinear& call : calls) call.args.x = calls[0].args.x;
   EXPECT_EQ(batch_of(calls.data(), calls.size()).count, 1);
@@ -210,6 +210,11 @@ TEST(CudaLayerBatches, EndWhereALayerIsDifferent) {
   for (std::size_t g = 0; g < calls.size(); ++g)
     calls[g].args.y.data = static_cast<float*>(calls[0].args.y.data) + 8 * g;
   EXPECT_EQ(batch_of(calls.data(), calls.size()).count, 1);
+  calls = groups.calls(groups.y);  // a chain: one layer's output is the next one's x
+  for (GroupedLinear& call : calls) call.args.y.cols = call.args.y.row_stride = 32;
+  calls[0].args.y = calls[1].args.x;
+  calls[1].args.y = calls[2].args.x;
+  EXPECT_EQ(batch_of(calls.data(), 2).count, 1);
   calls = groups.calls(groups.y);
   groups.kernel.run.linear_batch = nullptr;
   EXPECT_EQ(batch_of(calls.data(), calls.size()).count, 1);

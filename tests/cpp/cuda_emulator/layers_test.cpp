@@ -267,6 +267,40 @@ TEST(CudaLayers, NothingToDoIsDone) {
   for (const Class& c : kClasses) expect_layer({.m = 3, .n = 8, .k = 0}, c);
 }
 
+// Nothing is copied on the way, so that addresses stay.
+TEST(CudaLayers, ParametersOfAKernelAreMadeOnceForCallsThatRepeat) {
+  LinearCase layer({.m = 5, .n = 16, .k = 32, .x = DType::bf16, .y = DType::bf16}, Numerics::bf16);
+  const int before = gemm_preparations();
+  const auto expect_made = [&](const LinearArgs& args, int times) {
+    for (int twice = 0; twice < 2; ++twice) {
+      ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+      EXPECT_LE(layer.error(), 1.0 / 256);
+    }
+    EXPECT_EQ(gemm_preparations() - before, times);
+  };
+  expect_made(layer.args(), 1);
+  for (int r = 0; r < 5; ++r)
+    for (int k = 0; k < 32; ++k) layer.x.set(r, k, static_cast<float>(r - k) / 32);  // other numbers, same place
+  for (float& b : layer.bias) b = 3.0f - b;
+  expect_made(layer.args(), 1);
+  LinearArgs args = layer.args();
+  const std::vector<float> bias = layer.bias;
+  args.epilogue.bias = bias.data();  // the same numbers, another place
+  expect_made(args, 2);
+  expect_made(layer.args(), 2);
+  args = layer.args();
+  args.epilogue.activation = Activation::relu;
+  ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+  EXPECT_EQ(gemm_preparations() - before, 3);
+  expect_made(layer.args(), 3);
+  for (std::int64_t m = 5; m > 0; --m) {  // fewer rows of the same matrices
+    args = layer.args();
+    args.x.rows = args.y.rows = m;
+    ASSERT_TRUE(cuda::linear_bf16_sm90(args).ok());
+  }
+  EXPECT_EQ(gemm_preparations() - before, 3 + 4);
+}
+
 // A broadcast row of x: stride 0.
 TEST(CudaLayers, RowsThatOverlapAreCopied) {
   for (const Class& c : kClasses)
@@ -278,6 +312,27 @@ TEST(CudaLayers, RowsThatOverlapAreCopied) {
       args.x.row_stride = 0;
       ASSERT_TRUE(c.run(args).ok());
       EXPECT_LE(layer.error(), 1e-5);
+    }
+}
+
+// What blocks still read is not written by others: the bits of an output of its own.
+TEST(CudaLayers, TheOutputMayLieInX) {
+  for (const Class& c : kClasses)
+    for (const std::int64_t beside : {0, 32, 64}) {  // columns from x's first to y's; x and y have 64 of 160
+      LinearCase layer({.m = 150, .n = 64, .k = 64, .x = DType::bf16, .y = DType::bf16}, c.numerics);
+      LinearArgs args = layer.args();
+      ASSERT_TRUE(c.run(args).ok());
+      Matrix both(DType::bf16, 150, 64, 96);
+      for (int r = 0; r < 150; ++r)
+        for (int j = 0; j < 64; ++j) both.set(r, j, layer.x.get(r, j));
+      args.x = both.view();
+      args.y = both.view();
+      args.y.data = both.bf16.data() + beside;
+      ASSERT_TRUE(c.run(args).ok());
+      for (int r = 0; r < 150; ++r)
+        for (int j = 0; j < 64; ++j)
+          ASSERT_EQ(decode_bf16(both.bf16[static_cast<std::size_t>(r * 160 + beside + j)]), layer.y.get(r, j));
+      EXPECT_EQ(may_overlap(args.x, 0, args.y, 0), beside < 64);
     }
 }
 
@@ -339,7 +394,7 @@ TEST(CudaGradients, OfTheInputInBf16FromWeightsOfEveryFormat) {
     for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 8, 16}, {37, 9, 20}, {3, 40, 8}, {4, 16, 5}, {2, 131, 260}})
       for (const DType type : {DType::f32, DType::bf16}) {
         LinearCase layer({.m = m, .n = n, .k = k}, numerics);
-        Matrix grad = normal(type, m, n, 4, 3), found(type, m, k);
+        Matrix grad = normal(type, m, n, 4, 3), found(type, m, k, 11);  // columns of a wider matrix
         const Status status = cuda::grad_input_bf16_sm90({grad.view(), &*layer.weight, found.view()});
         ASSERT_TRUE(status.ok()) << status.message();
         std::vector<double> wanted(static_cast<std::size_t>(m * k));
@@ -357,6 +412,8 @@ TEST(CudaGradients, OfTheInputInBf16FromWeightsOfEveryFormat) {
               wanted[static_cast<std::size_t>(r * k + j)] += as_bf16(grad, true, r, c) * decode_bf16(encode_bf16(w));
             }
         EXPECT_LE(largest_error(found, wanted), type == DType::f32 ? 1e-5 : 1.0 / 256) << m << " " << n << " " << k;
+        for (int r = 0; r < m; ++r)
+          for (int j = k; j < k + 11; ++j) EXPECT_EQ(found.get(r, j), 0.0f);
       }
 }
 

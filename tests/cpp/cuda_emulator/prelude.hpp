@@ -31,6 +31,13 @@ inline dim3 blockDim, gridDim;
 
 namespace octavo::cuda_emulator {
 
+// In the place of cuda/device/launch.cuh's: lets what was launched before run, if it did not yet.
+void wait_for_previous_kernels();
+
+// Stops the test program where the thread that runs has not called it. Barriers, warp calls, atomics and the end of a
+// kernel do.
+void expect_waited(const char* what);
+
 void wait_for_block();
 
 // The values that the lanes of `mask` hand in at the same call `kind`; those of other lanes are not to be used.
@@ -81,18 +88,21 @@ inline bool __any_sync(unsigned mask, bool vote) { return octavo::cuda_emulator:
 // Threads of a block switch nowhere else, so every access is atomic.
 template <class T>
 T atomicAdd(T* at, std::type_identity_t<T> value) {
+  octavo::cuda_emulator::expect_waited("comes to an atomic");
   const T before = *at;
   *at = before + value;
   return before;
 }
 template <class T>
 T atomicMax(T* at, std::type_identity_t<T> value) {
+  octavo::cuda_emulator::expect_waited("comes to an atomic");
   const T before = *at;
   if (value > before) *at = value;
   return before;
 }
 template <class T>
 T atomicMin(T* at, std::type_identity_t<T> value) {
+  octavo::cuda_emulator::expect_waited("comes to an atomic");
   const T before = *at;
   if (value < before) *at = value;
   return before;

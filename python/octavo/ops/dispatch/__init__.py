@@ -8,7 +8,7 @@ from octavo.ops.dispatch.plan_file import Plan, PlanEntry
 from octavo.ops.dispatch.problem import Alternative, Decision, Evidence, Problem, Requirement
 from octavo.ops.dispatch.registration import register
 from octavo.ops.dispatch.tuning import Tuned, tune
-from octavo.ops.kernels import force_isa
+from octavo.ops.kernels import early_launches, force_isa
 from octavo.ops.qualification import qualify
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "calibrate",
     "choose",
     "counters",
+    "early_launches",
     "explain",
     "force_isa",
     "measure",
