@@ -21,16 +21,9 @@ gpu-device:
 	  { echo "gpu-check: no NVIDIA GPU on this machine; run it on one (docs/gpu.md)"; exit 1; }
 	@mkdir -p $(OUT)
 
-# What is missing comes from GPU_WHEELS; spills are said, and left to the tests, so that another nvcc can build.
+# Spills are said and left to the tests, so that another nvcc can build.
 gpu-build: gpu-device
-	@for package in torch numpy pytest hypothesis pyarrow yaml:pyyaml pydantic cutlass_library:nvidia-cutlass; do \
-	  module=$${package%%:*} name=$${package\#\#*:}; \
-	  test $$module = cutlass_library -a -d "$$OCTAVO_CUTLASS_DIR/include/cutlass" && continue; \
-	  $(GPU_PYTHON) -c "import importlib.util as u, sys; sys.exit(u.find_spec('$$module') is None)" && continue; \
-	  deps=; test $$name = nvidia-cutlass && deps=--no-deps; \
-	  test -n "$(GPU_WHEELS)" && $(GPU_PYTHON) -m pip install --quiet --no-index --find-links $(GPU_WHEELS) $$deps $$name && continue; \
-	  echo "gpu-build: $(GPU_PYTHON) has no $$name: carry what 'pip download $$deps $$name' fetches and name the folder in GPU_WHEELS" \
-	    "(CUTLASS: or its headers, in OCTAVO_CUTLASS_DIR)"; exit 1; done
+	$(GPU_PYTHON) tools/gpu_needs.py $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS))
 	OCTAVO_SPILLS=warn $(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
 	  $(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps .
 

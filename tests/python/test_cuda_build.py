@@ -91,6 +91,22 @@ def test_a_spill_fails_the_build(tmp_path) -> None:
         assert ("spill registers" in done.stderr) == bool(spilled)
 
 
+def test_what_a_gpu_machine_lacks_is_named(tmp_path) -> None:
+    """An interpreter without site-packages has none of it; a folder without wheels brings none."""
+    tool = [sys.executable, "-S", str(ROOT / "tools" / "gpu_needs.py")]
+    for extra in ([], ["--wheels", str(tmp_path)]):
+        done = subprocess.run([*tool, *extra], capture_output=True, text=True, check=False, env={"PATH": ""})
+        assert done.returncode == 1
+        assert "lacks torch, numpy" in done.stderr
+        assert "pip download torch" in done.stderr
+    headers = tmp_path / "include" / "cutlass"
+    headers.mkdir(parents=True)
+    (headers / "cutlass.h").touch()
+    given = {"PATH": "", "OCTAVO_CUTLASS_DIR": str(tmp_path)}
+    done = subprocess.run(tool, capture_output=True, text=True, check=False, env=given)
+    assert "nvidia-cutlass" not in done.stderr
+
+
 @without_device
 @pytest.mark.parametrize("name", ["gpu_check", "gpu_gemm"])
 def test_measuring_says_why_it_cannot_run(name, tmp_path) -> None:

@@ -6,8 +6,12 @@ import stat
 import subprocess
 import sys
 
+import pytest
+import torch
+
 import octavo
 from octavo import _core, _qualification_cache, ops
+from octavo.ops import kernels
 
 
 def test_every_kernel_of_this_machine_qualifies(isa) -> None:
@@ -28,6 +32,22 @@ def test_generic_kernels_serve_every_level(isa) -> None:
     assert hand_written <= unsupported
     decision = ops.dispatch.choose(ops.dispatch.Problem("linear", 64, 64, 64, numerics="e4m3_row"))
     assert decision.kernel.split(".")[1] not in above
+
+
+def test_what_was_chosen_before_kernels_were_checked_is_not_kept(monkeypatch) -> None:
+    """Inside a CUDA graph's capture none can be: what follows the capture must not be held to what it fell back to."""
+    op = _core.Op.linear_grad_input
+    ops.dispatch.qualify()
+    kernels.new_generation()
+    for kernel in _core.kernels():
+        if kernel.op == op and kernel.supported and kernel.library == "octavo":
+            kernel.forget()
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_available", lambda: True)
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.warns(UserWarning, match=r"linear_grad_input cannot be checked while a CUDA graph is captured"):
+            assert not kernels.has_own(op, "cpu", "bf16")
+    assert kernels.has_own(op, "cpu", "bf16")
 
 
 def _run(code: str, **environment: str) -> str:
