@@ -45,9 +45,10 @@ def test_a_sample_runs_its_calls_and_takes_the_devices_time(captures: bool) -> N
 
 def test_tuning_measures_tiles_then_kernels_within_its_budget() -> None:
     problem = Problem("linear", 4096, 512, 1024, "bfloat16", "bfloat16", "bias+silu", "cuda")
+    tune(problem, keep=False)  # loads every kernel's code and checks those that nobody has
     start = time.perf_counter()
     (tuned,) = tune(problem)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 1.5  # a second, about
     assert all(us > 0 for us in tuned.kernels.values())
     decision = choose(problem)
     assert decision.kernel == min(tuned.kernels, key=lambda name: tuned.kernels[name])
