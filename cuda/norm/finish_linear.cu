@@ -134,6 +134,58 @@ __device__ void finish(const Rows<Z>& a, const ResidualRow& residual, const Mome
     for (int j = 0; j < kColumns; ++j) v[j] = __uint_as_float(0x7fc00000u);
 }
 
+// The row's scale, written, and what its values are multiplied by.
+template <int kLanes, class Z>
+__device__ float scale_row(const Rows<Z>& a, std::int64_t row, bool is_row, const Magnitude& magnitude) {
+  RowScale s = row_scale(__uint_as_float(max_group<kLanes>(magnitude.largest)), a.format, false);
+  if (a.format == DType::i8 && max_group<kLanes>(magnitude.nan) != 0) s.scale = __uint_as_float(0x7fc00000u);
+  if (is_row && threadIdx.x % kLanes == 0) a.scale[row] = s.scale;
+  return s.multiplier;
+}
+
+template <class Z>
+__device__ void encode_row(const Rows<Z>& a, std::int64_t row, float multiplier, int at, int count,
+                           float (&v)[kColumns]) {
+  store_codes(a.codes + row * a.codes_ld + at, encode_columns(v, multiplier, a.format), count,
+              a.codes_aligned && at % kColumns == 0);
+}
+
+constexpr int kWarpColumns = 32 * kColumns;  // that a warp has at once
+
+// Codes behind a norm in blocks of kWarpColumns: every step of a warp is one block, with statistics of the warp's own,
+// and the row stays in the registers (cols <= kLanes * kKept * kColumns) until its scale is known.
+template <class Z, int kLanes, int kKept>
+__global__ void __launch_bounds__(kRowThreads, 2) finish_blocks_to_codes(const __grid_constant__ Rows<Z> a) {
+  wait_for_previous_kernels();
+  const std::int64_t group = static_cast<std::int64_t>(blockIdx.x) * (kRowThreads / kLanes) + threadIdx.x / kLanes;
+  const bool is_row = group < a.rows;  // the warp's last lanes may have none, and reduce along
+  const std::int64_t row = is_row ? group : a.rows - 1;
+  const ResidualRow residual = residual_row(a, row);
+  RowSpan<Z, kLanes, kKept> span{a.z + row * a.ld, 0, is_row ? a.cols : 0, a.z_aligned, {}};
+  span.load();
+  if constexpr (std::is_same_v<Z, float>) prepare<kLanes, kKept>(a, row, residual, span, true);
+  Magnitude magnitude;
+#pragma unroll
+  for (int step = 0; step < kKept; ++step) {
+    float (&v)[kColumns] = span.kept[step];
+    const int at = span.column(step), count = span.count(at), block = a.cols - at / kWarpColumns * kWarpColumns;
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) squares = j < count ? fmaf(v[j], v[j], squares) : squares;
+    const float columns = static_cast<float>(block < kWarpColumns ? block : kWarpColumns);
+    const Moments m{0.0f, 1.0f / sqrtf(sum_group<32>(squares) / columns + a.eps)};
+    if (count <= 0) continue;
+    finish(a, residual, m, at, count, true, v);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      v[j] = j < count ? v[j] : 0.0f;
+      magnitude.add(v[j]);
+    }
+  }
+  const float multiplier = scale_row<kLanes>(a, row, is_row, magnitude);
+  span.each([&](int at, int count, float (&v)[kColumns]) { encode_row(a, row, multiplier, at, count, v); });
+}
+
 template <class Z, int kLanes, int kKept>
 __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_constant__ Rows<Z> a) {
   wait_for_previous_kernels();
@@ -190,13 +242,8 @@ __global__ void __launch_bounds__(kRowThreads, 2) finish_rows(const __grid_const
     else
       span.each(finished);  // stays in the registers
   });
-  RowScale s = row_scale(__uint_as_float(max_group<kLanes>(magnitude.largest)), a.format, false);
-  if (a.format == DType::i8 && max_group<kLanes>(magnitude.nan) != 0) s.scale = __uint_as_float(0x7fc00000u);
-  if (is_row && threadIdx.x % kLanes == 0) a.scale[row] = s.scale;
-  const auto encode = [&](int at, int count, float (&v)[kColumns]) {
-    store_codes(a.codes + row * a.codes_ld + at, encode_columns(v, s.multiplier, a.format), count,
-                a.codes_aligned && at % kColumns == 0);
-  };
+  const float multiplier = scale_row<kLanes>(a, row, is_row, magnitude);
+  const auto encode = [&](int at, int count, float (&v)[kColumns]) { encode_row(a, row, multiplier, at, count, v); };
   if (!many && (kExact || a.cols <= kLanes * kKept * kColumns)) {
     span.each(encode);
   } else if constexpr (kExact) {
@@ -251,6 +298,13 @@ Status finish(const MatrixView& z, const Epilogue& e, const MatrixView& y, cudaS
                      y.dtype,
                      y_scale,
                      series.distance};
+  if (is_codes && rows.span == kWarpColumns && cols > kWarpColumns && cols <= kRowThreads * 4 * kColumns) {
+    const auto blocks = [&]<int kLanes>() {
+      return launch("finish_linear", finish_blocks_to_codes<Z, kLanes, 4>, dim3(row_blocks<kLanes>(rows.rows)),
+                    kRowThreads, 0, stream, rows);
+    };
+    return cols <= 4 * kWarpColumns ? blocks.template operator()<32>() : blocks.template operator()<kRowThreads>();
+  }
   return with_row_groups(rows.span, [&]<int kLanes, int kKept>() {
     const dim3 grid(row_blocks<kLanes>(rows.rows), static_cast<unsigned>(series.count));
     return launch("finish_linear", finish_rows<Z, kLanes, kKept>, grid, kRowThreads, 0, stream, rows);

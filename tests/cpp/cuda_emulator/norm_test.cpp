@@ -214,6 +214,27 @@ TEST(CudaFinishLinear, AnyWidth) {
   });
 }
 
+// Blocks that a warp has at once, up to what registers keep of a row: read once, and nothing goes back to memory.
+TEST(CudaFinishLinear, BlocksOfAWarpBecomeCodesInOnePass) {
+  in_every_order([] {
+    int turn = 0;
+    for (const std::int64_t n : {257, 512, 1024, 1028, 4000, 8192}) {
+      check_forward({n > 1024 ? 2 : 9, n, n + turn % 2, NormKind::block,
+                     turn % 2 == 0 ? Activation::hardswish : Activation::none, turn % 3, DType::f32, turn % 2 == 0,
+                     256});
+      ++turn;
+      const Matrix product(2, n, 0, DType::f32, normal(2 * n, 6));
+      Matrix z = product;
+      Epilogue e;
+      e.norm = NormKind::block;
+      std::vector<std::uint8_t> codes(static_cast<std::size_t>(2 * n));
+      Floats scale(2);
+      ASSERT_TRUE(cuda::finish_linear(z.view(), e, {codes.data(), 2, n, n, DType::e4m3}, nullptr, scale.data()).ok());
+      EXPECT_EQ(z.f32, product.f32);
+    }
+  });
+}
+
 TEST(CudaFinishLinear, EmptyIsNothing) {
   Epilogue e;
   EXPECT_TRUE(cuda::finish_linear({}, e, {nullptr, 0, 5, 5, DType::f32}, nullptr).ok());
