@@ -1,8 +1,8 @@
 # On a machine with a GPU, offline (docs/gpu.md): build against its torch, qualify, test, measure. GPU_PYTHON is the
 # interpreter that has torch, pytest, pybind11, scikit-build-core, cmake and ninja; results go to OUT. GPU_EFFORT=--quick
-# measures fewer shapes. GPU_WHEELS: a folder of wheels for what that interpreter lacks. With 16 cores about 5 minutes of build, 4 of tests and 18 of benchmarks; where a command may
-# last ten minutes only, call gpu-build, gpu-test, gpu-bench (or GPU_BENCHMARKS="gpu_gemm ...") and gpu-sanitize one by
-# one.
+# measures fewer shapes. GPU_WHEELS: a folder of wheels for what that interpreter lacks. With 16 cores about 5 minutes of
+# build, 4 of tests and 18 of benchmarks; where a command may last ten minutes only, call gpu-build, gpu-test, gpu-bench
+# (or GPU_BENCHMARKS="gpu_gemm ...") and gpu-sanitize one by one.
 GPU_PYTHON ?= $(PYTHON)
 OUT ?= benchmarks/results
 GPU_EFFORT ?=
@@ -21,7 +21,7 @@ gpu-device:
 	  { echo "gpu-check: no NVIDIA GPU on this machine; run it on one (docs/gpu.md)"; exit 1; }
 	@mkdir -p $(OUT)
 
-# Spills are said and left to the tests, so that another nvcc can build.
+# A spill fails gpu-test instead of the build, so that another patch of nvcc can still be measured.
 gpu-build: gpu-device
 	$(GPU_PYTHON) tools/gpu_needs.py $(if $(GPU_WHEELS),--wheels $(GPU_WHEELS))
 	OCTAVO_SPILLS=warn $(GPU_PYTHON) tools/cuda_toolchain.py --if-wanted ON --run \
@@ -30,6 +30,7 @@ gpu-build: gpu-device
 gpu-test: gpu-device
 	$(GPU_PYTHON) benchmarks/python/gpu_check.py --out $(OUT)/gpu-qualification.json
 	$(GPU_PYTHON) -m pytest -m gpu $(GPU_TESTS) -p no:cacheprovider
+	$(GPU_PYTHON) -m pytest tests/python/test_cuda_build.py -rs -p no:cacheprovider
 
 # Every CUDA kernel under compute-sanitizer, where it is installed; -k memcheck for one of its tools.
 gpu-sanitize: gpu-device

@@ -31,17 +31,21 @@ struct Codes {
   }
 };
 
-// To codes of x^T with a scale per column of x.
+// A cast to codes of x^T with a scale per column of x, into `columns`.
+QuantizeBoth into_columns(const MatrixView& x, DType format, const Codes& columns, cudaStream_t stream) {
+  QuantizeBoth cast;
+  cast.x = x;
+  cast.column_format = format;
+  cast.column_codes = columns.data.as<void>();
+  cast.column_ld = columns.ld;
+  cast.column_scale = columns.scale.as<float>();
+  cast.stream = stream;
+  return cast;
+}
+
 Status round_columns(const MatrixView& x, DType format, Codes& columns, cudaStream_t stream) {
   if (Status s = columns.allocate(x.cols, x.rows); !s.ok()) return s;
-  QuantizeBoth both;
-  both.x = x;
-  both.column_format = format;
-  both.column_codes = columns.data.as<void>();
-  both.column_ld = columns.ld;
-  both.column_scale = columns.scale.as<float>();
-  both.stream = stream;
-  return quantize_both(both);
+  return quantize_both(into_columns(x, format, columns, stream));
 }
 
 // The gradient times W's scales, which lie along the sum, by rows.
@@ -60,17 +64,12 @@ Status round_rows(const GradInputArgs& args, Codes& rows, cudaStream_t stream) {
 Status round_both(const GradInputArgs& args, Codes& rows, Codes& columns, cudaStream_t stream) {
   if (Status s = rows.allocate(args.grad.rows, args.grad.cols); !s.ok()) return s;
   if (Status s = columns.allocate(args.grad.cols, args.grad.rows); !s.ok()) return s;
-  QuantizeBoth both;
-  both.x = args.grad;
+  QuantizeBoth both = into_columns(args.grad, DType::e5m2, columns, stream);
   both.column_factor = args.weight->scale();
-  both.row_format = both.column_format = DType::e5m2;
+  both.row_format = DType::e5m2;
   both.row_codes = rows.data.as<void>();
   both.row_ld = rows.ld;
   both.row_scale = rows.scale.as<float>();
-  both.column_codes = columns.data.as<void>();
-  both.column_ld = columns.ld;
-  both.column_scale = columns.scale.as<float>();
-  both.stream = stream;
   return quantize_both(both);
 }
 
