@@ -24,8 +24,12 @@ Status quantize_row(const QuantizeArgs& args);
 Status quantize_row_padded(const QuantizeArgs& args, std::int64_t ld, const float* column_factor = nullptr,
                            const Series& series = {});
 
-// cuda/quantize/quantize_block.cu: the same with scales of 1x128 and of 128x128. Transposed, for block_1x128: rows of
-// codes as above, scales [ceil(ld / 128), scale_ld], those of a 128 of columns side by side, 1 where x has no columns.
+// cuda/quantize/quantize_tensor.cu: the same with one scale for all of x.
+Status quantize_tensor(const QuantizeArgs& args);
+
+// cuda/quantize/quantize_block.cu: the same with scales of 1x128 and of 128x128, and MX blocks. Transposed, for
+// block_1x128: rows of codes as above, scales [ceil(ld / 128), scale_ld], those of a 128 of columns side by side, 1
+// where x has no columns.
 Status quantize_block(const QuantizeArgs& args);
 Status quantize_block_transposed(const QuantizeArgs& args, std::int64_t ld, std::int64_t scale_ld);
 

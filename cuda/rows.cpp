@@ -22,15 +22,16 @@ KernelInfo simt_row(const char* name, Op op, double overhead_us) {
 
 void register_cuda_kernels(Registry& registry) {
   constexpr const char* kRowFormats = "float32|float16|bfloat16|e4m3|int8|int4 -> ";
-  KernelInfo quantize = simt_row("cuda.sm80.quantize_row", Op::quantize, 4.0);
-  quantize.formats = "float32|bfloat16|float16 -> e4m3|e5m2|int8, row";
-  quantize.run.quantize = cuda::quantize_row;
-  (void)registry.add(quantize);
-
-  KernelInfo blocks = simt_row("cuda.sm80.quantize_block", Op::quantize, 4.0);
-  blocks.formats = "float32|bfloat16|float16 -> e4m3|e5m2|int8, block_1x128|block_128x128";
-  blocks.run.quantize = cuda::quantize_block;
-  (void)registry.add(blocks);
+  const auto add_quantizer = [&](const char* name, double overhead_us, const char* codes, QuantizeLauncher run) {
+    KernelInfo row = simt_row(name, Op::quantize, overhead_us);
+    row.formats = std::string("float32|bfloat16|float16 -> ") + codes;
+    row.run.quantize = run;
+    (void)registry.add(row);
+  };
+  add_quantizer("cuda.sm80.quantize_row", 4.0, "e4m3|e5m2|int8, row", cuda::quantize_row);
+  add_quantizer("cuda.sm80.quantize_block", 4.0, "e4m3|e5m2|int8, block_1x128|block_128x128", cuda::quantize_block);
+  add_quantizer("cuda.sm80.quantize_mx", 4.0, "e4m3|e5m2, mx", cuda::quantize_block);
+  add_quantizer("cuda.sm80.quantize_tensor", 8.0, "e4m3|e5m2|int8, tensor", cuda::quantize_tensor);
 
   KernelInfo epilogue_backward = simt_row("cuda.sm80.linear_epilogue_backward", Op::linear_epilogue_backward, 8.0);
   epilogue_backward.run.epilogue_backward = cuda::linear_epilogue_backward;

@@ -3,7 +3,9 @@
 Twice: which kernel of any library for a layer (``octavo.ops.dispatch.choose``), and which GEMM instantiation inside
 octavo's own (``cuda/gemm/tile_choice.cpp``). Each choice is made from what octavo ships and from what
 ``octavo.ops.dispatch.tune`` measured in this run, within a second a problem; then everything that takes the problem is
-timed anew. A regret of 0 is the best choice.
+timed anew. A regret of 0 is the best choice. Layers of ``COMPILED`` rows with an epilogue are tuned with
+``compiled=True``: torch's compiled layer is among what is timed there, and what is shipped, which cannot know it, pays
+for it. Problems come in a random order, so that a budget that ends cuts none of a kind.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ SIZES = {
     "full": ((128, 128), (256, 512), (512, 512), (512, 1024), (1024, 1024), (2048, 2048)),
 }
 EPILOGUES = ("", "bias+layer+hardswish")
+COMPILED = {"smoke": (), "quick": (4096,), "full": (4096,)}  # rows: compiling takes seconds a layer
 REQUIREMENT = Requirement(min_sqnr_db=20.0)
 PRODUCTS = ("bf16", "e4m3", "e4m3_fast")
 SHIPPED, TUNED = "chosen as shipped", "chosen as tuned"
@@ -48,12 +51,12 @@ def forget() -> None:
     _core.forget_gemm_times()
 
 
-def kernel_contest(run: GpuRun, problem: Problem, regrets: Regrets, budget_s: float) -> None:
+def kernel_contest(run: GpuRun, problem: Problem, regrets: Regrets, budget_s: float, compiled: bool) -> None:
     """One layer: every admitted kernel, and the two choices."""
     forget()
-    rows = [c.kernel for c in judge(problem, REQUIREMENT).candidates if c.admitted]
     shipped = dispatch.choose(problem, REQUIREMENT).kernel
-    dispatch.tune(problem, budget_s, keep=False)
+    dispatch.tune(problem, budget_s, compiled=compiled, keep=False)
+    rows = [c.kernel for c in judge(problem, REQUIREMENT).candidates if c.admitted]  # the compiled one now, too
     chosen = {SHIPPED: shipped, TUNED: dispatch.choose(problem, REQUIREMENT).kernel}
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     contest_of(run, "linear", {"m": problem.m, "n": problem.n, "k": problem.k, "epilogue": problem.epilogue},
@@ -132,15 +135,17 @@ def body(run: GpuRun) -> None:
     io = "bfloat16"
     kernel_regrets: Regrets = {SHIPPED: [], TUNED: []}
     tile_regrets: Regrets = {SHIPPED: [], TUNED: []}
-    shapes = [(m, n, k) for n, k in SIZES[level] for m in ROWS[level]]
-    for m, n, k in shapes:
-        for epilogue in EPILOGUES:
-            if run.has_time("linear", {"m": m, "n": n, "k": k, "epilogue": epilogue}):
-                problem = Problem("linear", m, n, k, io, io, epilogue, run.device)
-                kernel_contest(run, problem, kernel_regrets, budget_s)
-        for product in PRODUCTS:
-            if run.has_time("gemm", {"product": product, "m": m, "n": n, "k": k}):
-                tile_contest(run, Product(product, m, n, k), tile_regrets, budget_s)
+    jobs: list[Problem | Product] = []
+    for m, n, k in ((m, n, k) for n, k in SIZES[level] for m in ROWS[level]):
+        jobs += [Problem("linear", m, n, k, io, io, epilogue, run.device) for epilogue in EPILOGUES]
+        jobs += [Product(product, m, n, k) for product in PRODUCTS]
+    for at in np.random.default_rng(0).permutation(len(jobs)):
+        job = jobs[at]
+        if isinstance(job, Product):
+            if run.has_time("gemm", {"product": job.product, "m": job.m, "n": job.n, "k": job.k}):
+                tile_contest(run, job, tile_regrets, budget_s)
+        elif run.has_time("linear", {"m": job.m, "n": job.n, "k": job.k, "epilogue": job.epilogue}):
+            kernel_contest(run, job, kernel_regrets, budget_s, bool(job.epilogue) and job.m in COMPILED[level])
     forget()
     bars(run, "kernels", kernel_regrets)
     bars(run, "tiles", tile_regrets)

@@ -5,8 +5,10 @@ which it passes between its kernels in BF16 there.
 
 octavo's classes run layer by layer (``octavo.ops.linear``'s route, its own kernels), E4M3 with BF16 or with codes
 between layers. Peers: torch's BF16 layers, and torch's FP8 ones, which round x by torch's expression (a scale a row, or
-one a tensor) and multiply by ``_scaled_mm`` with its fast sums; each eager and compiled. All of it in CUDA graphs. The
-best of octavo's against the best peer, shape by shape; every candidate's output is compared with FP32 first. Up to
+one a tensor) and multiply by ``_scaled_mm`` with its fast sums; each eager and compiled, for any number of rows, and at
+``AUTOTUNED`` rows compiled for these alone with inductor's own products tried against cuBLAS's (max-autotune), which
+takes too long for every shape. All of it in CUDA graphs. The best of octavo's against the best peer, shape by shape;
+every candidate's output is compared with FP32 first. Up to
 ``EARLY`` rows octavo's classes run a second time, with launches that start early: figures of their own, for the bars
 are of what is shipped.
 """
@@ -50,7 +52,9 @@ BATCHES = {
 CLASSES = ("bf16", "e4m3_row", "e4m3_row_fast")
 SMALL = 256  # rows below which launches, not work, decide
 NAMED = ("torch bfloat16 eager", "torch bfloat16 compiled", "torch e4m3 row eager", "torch e4m3 row compiled")
+AUTOTUNED = {"smoke": (), "quick": (), "full": (4096,)}
 EARLY = 1024  # rows up to which octavo's launches start early too
+AUTOTUNE = " compiled max-autotune"
 MONOTONE = 1.05  # a time may be this many times that of more rows
 
 
@@ -153,6 +157,10 @@ def peer_modules(layers: Sequence[Layer]) -> dict[str, Callable[[], Callable[[to
     for word, build in eager.items():
         found[f"torch {word} eager"] = build
         found[f"torch {word} compiled"] = lambda build=build: linear_peers.compiled(build())
+        if word != "e4m3 tensor":
+            found[f"torch {word}{AUTOTUNE}"] = lambda build=build: linear_peers.compiled(
+                build(), "max-autotune-no-cudagraphs", dynamic=False
+            )
     return found
 
 
@@ -198,6 +206,8 @@ class Chain:
         rivals: list[Entry] = []
         absent = dict(self.absent)
         for name, module in self.modules.items():
+            if name.endswith(AUTOTUNE) and m not in AUTOTUNED[self.run.effort.name]:
+                continue
             numerics = "bf16" if "bfloat16" in name else "e4m3"
             peers.admit(rivals, absent, name, lambda n=name, c=numerics, f=module: entry(n, c, f, "torch"))  # type: ignore[misc]
         self.run.contest("linear", shape_of(m, self.widths, self.norm), ours, rivals, absent)
@@ -230,7 +240,9 @@ def monotone(run: GpuRun, most: int) -> None:
 def body(run: GpuRun) -> None:
     """Every chain and batch, then the figures."""
     level = run.effort.name
-    for norm, widths in [(norm, widths) for norm, chains in WIDTHS[level].items() for widths in chains]:
+    chains = [(norm, widths) for norm, of_norm in WIDTHS[level].items() for widths in of_norm]
+    for at in np.random.default_rng(0).permutation(len(chains)):  # a budget that ends cuts none of a kind
+        norm, widths = chains[at]
         torch._dynamo.reset()
         if not run.has_time("linear", shape_of(0, widths, norm)):
             continue

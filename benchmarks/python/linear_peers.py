@@ -87,14 +87,16 @@ def layer_of(n: int, k: int) -> Layer:
     return layer.requires_grad_(False)
 
 
-def compiled(module: torch.nn.Module, mode: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The module through inductor: dynamic batch, frozen weights."""
+def compiled(
+    module: torch.nn.Module, mode: str | None = None, dynamic: bool = True
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module through inductor: frozen weights, any number of rows or, not ``dynamic``, each compiled for itself."""
     from torch._inductor import config
 
     config.freezing = True
     config.autotune_num_choices_displayed = 0
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # never eager under a compiled peer's name
-    return torch.compile(with_own_code(module), dynamic=True, mode=mode)
+    return torch.compile(with_own_code(module), dynamic=dynamic, mode=mode)
 
 
 def with_own_code(module: torch.nn.Module) -> torch.nn.Module:

@@ -33,6 +33,21 @@ __device__ inline RowScale row_scale(float amax, DType format, bool pow2) {
   return {scale, largest / amax};
 }
 
+// Of an MX block: 2^(e8m0 - 127), by mx_scale_for's rule.
+struct MxRowScale {
+  std::uint8_t e8m0;
+  float multiplier;
+};
+
+__device__ inline MxRowScale mx_row_scale(float amax, DType format) {
+  const unsigned bits = __float_as_uint(amax);
+  if (bits == 0) return {127, 1.0f};
+  // Below FP32's normal range the exponent is that of a scale that is too small to hold anyway.
+  const int kept = static_cast<int>(bits >> 23) - (format == DType::e4m3 ? 8 : 15);
+  const unsigned e8m0 = kept < 0 ? 0u : static_cast<unsigned>(kept);
+  return {static_cast<std::uint8_t>(e8m0), __uint_as_float((254u - e8m0) << 23)};
+}
+
 // What enters a scale: bits of the largest finite magnitude, and whether there is a NaN.
 struct Magnitude {
   unsigned largest = 0;

@@ -17,6 +17,7 @@ from octavo.ops.linear_backward import run_grad_input, run_grad_weight, run_grad
 from octavo.ops.linear_call import run
 from octavo.ops.packing import pack_as
 from octavo.ops.qualification import check_of
+from octavo.ops.quantization import SCALINGS
 
 FLOATS = (torch.float32, torch.bfloat16)
 ROWS = ("fp32", "fp16", "bf16", "e4m3", "int8", "int4")
@@ -115,9 +116,11 @@ def gradients_of_epilogues() -> None:
 
 
 def quantizers() -> None:
-    """Each format of codes, short rows and long."""
+    """Each format of codes and kind of scales, short rows and long."""
     for format, dtype, columns in product(("e4m3", "e5m2", "int8"), (*FLOATS, torch.float16), (1, 67, 300, 9000)):
-        ops.quantize(normal(5, columns, dtype=dtype), format)
+        x = normal(5, columns, dtype=dtype)
+        for scaling in SCALINGS if format != "int8" else SCALINGS[:-1]:
+            ops.quantize(x, format, scaling)
 
 
 def tables() -> None:

@@ -12,13 +12,14 @@ from octavo.ops import kernels, qualification
 from octavo.ops.checks import same_bits
 from octavo.ops.embedding import TableSet, bag_backward, bag_forward
 from octavo.ops.embedding_rows import row_lookup
+from octavo.ops.quantization import SCALINGS
 from octavo.ops.reference import quantize_reference
 from octavo.ops.table_formats import decode_rows
 
 pytestmark = pytest.mark.gpu
 NAMES = (
-    "quantize_row", "quantize_block", "linear_epilogue_backward", "bag_forward", "row_lookup", "bag_backward",
-    "find_rows",
+    "quantize_row", "quantize_block", "quantize_mx", "quantize_tensor", "linear_epilogue_backward", "bag_forward",
+    "row_lookup", "bag_backward", "find_rows",
 )  # fmt: skip
 DIMS = [1, 3, 64, 130]
 
@@ -40,22 +41,34 @@ def test_qualification(name) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (257, 1000), (4, 20000), (0, 5), (5, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("format", ["e4m3", "e5m2", "int8"])
-@pytest.mark.parametrize("scaling", ["row", "block_1x128", "block_128x128"])
+@pytest.mark.parametrize("scaling", ["tensor", "row", "block_1x128", "block_128x128", "mx"])
 def test_quantize_is_the_definition(shape, dtype, format, scaling) -> None:
+    if scaling == "mx" and format == "int8":
+        pytest.skip("mx has no int8")
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for pow2 in (False, True):
+    for pow2 in (False,) if scaling == "mx" else (False, True):
         q = ops.quantize(x.cuda(), format, scaling, pow2)
         codes, scale = quantize_reference(x, format, scaling, pow2)
         assert bool(same_bits(q.data.cpu(), codes).all())
-        assert torch.equal(q.scale.cpu(), scale)
+        assert torch.equal(q.scale.cpu().float(), scale.float())
 
 
-def test_quantize_on_strides_and_what_has_no_kernel() -> None:
-    wide = torch.randn(50, 200, device="cuda")
-    q = ops.quantize(wide[::2, 3:94])
-    assert torch.equal(q.data.view(torch.uint8), ops.quantize(wide[::2, 3:94].contiguous()).data.view(torch.uint8))
-    with pytest.raises(RuntimeError, match="quantize: no usable kernel for cuda, float32, e4m3, tensor"):
-        ops.quantize(wide, scaling="tensor")
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_quantize_on_strides(scaling) -> None:
+    strided = torch.randn(50, 200, device="cuda")[::2, 3:94]
+    q, dense = ops.quantize(strided, scaling=scaling), ops.quantize(strided.contiguous(), scaling=scaling)
+    assert torch.equal(q.data.view(torch.uint8), dense.data.view(torch.uint8))
+    assert torch.equal(q.scale.view(torch.uint8), dense.scale.view(torch.uint8))
+
+
+def test_a_tensor_beyond_two_to_the_31_elements_has_one_scale() -> None:
+    if torch.cuda.mem_get_info()[0] < 10 << 30:
+        pytest.skip("needs 10 GiB of device memory")
+    x = torch.zeros(1 << 16, (1 << 15) + 8, dtype=torch.bfloat16, device="cuda")
+    x[-1, -1], x[0, 0] = -896.0, 448.0
+    q = ops.quantize(x, scaling="tensor")
+    assert (q.scale.item(), q.data[-1, -1].item(), q.data[0, 0].item()) == (2.0, -448.0, 224.0)
+    assert int(torch.count_nonzero(q.data.view(torch.uint8))) == 2
 
 
 def _there(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -60,8 +60,7 @@ def quantize(
     saturate. Infinities saturate and do not enter the scale. NaN stays NaN; in int8, which has none, its scale becomes
     NaN. ``out``, the result of an earlier call of the same shape and recipe, is overwritten and returned: large arrays
     save the system's clearing of fresh pages. Raises TypeError or ValueError naming the argument, and RuntimeError
-    where no kernel serves the combination (on CUDA rows and blocks have one). Gradients
-    do not flow through rounding.
+    where no kernel of this machine serves x. Gradients do not flow through rounding.
     """
     expect_tensor("x", x, _FLOATS)
     choice("format", format, tuple(CODES))

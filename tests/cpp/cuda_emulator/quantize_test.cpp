@@ -62,17 +62,24 @@ Input input_of(std::vector<float>& x, std::int64_t rows, std::int64_t cols, std:
 struct Codes {
   std::vector<std::uint8_t> codes;
   std::vector<float> scale;
+  std::vector<std::uint8_t> e8m0 = {};  // mx: instead of scale
 };
 
 Codes on_cpu(std::vector<float> x, std::int64_t rows, std::int64_t cols, DType format, bool pow2,
              Scaling scaling = Scaling::row) {
-  const bool blocks = scaling != Scaling::row;
-  const auto scales = static_cast<std::size_t>(rows * (blocks ? scale_blocks(cols) : 1));  // of 128x128: fewer
-  Codes out{std::vector<std::uint8_t>(x.size()), std::vector<float>(scales)};
+  const bool rows_or_all = scaling == Scaling::row || scaling == Scaling::tensor, mx = scaling == Scaling::mx;
+  // Of 128x128, and of all, fewer.
+  const auto scales =
+      static_cast<std::size_t>(std::max<std::int64_t>(rows * (rows_or_all ? 1 : scale_blocks(cols)), 1));
+  const auto mx_scales = static_cast<std::size_t>(mx ? rows * ((cols + kMxBlock - 1) / kMxBlock) : 0);
+  Codes out{std::vector<std::uint8_t>(x.size()), std::vector<float>(scales), std::vector<std::uint8_t>(mx_scales)};
   QuantizeArgs args{{x.data(), rows, cols, cols, DType::f32}, format, scaling, pow2};
   args.codes = out.codes.data();
   args.scale = out.scale.data();
-  const char* kernel = blocks ? "cpu.generic.quantize_block" : "cpu.generic.quantize";
+  args.scale_e8m0 = out.e8m0.data();
+  const char* kernel = rows_or_all ? "cpu.generic.quantize"
+                       : mx        ? "cpu.generic.quantize_mx"
+                                   : "cpu.generic.quantize_block";
   EXPECT_TRUE(Registry::instance().find(kernel)->run.quantize(args).ok());
   return out;
 }
@@ -150,15 +157,19 @@ TEST(CudaQuantizeBlock, EqualsTheCpu) {
           if (rows > 100 && (padding == 3 || dtype != DType::bf16)) continue;
           std::vector<float> x = values_of(rows, cols);
           const Input in = input_of(x, rows, cols, padding == 16 ? (cols + 15) / 8 * 8 : cols + padding, dtype);
-          for (const Scaling scaling : {Scaling::block_1x128, Scaling::block_128x128})
+          for (const Scaling scaling : {Scaling::block_1x128, Scaling::block_128x128, Scaling::mx})
             for (const DType format : kFormats)
               for (const bool pow2 : {false, true}) {
+                if (scaling == Scaling::mx && (pow2 || format == DType::i8)) continue;
                 const Codes want = on_cpu(x, rows, cols, format, pow2, scaling);
-                Codes found{std::vector<std::uint8_t>(x.size(), 0xaa), std::vector<float>(want.scale.size(), 0.0f)};
+                Codes found{std::vector<std::uint8_t>(x.size(), 0xaa), std::vector<float>(want.scale.size(), 0.0f),
+                            std::vector<std::uint8_t>(want.e8m0.size(), 0xaa)};
                 QuantizeArgs args{in.view, format, scaling, pow2};
                 args.codes = found.codes.data();
                 args.scale = found.scale.data();
+                args.scale_e8m0 = found.e8m0.data();
                 ASSERT_TRUE(cuda::quantize_block(args).ok());
+                EXPECT_EQ(found.e8m0, want.e8m0);
                 SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols) + " format " +
                              std::to_string(static_cast<int>(format)));
                 for (std::size_t i = 0; i < want.scale.size(); ++i) expect_scale(found.scale[i], want.scale[i]);
@@ -193,9 +204,59 @@ TEST(CudaQuantizeBlock, ScalesLieTransposed) {
     }
 }
 
+// Blocks whose largest magnitude lies at the ends of what E8M0 holds.
+TEST(CudaQuantizeBlock, MxScalesReachTheirEnds) {
+  std::vector<float> x;
+  for (const float largest : {0.0f, 1e-45f, 1.17549435e-38f, 0x1p-119f, 0x1p-118f, 448.0f, 3.402823466e38f, 1.0f})
+    for (std::int64_t i = 0; i < kMxBlock; ++i) x.push_back(i == 7 ? -largest : largest / 3.0f);
+  const auto cols = static_cast<std::int64_t>(x.size());
+  for (const DType format : {DType::e4m3, DType::e5m2}) {
+    const Codes want = on_cpu(x, 1, cols, format, false, Scaling::mx);
+    Codes found{std::vector<std::uint8_t>(x.size()), {}, std::vector<std::uint8_t>(want.e8m0.size())};
+    QuantizeArgs args{{x.data(), 1, cols, cols, DType::f32}, format, Scaling::mx};
+    args.codes = found.codes.data();
+    args.scale_e8m0 = found.e8m0.data();
+    ASSERT_TRUE(cuda::quantize_block(args).ok());
+    EXPECT_EQ(found.e8m0, want.e8m0);
+    EXPECT_EQ(found.codes, want.codes);
+  }
+}
+
 TEST(CudaQuantizeBlock, OtherScalingsAreRefused) {
   QuantizeArgs args{{nullptr, 2, 2, 2, DType::f32}, DType::e4m3, Scaling::row};
   EXPECT_EQ(cuda::quantize_block(args).code(), Code::unsupported);
+}
+
+// Contiguous matrices and rows with something between them, more steps than a grid has threads, nothing at all.
+TEST(CudaQuantizeTensor, EqualsTheCpu) {
+  in_every_order([] {
+    for (const auto& [rows, cols] : {std::pair{1, 1}, {7, 5}, {0, 5}, {3, 0}, {9, 67}, {131, 515}, {2, 9000}})
+      for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+        for (const std::int64_t padding : {0, 3, 16}) {
+          if (rows > 100 && padding == 3) continue;
+          std::vector<float> x = rows * cols == 0 ? std::vector<float>() : values_of(rows, cols);
+          const Input in = input_of(x, rows, cols, padding == 16 ? (cols + 15) / 8 * 8 : cols + padding, dtype);
+          for (const DType format : kFormats)
+            for (const bool pow2 : {false, true}) {
+              const Codes want = on_cpu(x, rows, cols, format, pow2, Scaling::tensor);
+              std::vector<std::uint8_t> codes(x.size(), 0xaa);
+              float scale = -1.0f;
+              QuantizeArgs args{in.view, format, Scaling::tensor, pow2};
+              args.codes = codes.data();
+              args.scale = &scale;
+              ASSERT_TRUE(cuda::quantize_tensor(args).ok());
+              SCOPED_TRACE(std::to_string(rows) + " x " + std::to_string(cols) + " format " +
+                           std::to_string(static_cast<int>(format)));
+              expect_scale(scale, rows * cols == 0 ? 1.0f : want.scale[0]);
+              expect_codes(want, codes.data(), cols, nullptr, rows, cols, format);
+            }
+        }
+  });
+}
+
+TEST(CudaQuantizeTensor, OtherScalingsAreRefused) {
+  QuantizeArgs args{{nullptr, 2, 2, 2, DType::f32}, DType::e4m3, Scaling::row};
+  EXPECT_EQ(cuda::quantize_tensor(args).code(), Code::unsupported);
 }
 
 std::vector<float> transposed(const std::vector<float>& x, std::int64_t rows, std::int64_t cols) {
