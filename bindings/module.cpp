@@ -61,5 +61,6 @@ PYBIND11_MODULE(_core, m) {
   bind_embedding(m);
   bind_id_map(m);
   bind_pairwise(m);
+  bind_add_norm(m);
   bind_statistics(m);
 }

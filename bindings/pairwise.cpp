@@ -1,31 +1,15 @@
 #include "octavo/pairwise.hpp"
 
-#include <pybind11/stl.h>
-
-#include <tuple>
-
+#include "batch_view.hpp"
 #include "module.hpp"
 #include "octavo/registry.hpp"
 
 namespace octavo::bindings {
 
-namespace {
-
-// data, rows, cols, batch_stride, row_stride, col_stride, dtype
-using Operand = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>;
-
-BatchView view_of(const Operand& operand) {
-  const auto& [data, rows, cols, batch_stride, row_stride, col_stride, dtype] = operand;
-  return {
-      reinterpret_cast<const void*>(data), rows, cols, batch_stride, row_stride, col_stride, static_cast<DType>(dtype)};
-}
-
-}  // namespace
-
 void bind_pairwise(py::module_& m) {
   m.def(
       "pairwise_dots",
-      [](KernelInfo& kernel, std::int64_t batch, const Operand& x, int x_pairs, const Operand& y, int pairs,
+      [](KernelInfo& kernel, std::int64_t batch, const Batch& x, int x_pairs, const Batch& y, int pairs,
          std::uintptr_t out, std::int64_t out_batch_stride, std::int64_t out_row_stride, int out_dtype,
          std::uintptr_t stream) {
         if (kernel.run.pairwise_dots == nullptr)

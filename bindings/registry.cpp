@@ -50,6 +50,7 @@ void bind_registry(py::module_& m) {
       .value("linear_grad_input", Op::linear_grad_input)
       .value("linear_grad_weight", Op::linear_grad_weight)
       .value("pairwise_dots", Op::pairwise_dots)
+      .value("add_norm", Op::add_norm)
       .value("row_lookup", Op::row_lookup)
       .value("find_rows", Op::find_rows)
       .finalize();

@@ -21,6 +21,7 @@ void add_linear_epilogue_backward(const KernelInfo& kernel);
 void add_linear_grad_input(const KernelInfo& kernel);
 void add_linear_grad_weight(const KernelInfo& kernel);
 void add_pairwise_dots(const KernelInfo& kernel);
+void add_add_norm(const KernelInfo& kernel);
 
 // Registers `body(state)` as "<kernel>/<shape>", timed by the wall clock. Rows this machine cannot run, and CUDA rows,
 // stay in the list and say why they did not run.

@@ -61,6 +61,7 @@ void add_all() {
       case Op::linear_grad_input: add_linear_grad_input(*kernel); break;
       case Op::linear_grad_weight: add_linear_grad_weight(*kernel); break;
       case Op::pairwise_dots: add_pairwise_dots(*kernel); break;
+      case Op::add_norm: add_add_norm(*kernel); break;
     }
   }
 }

@@ -20,6 +20,7 @@ const char* to_string(Op op) {
     case Op::linear_grad_input: return "linear_grad_input";
     case Op::linear_grad_weight: return "linear_grad_weight";
     case Op::pairwise_dots: return "pairwise_dots";
+    case Op::add_norm: return "add_norm";
     case Op::row_lookup: return "row_lookup";
     default: return "find_rows";
   }
@@ -57,6 +58,7 @@ Registry& Registry::instance() {
     register_embedding_kernels(*r);
     register_linear_backward_kernels(*r);
     register_pairwise_kernels(*r);
+    register_add_norm_kernels(*r);
 #ifdef OCTAVO_WITH_CUDA
     register_cuda_kernels(*r);
     register_cuda_gemm_kernels(*r);

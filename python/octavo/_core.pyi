@@ -29,6 +29,7 @@ class Op(IntEnum):
     pairwise_dots = ...
     row_lookup = ...
     find_rows = ...
+    add_norm = ...
 
 class Device(IntEnum):
     cpu = ...
@@ -481,20 +482,33 @@ def find_rows(
 def draw_rows(ids: int, n: int, dim: int, seed: int, half_width: float, out: int) -> None: ...
 def mark_rows(values: int, n: int, flags: int, rows: int) -> None: ...
 
+# data, rows, cols, batch_stride, row_stride, col_stride, dtype
+_Batch = tuple[int, int, int, int, int, int, int]
+
 # --- pairwise.hpp ---
-# operands: data, rows, cols, batch_stride, row_stride, col_stride, dtype
 def pairwise_dots(
     kernel: Kernel,
     batch: int,
-    x: tuple[int, int, int, int, int, int, int],
+    x: _Batch,
     x_pairs: int,
-    y: tuple[int, int, int, int, int, int, int],
+    y: _Batch,
     pairs: int,
     out: int,
     out_batch_stride: int,
     out_row_stride: int,
     out_dtype: int,
     stream: int = 0,
+) -> None: ...
+
+# --- add_norm.hpp ---
+def add_norm(
+    kernel: Kernel,
+    batch: int,
+    parts: list[_Batch],
+    residual: _Batch | None,
+    norm: Epilogue,
+    out: int,
+    out_transposed: int,
 ) -> None: ...
 
 # --- cuda ---

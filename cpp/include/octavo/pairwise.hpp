@@ -8,14 +8,6 @@
 
 namespace octavo {
 
-// [batch, rows, cols] that someone else owns; strides count elements, and that of the rows or of the columns is 1.
-struct BatchView {
-  const void* data = nullptr;
-  std::int64_t rows = 0, cols = 0;
-  std::int64_t batch_stride = 0, row_stride = 0, col_stride = 1;
-  DType dtype = DType::f32;
-};
-
 // Which pairs (i, j) a row of the output or of a packed operand holds, in row-major order.
 enum class Pairs : std::uint8_t { all, lower, upper };  // lower: j < i, upper: j > i
 

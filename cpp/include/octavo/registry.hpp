@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "octavo/add_norm.hpp"
 #include "octavo/embedding.hpp"
 #include "octavo/id_map.hpp"
 #include "octavo/isa.hpp"
@@ -29,6 +30,7 @@ enum class Op : std::uint8_t {
   pairwise_dots,
   row_lookup,
   find_rows,
+  add_norm,
 };
 const char* to_string(Op op);
 
@@ -59,6 +61,7 @@ struct Launchers {
   GradWeightLauncher grad_weight = nullptr;
   GradientsLauncher gradients = nullptr;  // of a row of grad_input and one of grad_weight that work together
   PairwiseLauncher pairwise_dots = nullptr;
+  AddNormLauncher add_norm = nullptr;
 };
 
 struct KernelInfo {
@@ -117,6 +120,7 @@ void register_linear_kernels(Registry& registry);
 void register_linear_backward_kernels(Registry& registry);
 void register_embedding_kernels(Registry& registry);
 void register_pairwise_kernels(Registry& registry);
+void register_add_norm_kernels(Registry& registry);
 #ifdef OCTAVO_WITH_CUDA
 void register_cuda_kernels(Registry& registry);
 void register_cuda_gemm_kernels(Registry& registry);

@@ -38,6 +38,14 @@ struct MatrixView {
   DType dtype = DType::f32;
 };
 
+// [batch, rows, cols] that someone else owns; strides count elements, and that of the rows or of the columns is 1.
+struct BatchView {
+  const void* data = nullptr;
+  std::int64_t rows = 0, cols = 0;
+  std::int64_t batch_stride = 0, row_stride = 0, col_stride = 1;
+  DType dtype = DType::f32;
+};
+
 // What went wrong, in words a caller can act on. The core neither prints, throws nor aborts.
 enum class Code : std::uint8_t { ok, invalid_argument, out_of_range, unsupported, out_of_memory, internal };
 

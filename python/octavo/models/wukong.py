@@ -31,21 +31,24 @@ class Wukong(Ranker):
         for _ in range(config.layers):
             layers.append(WukongLayer(tokens, config))
             tokens = config.fmb_tokens + config.lcb_tokens
-        self.layers = torch.nn.Sequential(*layers)
+        self.layers = torch.nn.ModuleList(layers)
         self.top = mlp(tokens * dim, config.top, config)
         self.embed_dim = config.top[-1]
         self.heads = build_heads(self.embed_dim, self.tasks, config)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         x, _ = self.embeddings(batch)
-        if self.bottom is not None:
-            x = torch.cat([x, self.bottom(batch.dense).unsqueeze(1)], 1)
-        hidden: torch.Tensor = self.top(self.layers(x).flatten(1))
+        parts = [x] if self.bottom is None else [x, self.bottom(batch.dense).unsqueeze(1).to(x.dtype)]
+        x, x_transposed = ops.add_norm(parts, transposed=True)
+        for layer in self.layers[:-1]:
+            x, x_transposed = layer(x, x_transposed, False)
+        (x,) = self.layers[-1](x, x_transposed, True)
+        hidden: torch.Tensor = self.top(x.flatten(1))
         return hidden
 
 
 class WukongLayer(torch.nn.Module):
-    """[B, n, D] -> [B, fmb_tokens + lcb_tokens, D].
+    """X [B, n, D] -> [B, fmb_tokens + lcb_tokens, D]; X^T, contiguous, is passed along for the next layer's maps.
 
     All matrices over embeddings are one linear layer ``maps`` [sum of ``rows``, n], so that X is read once: below each
     other Y^T of the FM [k, n], W_L of LCB(X) = W_L X [lcb_tokens, n] and, where the number of embeddings changes, the
@@ -60,11 +63,13 @@ class WukongLayer(torch.nn.Module):
         self.fmb = FactorizationMachineBlock(tokens, config)
         self.norm = nn.Norm(config.embedding_dim, config.norm)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        projected, compressed, residual = self.maps(x.mT.contiguous()).mT.split(self.rows, 1)
+    def forward(self, x: torch.Tensor, x_transposed: torch.Tensor, is_last: bool) -> tuple[torch.Tensor, ...]:
+        """(Y, Y^T), of the last layer (Y,)."""
+        projected, compressed, residual = self.maps(x_transposed).mT.split(self.rows, 1)
         block = self.fmb(x, projected if self.rows[0] else None)
-        y: torch.Tensor = self.norm(torch.cat([block, compressed], 1) + (residual if self.rows[2] else x))
-        return y
+        parts, added = [block.to(x.dtype), compressed.to(x.dtype)], (residual if self.rows[2] else x).to(x.dtype)
+        norm = self.norm.definition
+        return (ops.add_norm(parts, added, norm),) if is_last else ops.add_norm(parts, added, norm, transposed=True)
 
 
 class FactorizationMachineBlock(torch.nn.Module):

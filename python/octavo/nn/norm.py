@@ -17,11 +17,16 @@ class BlockNorm(torch.nn.Module):
     def __init__(self, block: int = 256, eps: float = 1e-5) -> None:
         super().__init__()
         self.block, self.eps = block, eps
-        ops.Norm("block", eps=eps, block=block)  # its checks
+        _ = self.definition  # its checks
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., N], normalised, in x's dtype."""
-        return apply_norm(x, ops.Norm("block", eps=self.eps, block=self.block)) if x.shape[-1] else x
+        return apply_norm(x, self.definition) if x.shape[-1] else x
+
+    @property
+    def definition(self) -> ops.Norm:
+        """What it does, for operators that take a norm along."""
+        return ops.Norm("block", eps=self.eps, block=self.block)
 
     def extra_repr(self) -> str:
         return f"block={self.block}, eps={self.eps}"
@@ -42,9 +47,13 @@ class Norm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., width], normalised."""
-        if self.kind is None:
-            return x
-        return apply_norm(x, ops.Norm(self.kind, self.weight, self.bias, self.eps, self.block))
+        norm = self.definition
+        return x if norm is None else apply_norm(x, norm)
+
+    @property
+    def definition(self) -> ops.Norm | None:
+        """What it does, for operators that take a norm along."""
+        return None if self.kind is None else ops.Norm(self.kind, self.weight, self.bias, self.eps, self.block)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind}"

@@ -1,6 +1,7 @@
 """Operators on torch tensors: quantize, linear, embedding bags; dispatch between kernels; tensor errors."""
 
 from octavo.ops import dispatch, errors
+from octavo.ops.add_norm import add_norm
 from octavo.ops.embedding import embedding_bags
 from octavo.ops.embedding_rows import embedding_rows
 from octavo.ops.epilogue import Norm
@@ -22,6 +23,7 @@ __all__ = [
     "PreparedGroup",
     "PreparedLinear",
     "QuantizedTensor",
+    "add_norm",
     "dequantize",
     "dispatch",
     "embedding_bags",

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from octavo import _core
 from octavo.ops import kernels
+from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
 from octavo.ops._types import choice, expect_tensor
 from octavo.ops.output_checks import expect_writable
@@ -97,12 +98,12 @@ def run(
     if x_pairs != "all":
         x = x.unsqueeze(1)
     same = x is y
-    x = _dense(x)
-    y = x if same else _dense(y)
+    x = dense(x)
+    y = x if same else dense(y)
     if out is None:
         out = torch.empty(_shape(x, y, x_pairs, pairs), dtype=out_dtype, device=x.device)
     _core.pairwise_dots(
-        kernel, y.shape[0], _operand(x), PAIRS.index(x_pairs), _operand(y), PAIRS.index(pairs), out.data_ptr(),
+        kernel, y.shape[0], batch_view(x), PAIRS.index(x_pairs), batch_view(y), PAIRS.index(pairs), out.data_ptr(),
         out.stride(0), out.stride(1) if pairs == "all" else 0, _CODES[out.dtype], kernels.stream_of(x),
     )  # fmt: skip
     return out
@@ -111,18 +112,6 @@ def run(
 def _shape(x: torch.Tensor, y: torch.Tensor, x_pairs: str, pairs: str) -> tuple[int, ...]:
     rows = x.shape[1] if x_pairs == "all" else y.shape[2]
     return (y.shape[0], rows, y.shape[1]) if pairs == "all" else (y.shape[0], rows * (rows - 1) // 2)
-
-
-def _dense(t: torch.Tensor) -> torch.Tensor:
-    """``t`` [B, R, C], copied unless its rows or its columns are neighbours."""
-    near = t.shape[2] <= 1 or t.stride(2) == 1 or t.shape[1] <= 1 or t.stride(1) == 1
-    return t if near else t.contiguous()
-
-
-def _operand(t: torch.Tensor) -> tuple[int, int, int, int, int, int, int]:
-    _, rows, columns = t.shape
-    across, down, along = t.stride()
-    return t.data_ptr(), rows, columns, across, down, 1 if columns <= 1 else along, _CODES[t.dtype]
 
 
 def _check_out(out: torch.Tensor, x: torch.Tensor, y: torch.Tensor | None, pairs: str, out_dtype: torch.dtype) -> None:

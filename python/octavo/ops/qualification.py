@@ -20,7 +20,7 @@ Check = Callable[[_core.Kernel], str]
 
 
 def _checks() -> dict[_core.Op, Check]:
-    from octavo.ops import backward_checks, checks, embedding_checks, pairwise_checks
+    from octavo.ops import add_norm_checks, backward_checks, checks, embedding_checks, pairwise_checks
 
     return {
         _core.Op.linear: checks.check_linear,
@@ -33,6 +33,7 @@ def _checks() -> dict[_core.Op, Check]:
         _core.Op.linear_grad_input: backward_checks.check_grad_input,
         _core.Op.linear_grad_weight: backward_checks.check_grad_weight,
         _core.Op.pairwise_dots: pairwise_checks.check_pairwise_dots,
+        _core.Op.add_norm: add_norm_checks.check_add_norm,
     }
 
 

@@ -1,5 +1,6 @@
 // Products of every pair of rows in FP32 units: class fp32 takes values as they are, class bf16 rounds them first.
 #include "cpu/generic/linear_vector.hpp"
+#include "cpu/generic/row_panels.hpp"
 #include "cpu/pairwise_driver.hpp"
 #include "octavo/float8.hpp"
 #include "octavo/linear.hpp"
@@ -8,54 +9,6 @@ namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
 
 constexpr int kTallestTile = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;  // sums and row addresses stay in registers
-
-[[gnu::always_inline]] inline float as_float(float x) { return x; }
-[[gnu::always_inline]] inline float as_float(std::uint16_t x) { return decode_bf16(x); }
-
-[[gnu::always_inline]] inline Four load4(const float* p) {
-  Four v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-[[gnu::always_inline]] inline Four load4(const std::uint16_t* p) {
-  return Four{decode_bf16(p[0]), decode_bf16(p[1]), decode_bf16(p[2]), decode_bf16(p[3])};
-}
-
-// out[k * kLanes + r] = rows[r][k] for four rows.
-template <class T>
-[[gnu::always_inline]] inline void transpose4(const T* row, std::int64_t stride, std::int64_t depth, float* out) {
-  std::int64_t k = 0;
-  for (; k + 4 <= depth; k += 4) {
-    const Four a = load4(row + k), b = load4(row + stride + k), c = load4(row + 2 * stride + k),
-               d = load4(row + 3 * stride + k);
-    const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    const Four columns[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-                             __builtin_shufflevector(AB, CD, 0, 1, 4, 5), __builtin_shufflevector(AB, CD, 2, 3, 6, 7)};
-    for (int i = 0; i < 4; ++i) std::memcpy(out + (k + i) * kLanes, &columns[i], sizeof(Four));
-  }
-  for (; k < depth; ++k)
-    for (int r = 0; r < 4; ++r) out[k * kLanes + r] = as_float(row[r * stride + k]);
-}
-
-// One vector's columns, `count` rows of y: out [depth, kLanes], zero beyond.
-template <class T>
-void pack_vector(const T* rows, std::int64_t row_stride, std::int64_t col_stride, std::int64_t count,
-                 std::int64_t depth, float* out) {
-  if (row_stride == 1) {
-    for (std::int64_t k = 0; k < depth; ++k) {
-      const T* column = rows + k * col_stride;
-      store(out + k * kLanes, count >= kLanes ? load(column) : load_part(column, count));
-    }
-    return;
-  }
-  std::int64_t r = 0;
-  if (col_stride == 1)
-    for (; r + 4 <= count && r < kLanes; r += 4) transpose4(rows + r * row_stride, row_stride, depth, out + r);
-  for (; r < kLanes; ++r)
-    for (std::int64_t k = 0; k < depth; ++k)
-      out[k * kLanes + r] = r < count ? as_float(rows[r * row_stride + k * col_stride]) : 0.0f;
-}
 
 // In place, to the nearest BF16.
 void round_to_bf16(float* values, std::int64_t count) {
@@ -160,10 +113,12 @@ class Pairwise {
     for (std::int64_t v = 0; v < vectors_; ++v) {
       const std::int64_t first = v * kLanes, count = y.rows - first;
       float* out = panels_ + first * depth_;
+      if (count < kLanes) std::memset(out, 0, static_cast<std::size_t>(depth_ * kLanes) * sizeof(float));
+      const Range lanes = {0, count < kLanes ? count : kLanes};
       if (y.dtype == DType::f32) {
-        pack_vector(row_of<float>(y, b, first), y.row_stride, y.col_stride, count, depth_, out);
+        pack_lanes<false>(row_of<float>(y, b, first), y.row_stride, y.col_stride, lanes, depth_, out);
       } else {
-        pack_vector(row_of<std::uint16_t>(y, b, first), y.row_stride, y.col_stride, count, depth_, out);
+        pack_lanes<false>(row_of<std::uint16_t>(y, b, first), y.row_stride, y.col_stride, lanes, depth_, out);
       }
     }
     if (numerics == Numerics::bf16 && y.dtype == DType::f32) round_to_bf16(panels_, vectors_ * kLanes * depth_);

@@ -1,0 +1,37 @@
+#include "octavo/add_norm.hpp"
+
+#include <optional>
+#include <vector>
+
+#include "batch_view.hpp"
+#include "module.hpp"
+#include "octavo/registry.hpp"
+
+namespace octavo::bindings {
+
+void bind_add_norm(py::module_& m) {
+  m.def("add_norm", [](KernelInfo& kernel, std::int64_t batch, const std::vector<Batch>& parts,
+                       const std::optional<Batch>& residual, const Epilogue& norm, std::uintptr_t out,
+                       std::uintptr_t out_transposed) {
+    if (kernel.run.add_norm == nullptr) throw py::value_error("add_norm: " + kernel.name + " is no kernel of this op");
+    std::vector<BatchView> views;
+    views.reserve(parts.size());
+    for (const Batch& part : parts) views.push_back(view_of(part));
+    AddNormArgs args;
+    args.batch = batch;
+    args.parts = views.data();
+    args.part_count = static_cast<int>(views.size());
+    if (residual.has_value()) args.residual = view_of(*residual);
+    args.norm = norm.norm;
+    args.weight = norm.norm_weight;
+    args.bias = norm.norm_bias;
+    args.eps = norm.eps;
+    args.norm_block = norm.norm_block;
+    args.out = reinterpret_cast<void*>(out);
+    args.out_transposed = reinterpret_cast<void*>(out_transposed);
+    ++kernel.calls;
+    run_released([&] { return kernel.run.add_norm(args); });
+  });
+}
+
+}  // namespace octavo::bindings
