@@ -4,31 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 #include <vector>
 
+#include "batch_operand.hpp"
 #include "levels.hpp"
 #include "octavo/registry.hpp"
 
 namespace octavo {
 namespace {
 
-struct Operand {
-  std::vector<float> values;
-  BatchView view;
-
-  Operand(std::int64_t batch, std::int64_t rows, std::int64_t cols, bool across, unsigned seed)
-      : values(static_cast<std::size_t>(batch * rows * cols)) {
-    std::mt19937 generator(seed);
-    std::uniform_int_distribution<int> small(-8, 8);  // exact sums: LayerNorm of two columns may divide by little
-    for (float& v : values) v = static_cast<float>(small(generator));
-    view = {values.data(), rows, cols, rows * cols, across ? 1 : cols, across ? rows : 1, DType::f32};
-  }
-  double at(std::int64_t b, std::int64_t i, std::int64_t k) const {
-    return static_cast<double>(
-        values[static_cast<std::size_t>(b * view.batch_stride + i * view.row_stride + k * view.col_stride)]);
-  }
-};
+using testing::Operand;
 
 std::vector<double> layer_norm(std::vector<double> row) {
   double mean = 0, squares = 0;
