@@ -5,7 +5,8 @@ octavo's own (``cuda/gemm/tile_choice.cpp``). Each choice is made from what octa
 ``octavo.ops.dispatch.tune`` measured in this run, within a second a problem; then everything that takes the problem is
 timed anew. A regret of 0 is the best choice. Layers of ``COMPILED`` rows with an epilogue are tuned with
 ``compiled=True``: torch's compiled layer is among what is timed there, and what is shipped, which cannot know it, pays
-for it. Problems come in a random order, so that a budget that ends cuts none of a kind.
+for it; compiling takes seconds that no budget counts. Problems come in a random order, so that a budget that ends
+cuts no kind more than another.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def kernel_contest(run: GpuRun, problem: Problem, regrets: Regrets, budget_s: fl
     forget()
     shipped = dispatch.choose(problem, REQUIREMENT).kernel
     dispatch.tune(problem, budget_s, compiled=compiled, keep=False)
-    rows = [c.kernel for c in judge(problem, REQUIREMENT).candidates if c.admitted]  # the compiled one now, too
+    rows = [c.kernel for c in judge(problem, REQUIREMENT).candidates  # among them now what compiles
+            if c.admitted or c.kernel.name == shipped]  # fmt: skip
     chosen = {SHIPPED: shipped, TUNED: dispatch.choose(problem, REQUIREMENT).kernel}
     calls = dict(zip([kernel.name for kernel in rows], calls_of(problem, rows), strict=True))
     contest_of(run, "linear", {"m": problem.m, "n": problem.n, "k": problem.k, "epilogue": problem.epilogue},

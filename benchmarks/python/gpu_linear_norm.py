@@ -176,7 +176,7 @@ class Chain:
         for name, build in peer_modules(self.layers).items():
             if run.is_smoke and "compiled" in name:
                 self.absent[name] = "not in the smoke run: compiling takes seconds"
-            else:
+            elif AUTOTUNED[run.effort.name] or not name.endswith(AUTOTUNE):
                 self.modules[name] = build()
 
     def contest(self, m: int) -> None:
@@ -241,7 +241,7 @@ def body(run: GpuRun) -> None:
     """Every chain and batch, then the figures."""
     level = run.effort.name
     chains = [(norm, widths) for norm, of_norm in WIDTHS[level].items() for widths in of_norm]
-    for at in np.random.default_rng(0).permutation(len(chains)):  # a budget that ends cuts none of a kind
+    for at in np.random.default_rng(0).permutation(len(chains)):  # a budget that ends cuts no kind more
         norm, widths = chains[at]
         torch._dynamo.reset()
         if not run.has_time("linear", shape_of(0, widths, norm)):

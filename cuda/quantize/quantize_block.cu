@@ -97,7 +97,7 @@ Status run(const Tiles& tiles, Scaling scaling, cudaStream_t stream) {
   switch (scaling) {
     case Scaling::block_1x128: return launch_tiles<In, Scaling::block_1x128>(tiles, stream);
     case Scaling::block_128x128: return launch_tiles<In, Scaling::block_128x128>(tiles, stream);
-    default: return launch_tiles<In, Scaling::mx>(tiles, stream);
+    default: return launch_tiles<In, Scaling::mx>(tiles, stream);  // no other comes here
   }
 }
 
@@ -142,12 +142,14 @@ Status run(const QuantizeArgs& args, std::int64_t ld, std::int64_t scale_down, s
 }  // namespace
 
 Status quantize_block(const QuantizeArgs& args) {
-  if (args.scaling == Scaling::row || args.scaling == Scaling::tensor)
+  if (tile_of(args.scaling).cols == 0)
     return Status::unsupported("quantize: this CUDA kernel serves block_1x128, block_128x128 and mx scaling");
   return run(args, args.x.cols, blocks_across(args.scaling, args.x.cols), 1);
 }
 
 Status quantize_block_transposed(const QuantizeArgs& args, std::int64_t ld, std::int64_t scale_ld) {
+  if (args.scaling != Scaling::block_1x128)
+    return Status::unsupported("quantize: scales lie transposed in block_1x128 scaling alone");
   return run(args, ld, 1, scale_ld);
 }
 

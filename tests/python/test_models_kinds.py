@@ -198,6 +198,23 @@ def test_a_model_is_one_graph(kind: str) -> None:
     torch.compiler.reset()
 
 
+def test_a_wukongs_norms_may_be_others_and_are_seen_by_hooks() -> None:
+    schema = Schema(SCHEMA.dense, SCHEMA.sparse, (), SCHEMA.labels)
+    model = scramble(models.build(schema, model_config("wukong"))).eval()
+    batch, seen = events(9, seed=1, schema=schema), []
+    with torch.inference_mode():
+        expected = model.embed(batch)
+        handle = model.layers[0].norm.register_forward_hook(lambda *_: seen.append(1))
+        assert torch.allclose(model.embed(batch), expected, atol=1e-5)
+        handle.remove()
+        own = model.layers[0].norm
+        other = torch.nn.LayerNorm(len(own.weight), own.eps)
+        other.weight, other.bias = own.weight, own.bias
+        model.layers[0].norm = other
+        assert torch.allclose(model.embed(batch), expected, atol=1e-5)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("kind", ["dlrm", "din"])
 def test_compiled_code_with_sequences_gives_the_same(kind: str) -> None:
     model = scramble(models.build(SCHEMA, model_config(kind))).eval()

@@ -140,7 +140,7 @@ def test_compiled_it_is_one_node_with_the_same_bits() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: ops.add_norm(x), TypeError, "parts: expected a list of tensors, found Tensor"),
+        (lambda x: ops.add_norm(x), TypeError, "parts: expected a list or tuple of tensors, found Tensor"),
         (lambda x: ops.add_norm([]), ValueError, "parts: is empty"),
         (lambda x: ops.add_norm([x, x.bfloat16()]), TypeError, r"parts\[1\]: expected float32, found bfloat16"),
         (lambda x: ops.add_norm([x.double()]), TypeError, r"parts\[0\]: expected float32 or bfloat16"),
@@ -155,3 +155,17 @@ def test_compiled_it_is_one_node_with_the_same_bits() -> None:
 def test_bad_input_is_named(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call(torch.ones(2, 3, 4))
+
+
+def test_what_kernels_cannot_read_is_computed_by_torch() -> None:
+    x, norm = _normal(2, 3, 4), ops.Norm("rms")
+    negated = torch._neg_view(x)  # whose memory holds other numbers
+    assert torch.equal(ops.add_norm([negated], negated), ops.add_norm([-x], -x))
+    tangent = torch.func.jvp(lambda t: ops.add_norm([t], None, norm), (x,), (x,))[1]
+    assert torch.allclose(tangent, torch.zeros(2, 3, 4), atol=1e-4)  # the norm of 1.01 x is that of x
+    assert torch.allclose(
+        torch.func.vmap(lambda t: ops.add_norm([t], None, norm))(x[None])[0], ops.add_norm([x], None, norm)
+    )
+    assert torch.equal(ops.quantize(negated).data.float(), ops.quantize(-x).data.float())
+    assert torch.equal(ops.pairwise_dots(negated), ops.pairwise_dots(x))
+    assert torch.equal(ops.add_norm([torch.full((1, 20, 7), -0.0)]).signbit(), torch.ones(1, 20, 7, dtype=torch.bool))

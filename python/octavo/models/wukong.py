@@ -11,6 +11,7 @@ from octavo.models.heads import build_heads
 from octavo.models.layers import mlp
 from octavo.models.ranker import Ranker
 from octavo.models.tables import Tables
+from octavo.nn.hooks import has_hooks
 
 
 class Wukong(Ranker):
@@ -28,10 +29,10 @@ class Wukong(Ranker):
         self.bottom = mlp(dense, [*config.bottom, dim], config) if dense else None
         tokens = len(self.embeddings.pooled) + bool(dense)
         layers = []
-        for _ in range(config.layers):
-            layers.append(WukongLayer(tokens, config))
+        for i in range(config.layers):
+            layers.append(WukongLayer(tokens, config, is_last=i == config.layers - 1))
             tokens = config.fmb_tokens + config.lcb_tokens
-        self.layers = torch.nn.ModuleList(layers)
+        self.layers = torch.nn.Sequential(*layers)
         self.top = mlp(tokens * dim, config.top, config)
         self.embed_dim = config.top[-1]
         self.heads = build_heads(self.embed_dim, self.tasks, config)
@@ -39,37 +40,40 @@ class Wukong(Ranker):
     def embed(self, batch: Batch) -> torch.Tensor:
         x, _ = self.embeddings(batch)
         parts = [x] if self.bottom is None else [x, self.bottom(batch.dense).unsqueeze(1).to(x.dtype)]
-        x, x_transposed = ops.add_norm(parts, transposed=True)
-        for layer in self.layers[:-1]:
-            x, x_transposed = layer(x, x_transposed, False)
-        (x,) = self.layers[-1](x, x_transposed, True)
-        hidden: torch.Tensor = self.top(x.flatten(1))
+        hidden: torch.Tensor = self.top(self.layers(ops.add_norm(parts, transposed=True)).flatten(1))
         return hidden
 
 
 class WukongLayer(torch.nn.Module):
-    """X [B, n, D] -> [B, fmb_tokens + lcb_tokens, D]; X^T, contiguous, is passed along for the next layer's maps.
+    """(X [B, n, D], X^T contiguous) -> (Y [B, fmb_tokens + lcb_tokens, D], Y^T contiguous), the last layer Y alone:
+    maps take X^T, and ``ops.add_norm`` has it at hand.
 
     All matrices over embeddings are one linear layer ``maps`` [sum of ``rows``, n], so that X is read once: below each
     other Y^T of the FM [k, n], W_L of LCB(X) = W_L X [lcb_tokens, n] and, where the number of embeddings changes, the
     residual's [fmb_tokens + lcb_tokens, n].
     """
 
-    def __init__(self, tokens: int, config: WukongConfig) -> None:
+    def __init__(self, tokens: int, config: WukongConfig, is_last: bool) -> None:
         super().__init__()
+        self.is_last = is_last
         after = config.fmb_tokens + config.lcb_tokens
         self.rows = [config.rank or 0, config.lcb_tokens, 0 if tokens == after else after]
         self.maps = nn.Linear(tokens, sum(self.rows), bias=False)
         self.fmb = FactorizationMachineBlock(tokens, config)
         self.norm = nn.Norm(config.embedding_dim, config.norm)
 
-    def forward(self, x: torch.Tensor, x_transposed: torch.Tensor, is_last: bool) -> tuple[torch.Tensor, ...]:
-        """(Y, Y^T), of the last layer (Y,)."""
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x, x_transposed = pair
         projected, compressed, residual = self.maps(x_transposed).mT.split(self.rows, 1)
         block = self.fmb(x, projected if self.rows[0] else None)
         parts, added = [block.to(x.dtype), compressed.to(x.dtype)], (residual if self.rows[2] else x).to(x.dtype)
-        norm = self.norm.definition
-        return (ops.add_norm(parts, added, norm),) if is_last else ops.add_norm(parts, added, norm, transposed=True)
+        if type(self.norm) in (nn.Norm, nn.BlockNorm) and not has_hooks(self.norm):
+            definition = self.norm.definition
+            if self.is_last:
+                return ops.add_norm(parts, added, definition)
+            return ops.add_norm(parts, added, definition, transposed=True)
+        y: torch.Tensor = self.norm(torch.cat(parts, 1) + added)  # others' norm, or a watched one
+        return y if self.is_last else (y, y.mT.contiguous())
 
 
 class FactorizationMachineBlock(torch.nn.Module):

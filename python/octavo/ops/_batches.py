@@ -8,7 +8,8 @@ from octavo.ops._types import DTYPES
 
 
 def dense(t: torch.Tensor) -> torch.Tensor:
-    """``t`` [B, R, C], copied unless its rows or its columns are neighbours."""
+    """``t`` [B, R, C], copied unless its rows or its columns are neighbours and its numbers are what memory holds."""
+    t = t.resolve_neg()
     near = t.shape[2] <= 1 or t.stride(2) == 1 or t.shape[1] <= 1 or t.stride(1) == 1
     return t if near else t.contiguous()
 

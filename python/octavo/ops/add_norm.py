@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from octavo import _core
 from octavo.ops import kernels
@@ -32,11 +34,12 @@ def add_norm(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y = norm(cat(parts, 1) + residual) over the last dimension: [B, n, D] contiguous, of the parts' type.
 
-    So ends a Wukong layer (its FMB and LCB, the residual, the norm), and a transformer's ("add & norm"). On a CPU it is
-    one pass: nothing is concatenated, added or transposed in memory, each number is read and written once.
+    So ends a Wukong layer (its FMB and LCB, the residual, the norm), and a transformer's ("add & norm"). Without
+    gradients it is one pass on a CPU: nothing is concatenated, added or transposed in memory. Threads share samples.
 
     Args:
-        parts: [B, n_i, D] float32 or bfloat16, all of one type and on one device, any strides; n is the sum of n_i.
+        parts: [B, n_i, D] float32 or bfloat16, all of one type and on one device; n is the sum of n_i. Any
+            strides; one whose rows and columns both lie apart is copied.
         residual: [B, n, D] likewise, or None.
         norm: over D, or None.
         transposed: give (y, y^T [B, D, n] contiguous), for layers over either side.
@@ -46,9 +49,9 @@ def add_norm(
     Raises TypeError or ValueError that names the argument.
     """
     _check(parts, residual, norm)
-    tensors = (*parts, residual, *_vectors(norm))
-    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if records or parts[0].is_cuda:
+    tensors = [t for t in (*parts, residual, *_vectors(norm)) if t is not None]
+    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if records or parts[0].is_cuda or any(map(_is_torchs, tensors)):
         y = joined(parts, residual, norm)
         return (y, y.mT.contiguous()) if transposed else y
     if torch.compiler.is_compiling():
@@ -65,7 +68,7 @@ def joined(parts: Parts, residual: torch.Tensor | None, norm: Norm | None) -> to
     y = torch.cat(list(parts), 1)
     if residual is not None:
         y = y + residual
-    return apply_norm(y, norm) if norm is not None and y.shape[-1] else y
+    return apply_norm(y, norm).to(parts[0].dtype) if norm is not None and y.shape[-1] else y
 
 
 def run(
@@ -95,13 +98,23 @@ def run(
     return out
 
 
+def _is_torchs(t: torch.Tensor) -> bool:
+    """Whether torch alone can compute with ``t``: numbers that are not at its address (fake, functorch's, sparse), or a
+    tangent beside them."""
+    if torch.compiler.is_compiling():
+        return False
+    wrapped = isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    has_tangent = forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+    return wrapped or has_tangent or t.layout != torch.strided
+
+
 def _vectors(norm: Norm | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     return (None, None) if norm is None else (norm.weight, norm.bias)
 
 
 def _check(parts: object, residual: torch.Tensor | None, norm: Norm | None) -> None:
-    if isinstance(parts, torch.Tensor) or not isinstance(parts, Sequence):
-        raise TypeError(f"parts: expected a list of tensors, found {type(parts).__name__}")
+    if not isinstance(parts, list | tuple):
+        raise TypeError(f"parts: expected a list or tuple of tensors, found {type(parts).__name__}")
     if not parts:
         raise ValueError("parts: is empty; pass at least one tensor")
     first = expect_tensor("parts[0]", parts[0], _FLOATS, 3)

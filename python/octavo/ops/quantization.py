@@ -128,6 +128,7 @@ def spread(scale: torch.Tensor, shape: torch.Size, scaling: str) -> torch.Tensor
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """``x`` [..., K] as a matrix [M, K] whose rows are contiguous; no copy where strides allow."""
+    x = x.resolve_neg()
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(x.shape[:-1].numel(), 0)
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 

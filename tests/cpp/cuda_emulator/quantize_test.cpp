@@ -225,6 +225,10 @@ TEST(CudaQuantizeBlock, MxScalesReachTheirEnds) {
 TEST(CudaQuantizeBlock, OtherScalingsAreRefused) {
   QuantizeArgs args{{nullptr, 2, 2, 2, DType::f32}, DType::e4m3, Scaling::row};
   EXPECT_EQ(cuda::quantize_block(args).code(), Code::unsupported);
+  for (const Scaling scaling : {Scaling::row, Scaling::tensor, Scaling::mx, Scaling::block_128x128}) {
+    args.scaling = scaling;
+    EXPECT_EQ(cuda::quantize_block_transposed(args, 16, 4).code(), Code::unsupported);
+  }
 }
 
 // Contiguous matrices and rows with something between them, more steps than a grid has threads, nothing at all.

@@ -1,4 +1,4 @@
-// Parts, residual and norm of one sample at a time, on panels of tokens that stay in the first cache.
+// Parts, residual and norm of one sample at a time, on panels of tokens that a cache holds: 4 KB for 32 tokens of 32.
 #include "octavo/add_norm.hpp"
 
 #include <algorithm>

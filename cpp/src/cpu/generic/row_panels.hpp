@@ -54,8 +54,9 @@ template <bool kAdd, class T>
   }
   for (; k < depth; ++k)
     for (int r = 0; r < 4; ++r) {
+      const float v = as_float(row[r * stride + k]);
       float& to = panel[k * kLanes + r];
-      to = (kAdd ? to : 0.0f) + as_float(row[r * stride + k]);
+      to = kAdd ? to + v : v;
     }
 }
 
@@ -84,8 +85,9 @@ void pack_lanes(const T* rows, std::int64_t row_stride, std::int64_t col_stride,
     for (; r + 4 <= count; r += 4) pack4<kAdd>(rows + r * row_stride, row_stride, depth, panel + r);
   for (; r < count; ++r)
     for (std::int64_t k = 0; k < depth; ++k) {
+      const float v = as_float(rows[r * row_stride + k * col_stride]);
       float& to = panel[k * kLanes + r];
-      to = (kAdd ? to : 0.0f) + as_float(rows[r * row_stride + k * col_stride]);
+      to = kAdd ? to + v : v;
     }
 }
 

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from octavo.loka.mods import parts
 from octavo.loka.mods.parts import NormPart
-from octavo.loka.mods.places import Places, has_hooks
+from octavo.loka.mods.places import Places
 from octavo.loka.mods.record import Change, Record
 from octavo.loka.mods.trace import Method
 from octavo.loka.mods.wholes import is_plain_sequential, why_not_whole
+from octavo.nn.hooks import has_hooks
 
 
 @dataclass(eq=False)

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from octavo import nn
 from octavo.loka.mods import parts
-from octavo.loka.mods.places import Places, has_hooks
+from octavo.loka.mods.places import Places
 from octavo.loka.mods.record import Change, Record
 from octavo.loka.mods.trace import Method
+from octavo.nn.hooks import has_hooks
 
 _PARAMETERS = ("weight", "bias")
 _LEAST = 3  # layers

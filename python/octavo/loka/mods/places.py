@@ -96,8 +96,3 @@ def is_list(module: torch.nn.Module) -> bool:
 def runs(module: torch.nn.Module) -> bool:
     """Whether its class defines ``forward``."""
     return any("forward" in vars(kind) for kind in type(module).__mro__ if kind is not torch.nn.Module)
-
-
-def has_hooks(module: torch.nn.Module) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)

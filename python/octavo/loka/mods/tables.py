@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from octavo import nn
-from octavo.loka.mods.places import Place, Places, has_hooks
+from octavo.loka.mods.places import Place, Places
 from octavo.loka.mods.record import Change, Record
 from octavo.loka.mods.served import ServedEmbedding, ServedEmbeddingBag, decoded_rows
+from octavo.nn.hooks import has_hooks
 
 _TORCHS = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 _OCTAVOS = (nn.EmbeddingBags, nn.EmbeddingCollection)
