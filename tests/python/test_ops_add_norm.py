@@ -161,6 +161,8 @@ def test_what_kernels_cannot_read_is_computed_by_torch() -> None:
     x, norm = _normal(2, 3, 4), ops.Norm("rms")
     negated = torch._neg_view(x)  # whose memory holds other numbers
     assert torch.equal(ops.add_norm([negated], negated), ops.add_norm([-x], -x))
+    by_negated = ops.add_norm([x], None, ops.Norm("rms", torch._neg_view(torch.ones(4))))
+    assert torch.allclose(by_negated, -ops.add_norm([x], None, norm))
     tangent = torch.func.jvp(lambda t: ops.add_norm([t], None, norm), (x,), (x,))[1]
     assert torch.allclose(tangent, torch.zeros(2, 3, 4), atol=1e-4)  # the norm of 1.01 x is that of x
     assert torch.allclose(

@@ -99,13 +99,13 @@ def run(
 
 
 def _is_torchs(t: torch.Tensor) -> bool:
-    """Whether torch alone can compute with ``t``: numbers that are not at its address (fake, functorch's, sparse), or a
-    tangent beside them."""
+    """Whether torch alone can compute with ``t``: numbers that are not at its address (fake, functorch's, sparse,
+    negated on the way), or a tangent beside them."""
     if torch.compiler.is_compiling():
         return False
     wrapped = isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t)
     has_tangent = forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
-    return wrapped or has_tangent or t.layout != torch.strided
+    return wrapped or has_tangent or t.layout != torch.strided or t.is_neg()
 
 
 def _vectors(norm: Norm | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
