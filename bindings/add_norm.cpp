@@ -16,12 +16,17 @@ void bind_add_norm(py::module_& m) {
     if (kernel.run.add_norm == nullptr) throw py::value_error("add_norm: " + kernel.name + " is no kernel of this op");
     std::vector<BatchView> views;
     views.reserve(parts.size());
-    for (const Batch& part : parts) views.push_back(view_of(part));
+    std::int64_t elements = 0;
+    for (const Batch& part : parts) {
+      views.push_back(view_of("parts", part, batch));
+      elements += batch * views.back().rows * views.back().cols;
+    }
+    expect_memory("out", out, elements);
     AddNormArgs args;
     args.batch = batch;
     args.parts = views.data();
     args.part_count = static_cast<int>(views.size());
-    if (residual.has_value()) args.residual = view_of(*residual);
+    if (residual.has_value()) args.residual = view_of("residual", *residual, batch);
     args.norm = norm.norm;
     args.weight = norm.norm_weight;
     args.bias = norm.norm_bias;

@@ -22,6 +22,7 @@ class TableSet {
   explicit TableSet(const std::vector<Row>& rows) {
     names_.reserve(rows.size());  // views point into it
     for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state, scale_stride, exponents] : rows) {
+      expect_memory(("table '" + name + "'").c_str(), data, num_rows * dim);
       names_.push_back(name);
       views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
                         static_cast<DType>(dtype), reinterpret_cast<float*>(scale), mean ? Pooling::mean : Pooling::sum,
@@ -44,6 +45,8 @@ class TableSet {
 
 BagIndices indices_of(const TableSet& tables, std::int64_t batch, std::uintptr_t values, std::int64_t num_values,
                       std::uintptr_t offsets, std::uintptr_t weights) {
+  expect_memory("values", values, num_values);
+  expect_memory("offsets", offsets, batch * tables.size() + 1);
   return {batch,
           tables.size(),
           reinterpret_cast<const std::int64_t*>(values),
@@ -57,6 +60,7 @@ std::int64_t bag_forward(KernelInfo& kernel, const TableSet& tables, std::int64_
                          std::int64_t num_values, std::uintptr_t offsets, std::uintptr_t weights, int bounds,
                          std::uintptr_t out, std::int64_t out_stride, int out_dtype, std::uintptr_t stream) {
   if (kernel.run.bag_forward == nullptr) throw py::value_error("bag_forward: " + kernel.name + " is no bag forward");
+  expect_memory("out", out, batch * tables.dims());
   std::int64_t skipped = 0;
   const BagForwardArgs args{tables.views(),
                             indices_of(tables, batch, values, num_values, offsets, weights),
@@ -97,6 +101,7 @@ void bag_backward(KernelInfo& kernel, const TableSet& tables, std::int64_t batch
                   std::uintptr_t grad, std::int64_t grad_stride, std::uintptr_t grad_weights,
                   const OptimizerConfig& optimizer, std::uintptr_t stream) {
   if (kernel.run.bag_backward == nullptr) throw py::value_error("bag_backward: " + kernel.name + " is no bag backward");
+  expect_memory("grad", grad, batch * tables.dims());
   const BagBackwardArgs args{tables.views(),
                              indices_of(tables, batch, values, num_values, offsets, weights),
                              static_cast<Bounds>(bounds),
@@ -133,6 +138,7 @@ void bind_embedding(py::module_& m) {
            py::arg("kind"), py::arg("lr"), py::arg("eps"), py::arg("weight_decay"), py::arg("beta1"), py::arg("beta2"),
            py::arg("stochastic"), py::arg("seed"), py::arg("step"), py::arg("first_table"));
   m.def("check_offsets", [](std::uintptr_t offsets, std::int64_t bags, std::int64_t num_values) {
+    expect_memory("offsets", offsets, bags + 1);
     raise_if_failed(validate(BagIndices{bags, 1, nullptr, num_values, reinterpret_cast<const std::int64_t*>(offsets)}));
   });
   m.def("bag_forward", &bag_forward);

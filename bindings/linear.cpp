@@ -28,6 +28,7 @@ void bind_linear(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight")
       .def(py::init(
                [](std::uintptr_t codes, std::uintptr_t scale, std::int64_t n, std::int64_t k, int dtype, int scaling) {
+                 expect_memory("w", codes, n * k);
                  return std::make_unique<PackedWeight>(reinterpret_cast<const void*>(codes),
                                                        reinterpret_cast<const float*>(scale), n, k,
                                                        static_cast<DType>(dtype), static_cast<Scaling>(scaling));
@@ -62,6 +63,8 @@ void bind_linear(py::module_& m) {
          std::uintptr_t stream, std::uintptr_t x_scale, std::uintptr_t y_scale, std::uintptr_t saved,
          std::uintptr_t residual_rows, std::int64_t residual_count) {
         if (kernel.run.linear == nullptr) throw py::value_error("linear: " + kernel.name + " is no linear kernel");
+        expect_memory("x", x, rows * weight.k());
+        expect_memory("out", y, rows * weight.n());
         LinearArgs args{matrix(x, rows, weight.k(), x_stride, static_cast<DType>(x_dtype)),
                         &weight,
                         epilogue,

@@ -22,6 +22,7 @@ void bind_linear_backward(py::module_& m) {
          std::uintptr_t grad_extra, int grad_extra_dtype, std::uintptr_t grad_bias, std::uintptr_t grad_norm_weight,
          std::uintptr_t grad_norm_bias, std::uintptr_t stream) {
         expect_launcher(kernel.run.epilogue_backward != nullptr, kernel, "linear_epilogue_backward");
+        expect_memory("grad", grad, rows * n);
         const EpilogueBackwardArgs args{matrix(z, rows, n, n, static_cast<DType>(dtype)),
                                         matrix(grad, rows, n, grad_stride, static_cast<DType>(dtype)),
                                         epilogue,
@@ -44,6 +45,7 @@ void bind_linear_backward(py::module_& m) {
       [](KernelInfo& kernel, std::uintptr_t grad, std::int64_t rows, std::int64_t grad_stride, int grad_dtype,
          const PackedWeight& weight, std::uintptr_t grad_x, int grad_x_dtype, std::uintptr_t stream) {
         expect_launcher(kernel.run.grad_input != nullptr, kernel, "linear_grad_input");
+        expect_memory("grad", grad, rows * weight.n());
         const GradInputArgs args{matrix(grad, rows, weight.n(), grad_stride, static_cast<DType>(grad_dtype)), &weight,
                                  matrix(grad_x, rows, weight.k(), weight.k(), static_cast<DType>(grad_x_dtype)),
                                  reinterpret_cast<void*>(stream)};
@@ -59,6 +61,7 @@ void bind_linear_backward(py::module_& m) {
          std::int64_t x_stride, int x_dtype, std::int64_t rows, std::int64_t n, std::int64_t k,
          std::uintptr_t grad_weight, std::uintptr_t stream) {
         expect_launcher(kernel.run.grad_weight != nullptr, kernel, "linear_grad_weight");
+        expect_memory("grad", grad, rows * n);
         const GradWeightArgs args{matrix(grad, rows, n, grad_stride, static_cast<DType>(grad_dtype)),
                                   matrix(x, rows, k, x_stride, static_cast<DType>(x_dtype)),
                                   matrix(grad_weight, n, k, k, DType::f32), reinterpret_cast<void*>(stream)};
@@ -77,6 +80,7 @@ void bind_linear_backward(py::module_& m) {
          std::int64_t x_stride, int x_dtype, std::uintptr_t grad_weight, std::uintptr_t stream) {
         expect_launcher(work_together(input, weight_kernel), input, "linear_gradients");
         const std::int64_t n = weight.n(), k = weight.k();
+        expect_memory("grad", grad, rows * n);
         const MatrixView grads = matrix(grad, rows, n, grad_stride, static_cast<DType>(grad_dtype));
         void* const on = reinterpret_cast<void*>(stream);
         const GradInputArgs of_x{grads, &weight, matrix(grad_x, rows, k, k, static_cast<DType>(grad_x_dtype)), on};

@@ -3,6 +3,7 @@
 #include <pybind11/native_enum.h>
 
 #include <cstdlib>
+#include <string>
 
 #include "octavo/isa.hpp"
 #include "torch_tensors.hpp"
@@ -23,6 +24,12 @@ void raise_if_failed(const Status& status) {
     case Code::internal: PyErr_SetString(PyExc_RuntimeError, status.message().c_str()); break;
   }
   throw py::error_already_set();
+}
+
+void raise_no_memory(const char* argument) {
+  throw py::value_error(std::string(argument) +
+                        ": has no memory (a FakeTensor?); octavo computes with real tensors, and with fake ones only "
+                        "inside torch.compile and torch.export");
 }
 
 }  // namespace octavo::bindings

@@ -41,6 +41,13 @@ void run_released(Work&& work) {
   raise_if_failed(status);
 }
 
+// Raises ValueError where a tensor of `elements` lies nowhere: fake tensors have an address of 0.
+void raise_no_memory(const char* argument);
+
+inline void expect_memory(const char* argument, std::uintptr_t data, std::int64_t elements) {
+  if (data == 0 && elements > 0) raise_no_memory(argument);
+}
+
 inline MatrixView matrix(std::uintptr_t data, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
                          DType dtype) {
   return {reinterpret_cast<void*>(data), rows, cols, row_stride, dtype};

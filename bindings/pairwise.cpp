@@ -16,15 +16,17 @@ void bind_pairwise(py::module_& m) {
           throw py::value_error("pairwise_dots: " + kernel.name + " is no kernel of this op");
         PairwiseArgs args;
         args.batch = batch;
-        args.x = view_of(x);
+        args.x = view_of("x", x, batch);
         args.x_pairs = static_cast<Pairs>(x_pairs);
-        args.y = view_of(y);
+        args.y = view_of("y", y, batch);
         args.pairs = static_cast<Pairs>(pairs);
         args.out = reinterpret_cast<void*>(out);
         args.out_batch_stride = out_batch_stride;
         args.out_row_stride = out_row_stride;
         args.out_dtype = static_cast<DType>(out_dtype);
         args.stream = reinterpret_cast<void*>(stream);
+        const std::int64_t left = args.x_pairs == Pairs::all ? args.x.rows : args.y.cols, right = args.y.rows;
+        expect_memory("out", out, batch * (args.pairs == Pairs::all ? left * right : left * (left - 1) / 2));
         ++kernel.calls;
         run_released([&] { return kernel.run.pairwise_dots(args); });
       },

@@ -20,10 +20,11 @@ constexpr double kReleaseLockMacs = 60000;
 
 std::uint64_t g_generation = 0;
 
-// [..., cols] as a matrix: contiguous last dimension, one stride between rows.
+// [..., cols] as a matrix: a last dimension of stride 1, one stride between rows. One column of another stride is for
+// the slow path as well: complex numbers' imaginary parts are such, and may be negated on the way (Tensor.is_neg).
 bool as_matrix(const DlTensor& t, std::int64_t cols, MatrixView& out) {
   const int last = t.ndim - 1;
-  if (last < 0 || t.shape[last] != cols || (cols > 1 && t.strides[last] != 1)) return false;
+  if (last < 0 || t.shape[last] != cols || t.strides[last] != 1) return false;
   std::int64_t rows = 1, stride = cols;
   for (int d = last - 1; d >= 0; --d) {
     if (t.shape[d] == 1) continue;
@@ -152,11 +153,11 @@ bool records_gradients(const Torch& torch, const PreparedLinear& self, std::init
   return any_requires_grad(torch, arguments);
 }
 
-// Plain tensors and no gradient to record.
+// Plain tensors and no gradient to record, backward or forward.
 bool is_plain_call(const PreparedLinear& self, PyObject* x, PyObject* out, PyObject* residual) {
   const Torch& torch = Torch::instance();
   return torch.is_plain(x) && (out == Py_None || torch.is_plain(out)) &&
-         (residual == Py_None || torch.is_plain(residual)) &&
+         (residual == Py_None || torch.is_plain(residual)) && !torch.has_dual_level() &&
          !(torch.grad_enabled() && records_gradients(torch, self, {x, out, residual}));
 }
 
@@ -200,7 +201,7 @@ bool is_vector(const Torch& torch, PyObject* tensor, const float* address, std::
   if (address == nullptr || tensor == Py_None) return address == nullptr && tensor == Py_None;
   DlTensor t;
   return torch.view(tensor, t) && t.address() == address && t.ndim == 1 && t.shape[0] == n && t.dtype == kDlF32 &&
-         (n == 1 || t.strides[0] == 1);
+         t.strides[0] == 1;
 }
 
 bool same_word(PyObject* a, PyObject* b) {
@@ -227,6 +228,7 @@ PyObject* serve_arguments(PyObject* object, PyObject* const* args, Py_ssize_t co
         is_vector(torch, bias, e.bias, n) && is_vector(torch, self.norm_weight, e.norm_weight, n) &&
         is_vector(torch, self.norm_bias, e.norm_bias, n);
     if (same && (residual == Py_None || torch.is_plain(residual)) && (out == Py_None || torch.is_plain(out)) &&
+        !torch.has_dual_level() &&
         !(torch.grad_enabled() &&
           any_requires_grad(torch, {x, args[1], bias, self.norm_weight, self.norm_bias, residual, out})))
       if (PyObject* y = serve(self, x, out, residual)) return y;

@@ -21,6 +21,8 @@ void bind_quantize(py::module_& m) {
                        int dtype, int format, int scaling, bool pow2_scale, std::uintptr_t codes, std::uintptr_t scale,
                        std::uintptr_t stream) {
     if (kernel.run.quantize == nullptr) throw py::value_error("quantize: " + kernel.name + " is no quantizer");
+    expect_memory("x", x, rows * cols);
+    expect_memory("out.data", codes, rows * cols);
     const QuantizeArgs args{matrix(x, rows, cols, stride, static_cast<DType>(dtype)),
                             static_cast<DType>(format),
                             static_cast<Scaling>(scaling),
@@ -34,6 +36,8 @@ void bind_quantize(py::module_& m) {
   });
   m.def("dequantize", [](std::uintptr_t codes, int format, int scaling, std::uintptr_t scale, std::uintptr_t out,
                          std::int64_t rows, std::int64_t cols, std::int64_t stride, int dtype) {
+    expect_memory("q.data", codes, rows * cols);
+    expect_memory("out", out, rows * cols);
     const DequantizeArgs args{reinterpret_cast<const void*>(codes),
                               static_cast<DType>(format),
                               static_cast<Scaling>(scaling),

@@ -67,6 +67,7 @@ void bind_statistics(py::module_& m) {
       "observe",
       [](std::uintptr_t x, std::int64_t rows, std::int64_t cols, std::int64_t stride, int dtype, const Moments& moments,
          const Tails* tails) {
+        expect_memory("x", x, rows * cols);
         const MatrixView view = matrix(x, rows, cols, stride, static_cast<DType>(dtype));
         run_released([&] { return observe(view, moments, tails); });
       },

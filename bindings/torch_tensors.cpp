@@ -74,6 +74,11 @@ bool Torch::grad_enabled() const {
   return enabled == Py_True;
 }
 
+bool Torch::has_dual_level() const {
+  PyObject* level = PyDict_GetItemWithError(forward_ad, level_name);
+  return level != nullptr && PyLong_Check(level) && PyLong_AsLong(level) >= 0;
+}
+
 bool Torch::requires_grad(PyObject* tensor) const {
   PyObject* value = PyObject_GetAttr(tensor, requires_grad_name);
   if (value == nullptr) throw py::error_already_set();
@@ -117,7 +122,7 @@ void bind_torch_tensors(py::module_& m) {
   m.def(
       "use_torch",
       [](const py::capsule& api, const py::object& tensor, const py::object& parameter,
-         const py::object& is_grad_enabled, const py::object& out_of_memory) {
+         const py::object& is_grad_enabled, const py::object& out_of_memory, const py::dict& forward_ad) {
         Torch& torch = Torch::instance();
         const auto* table = static_cast<const DlExchangeApi*>(PyCapsule_GetPointer(api.ptr(), "dlpack_exchange_api"));
         if (table == nullptr) throw py::error_already_set();
@@ -129,13 +134,16 @@ void bind_torch_tensors(py::module_& m) {
                  reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr()),
                  is_grad_enabled.inc_ref().ptr(),
                  out_of_memory.inc_ref().ptr(),
+                 forward_ad.inc_ref().ptr(),
+                 PyUnicode_InternFromString("_current_level"),
                  PyUnicode_InternFromString("requires_grad"),
                  PyUnicode_InternFromString("_version")};
 #ifdef OCTAVO_WITH_CUDA
         cuda::use_scratch_source({scratch_of_torch, Torch::release_bytes});
 #endif
       },
-      py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"));
+      py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"),
+      py::arg("forward_ad"));
   // What the kernels' scratch memory comes from, asked for on the CPU: bytes that can be written, given back at once.
   m.def("try_scratch", [](std::size_t bytes) {
     run_released([&] {

@@ -61,6 +61,8 @@ struct Torch {
   PyTypeObject* parameter = nullptr;
   PyObject* is_grad_enabled = nullptr;
   PyObject* out_of_memory = nullptr;  // torch.OutOfMemoryError
+  PyObject* forward_ad = nullptr;     // the names of torch.autograd.forward_ad
+  PyObject* level_name = nullptr;
   PyObject* requires_grad_name = nullptr;
   PyObject* version_name = nullptr;
 
@@ -81,6 +83,9 @@ struct Torch {
   static void release_bytes(void* owner);
 
   bool grad_enabled() const;
+
+  // Whether tensors may have tangents: inside torch.autograd.forward_ad.dual_level.
+  bool has_dual_level() const;
   bool requires_grad(PyObject* tensor) const;
 
   // torch's count of in-place changes; -1 for inference tensors, which have none.

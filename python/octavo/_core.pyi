@@ -232,6 +232,7 @@ def use_torch(
     parameter: type[torch.Tensor],
     is_grad_enabled: Callable[[], bool],
     out_of_memory: type[BaseException],
+    forward_ad: dict[str, Any],
 ) -> None: ...
 def try_scratch(bytes: int) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.autograd import forward_ad
 
 from octavo import _core
 
@@ -45,6 +46,23 @@ def expect_tensor(
     if value.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{argument}: is on {value.device}; octavo runs on cpu and cuda, move it with .to()")
     return value
+
+
+def tangent_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The forward-mode gradient beside ``tensor``, inside torch.autograd.forward_ad.dual_level."""
+    return None if forward_ad._current_level < 0 else forward_ad.unpack_dual(tensor).tangent
+
+
+def expect_no_tangents(*named: tuple[str, torch.Tensor | None]) -> None:
+    """Raise NotImplementedError for the first tensor with a tangent, which kernels would drop."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    for name, tensor in named:
+        if tensor is not None and tangent_of(tensor) is not None:
+            raise NotImplementedError(
+                f"{name}: has a forward-mode tangent, which octavo's kernels do not carry on; "
+                "use reverse mode (backward), or torch.autograd.forward_ad.unpack_dual(...).primal"
+            )
 
 
 def expect_number(argument: str, value: object, least: float | None = None) -> None:

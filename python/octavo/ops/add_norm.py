@@ -7,13 +7,12 @@ from typing import Literal, overload
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import expect_tensor
+from octavo.ops._types import expect_tensor, tangent_of
 from octavo.ops.epilogue import Norm, apply_norm
 from octavo.ops.linear_call import epilogue_of
 
@@ -104,8 +103,7 @@ def _is_torchs(t: torch.Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     wrapped = isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t)
-    has_tangent = forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
-    return wrapped or has_tangent or t.layout != torch.strided or t.is_neg()
+    return wrapped or tangent_of(t) is not None or t.layout != torch.strided or t.is_neg()
 
 
 def _vectors(norm: Norm | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:

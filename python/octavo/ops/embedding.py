@@ -11,7 +11,7 @@ import torch
 from octavo import _core
 from octavo.ops import _outputs, kernels
 from octavo.ops._library import define
-from octavo.ops._types import choice, expect_number
+from octavo.ops._types import choice, expect_no_tangents, expect_number
 from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
@@ -308,6 +308,7 @@ def check_indices(
     _check_vector("offsets", offsets, torch.int64, device)
     if weights is not None:
         _check_vector("weights", weights, torch.float32, device)
+        expect_no_tangents(("weights", weights))
         if weights.shape[0] != values.shape[0]:
             raise ValueError(f"weights: expected one per value ({values.shape[0]}), found {weights.shape[0]}")
     bags = offsets.shape[0] - 1

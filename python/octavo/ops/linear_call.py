@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, overload
 
 import torch
+from torch.autograd import forward_ad
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_tensor
+from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_no_tangents, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
 from octavo.ops.output_checks import expect_writable
 from octavo.ops.packing import PackedWeight, activation_scaling
@@ -25,7 +26,7 @@ ACTIVATION_FORMATS = {"e4m3_row": "e4m3", "e4m3_row_fast": "e4m3", "e4m3_block":
 _NORM_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(NORMS)}
 _core.use_torch(
     torch.Tensor.__dlpack_c_exchange_api__, torch.Tensor, torch.nn.Parameter, torch.is_grad_enabled,
-    torch.OutOfMemoryError,
+    torch.OutOfMemoryError, vars(forward_ad),
 )  # fmt: skip
 _ACTIVATION_KINDS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
 
@@ -80,6 +81,7 @@ def check(
     for name, tensor in [("x", x), *vectors, ("residual", residual), ("out", out)]:
         if tensor is not None and tensor.device != w.device:
             raise ValueError(f"{name}: is on {tensor.device} but the weight is on {w.device}; move one with .to()")
+    expect_no_tangents(("x", x), *vectors, ("residual", residual), ("out", out))
 
 
 def _codes_of(x: QuantizedTensor, w: PackedWeight) -> torch.Tensor:
@@ -282,7 +284,7 @@ class Layer:
         self.before, self.x_dtype, self.y_dtype, self.kernel = before, x_dtype, y_dtype, kernel
         self.norm, self.activation = norm, activation
         given = (bias, None if norm is None else norm.weight, None if norm is None else norm.bias)
-        self.has_copies = any(v is not None and not v.is_contiguous() for v in given)
+        self.has_copies = any(v is not None and not (v.is_contiguous() and not v.is_neg()) for v in given)
         self.epilogue, self.vectors = epilogue_of(bias, norm, activation)
         self.core = w.core()
         self.codes = w.codes
@@ -446,7 +448,7 @@ def epilogue_of(
     """The core's view of an epilogue, and the vectors that it names: it is good while they live."""
     given = (bias, None if norm is None else norm.weight, None if norm is None else norm.bias)
     # Detached, so that they keep alive what the addresses name when a parameter gets other data.
-    vectors = tuple(None if v is None else v.detach().contiguous() for v in given)
+    vectors = tuple(None if v is None else v.detach().resolve_neg().contiguous() for v in given)
     return _epilogue(vectors, norm, activation), vectors
 
 

@@ -11,7 +11,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import choice, expect_tensor
+from octavo.ops._types import choice, expect_no_tangents, expect_tensor
 from octavo.ops.output_checks import expect_writable
 
 PAIRS = ("all", "lower", "upper")
@@ -58,6 +58,7 @@ def pairwise_dots(
     for name, tensor in (("y", y), ("out", out)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name}: is on {tensor.device} but x is on {x.device}; move one with .to()")
+    expect_no_tangents(("x", x), ("y", y), ("out", out))
     if numerics is None:
         numerics = "fp32" if x.dtype == torch.float32 else "bf16"
     choice("numerics", numerics, CLASSES)

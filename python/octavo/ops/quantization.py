@@ -9,7 +9,7 @@ import torch
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._library import define
-from octavo.ops._types import DTYPES, FORMATS, choice, expect_tensor
+from octavo.ops._types import DTYPES, FORMATS, choice, expect_no_tangents, expect_tensor
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CODES = {"e4m3": _core.DType.e4m3, "e5m2": _core.DType.e5m2, "int8": _core.DType.i8}
@@ -63,6 +63,7 @@ def quantize(
     where no kernel of this machine serves x. Gradients do not flow through rounding.
     """
     expect_tensor("x", x, _FLOATS)
+    expect_no_tangents(("x", x))
     choice("format", format, tuple(CODES))
     choice("scaling", scaling, SCALINGS)
     if x.dim() == 0:

@@ -1,0 +1,91 @@
+"""Tensors whose numbers are not, or not only, what lies at their address: an error or the right result, no other."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+
+from octavo import ops
+from octavo.loka.statistics import Statistics
+
+_TABLE = torch.arange(12.0).reshape(4, 3)
+
+
+def _linear(x: torch.Tensor) -> torch.Tensor:
+    w = ops.pack_weight(torch.eye(8, x.shape[-1]))
+    ops.linear(torch.ones_like(_real(x)), w)  # from now on a compiled call serves it
+    return ops.linear(x, w)
+
+
+def _prepared(x: torch.Tensor) -> torch.Tensor:
+    prepared = ops.prepare_linear(ops.pack_weight(torch.eye(8, x.shape[-1])), rows=(4,))
+    return prepared(x)
+
+
+def _real(x: torch.Tensor) -> torch.Tensor:
+    return torch.ones(x.shape)
+
+
+_OPS = {
+    "linear": _linear,
+    "prepared": _prepared,
+    "grouped": lambda x: ops.grouped_linear([x], [ops.pack_weight(torch.eye(8, x.shape[-1]))])[0],
+    "quantize": lambda x: ops.quantize(x).dequantize(),
+    "quantize_out": lambda x: ops.quantize(x, out=ops.quantize(_real(x))).dequantize(),
+    "pairwise_dots": lambda x: ops.pairwise_dots(x.unsqueeze(0)),
+    "statistics": lambda x: Statistics(x.shape[-1]).observe(x),
+    "bag_weights": lambda x: ops.embedding_bags(
+        [_TABLE], torch.zeros(x.shape[0], dtype=torch.int64), torch.tensor([0, x.shape[0]]), x[:, 0].contiguous()
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("op", [name for name in _OPS if name != "bag_weights"])
+def test_a_fake_tensor_outside_a_graph_is_an_error(op) -> None:
+    with FakeTensorMode():
+        fake = torch.empty(4, 16)
+    with pytest.raises((ValueError, TypeError), match="FakeTensor|cannot be traced"):
+        _OPS[op](fake)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_fake_lookups_are_an_error() -> None:
+    with FakeTensorMode():
+        values, offsets = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="values: has no memory"):
+        ops.embedding_bags([_TABLE], values, offsets)
+
+
+@pytest.mark.parametrize("op", [name for name in _OPS if name != "statistics"])
+def test_a_tangent_is_not_dropped_silently(op) -> None:
+    x = torch.ones(4, 16)
+    with forward_ad.dual_level():
+        _OPS[op](x)
+        with pytest.raises(NotImplementedError, match="tangent"):
+            _OPS[op](forward_ad.make_dual(x, x))
+
+
+def test_gradients_ahead_of_time_too() -> None:
+    weight = torch.eye(8, 16).requires_grad_()
+    w = ops.pack_weight(weight)
+    x = torch.ones(4, 16)
+    with forward_ad.dual_level(), pytest.raises((NotImplementedError, RuntimeError), match="(?i)jvp|forward"):
+        ops.linear(forward_ad.make_dual(x, x), w)
+
+
+@pytest.mark.parametrize("op", ["linear", "prepared", "grouped", "quantize", "pairwise_dots"])
+@pytest.mark.parametrize("k", [1, 5])
+def test_imaginary_parts_of_conjugates_are_negated(op, k) -> None:
+    z = torch.complex(torch.randn(4, k), torch.ones(4, k) + torch.arange(4)[:, None])
+    x = z.conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(_OPS[op](x), _OPS[op](x.resolve_neg()), rtol=0, atol=0)
+
+
+def test_vectors_of_one_number_may_be_negated() -> None:
+    x, w = torch.ones(3, 4), ops.pack_weight(torch.zeros(1, 4))
+    bias = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+    for _ in range(2):
+        torch.testing.assert_close(ops.linear(x, w, bias), torch.full((3, 1), -1.0))
+        torch.testing.assert_close(ops.linear(x, w, bias.resolve_neg().neg()), torch.full((3, 1), 1.0))
