@@ -51,12 +51,12 @@ constexpr AffineScale affine_scale(float& low, float& high, float largest) {
   return {scale, low, scale > 0.0f ? 1.0f / (scale < kSmallest ? kSmallest : scale) : 0.0f};
 }
 
-// Into L2. Always inlined, as its callers must be: GCC takes a function that only prefetches for one without effects,
-// and deletes the calls.
+// Into L1 (bag_prefetch.hpp says why). Always inlined, as its callers must be: GCC takes a function that only prefetches
+// for one without effects, and deletes the calls.
 [[gnu::always_inline]] inline void prefetch_bytes(const void* data, std::int64_t bytes) {
   const char* p = static_cast<const char*>(data);
-  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
-  __builtin_prefetch(p + bytes - 1, 0, 2);
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 3);
+  __builtin_prefetch(p + bytes - 1, 0, 3);
 }
 
 // All that the update of a row reads.
@@ -65,7 +65,7 @@ constexpr AffineScale affine_scale(float& low, float& high, float largest) {
   prefetch_bytes(static_cast<const char*>(table.rows) + at * table.row_stride * element, table.stored_bytes());
   const std::int64_t width = state_width(kind, table.dim);
   if (width > 0) prefetch_bytes(table.optimizer_state + at * width, width * 4);
-  if (table.scale != nullptr) __builtin_prefetch(table.scale_of(at), 0, 2);
+  if (table.scale != nullptr) __builtin_prefetch(table.scale_of(at), 0, 3);
 }
 
 }  // namespace

@@ -75,9 +75,9 @@ void run_in_registers(const Work& work) {
   const auto fetch = [&](std::int64_t row) __attribute__((always_inline)) {
     const float* x = rows + row * stride;
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) __builtin_prefetch(x + 16 * i, 0, 2);
-    if (straddles) __builtin_prefetch(x + dim - 1, 0, 2);
-    if (adagrad) __builtin_prefetch(states + row, 0, 2);
+    for (int i = 0; i < vectors; ++i) __builtin_prefetch(x + 16 * i, 0, 3);
+    if (straddles) __builtin_prefetch(x + dim - 1, 0, 3);
+    if (adagrad) __builtin_prefetch(states + row, 0, 3);
   };
   const std::int64_t last = runs.size - 1;
   for (std::int64_t r = 0; r <= last && r < kPrefetchRuns; ++r) fetch(runs.runs[r].row);
