@@ -51,8 +51,8 @@ constexpr AffineScale affine_scale(float& low, float& high, float largest) {
   return {scale, low, scale > 0.0f ? 1.0f / (scale < kSmallest ? kSmallest : scale) : 0.0f};
 }
 
-// Into L1 (bag_prefetch.hpp says why). Always inlined, as its callers must be: GCC takes a function that only prefetches
-// for one without effects, and deletes the calls.
+// Into L1 (bag_prefetch.hpp says why). Always inlined, as its callers must be: GCC takes a function that only
+// prefetches for one without effects, and deletes the calls.
 [[gnu::always_inline]] inline void prefetch_bytes(const void* data, std::int64_t bytes) {
   const char* p = static_cast<const char*>(data);
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 3);
