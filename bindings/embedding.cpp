@@ -8,40 +8,10 @@
 
 #include "module.hpp"
 #include "octavo/registry.hpp"
+#include "table_set.hpp"
 
 namespace octavo::bindings {
 namespace {
-
-// Tables of one module, read once: a call passes this handle instead of a list. The owner keeps the tensors alive.
-class TableSet {
- public:
-  // name, rows, num_rows, dim, row_stride, dtype, scale, mean, optimizer_state, scale_stride, exponents
-  using Row = std::tuple<std::string, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, int, std::uintptr_t,
-                         bool, std::uintptr_t, std::int64_t, std::uintptr_t>;
-
-  explicit TableSet(const std::vector<Row>& rows) {
-    names_.reserve(rows.size());  // views point into it
-    for (const auto& [name, data, num_rows, dim, stride, dtype, scale, mean, state, scale_stride, exponents] : rows) {
-      expect_memory(("table '" + name + "'").c_str(), data, num_rows * dim);
-      names_.push_back(name);
-      views_.push_back({names_.back().c_str(), reinterpret_cast<void*>(data), num_rows, dim, stride,
-                        static_cast<DType>(dtype), reinterpret_cast<float*>(scale), mean ? Pooling::mean : Pooling::sum,
-                        reinterpret_cast<float*>(state), scale_stride, reinterpret_cast<std::uint8_t*>(exponents)});
-      dims_ += dim;
-    }
-  }
-  TableSet(const TableSet&) = delete;
-  TableSet& operator=(const TableSet&) = delete;
-
-  const TableView* views() const { return views_.data(); }
-  std::int64_t size() const { return static_cast<std::int64_t>(views_.size()); }
-  std::int64_t dims() const { return dims_; }
-
- private:
-  std::vector<std::string> names_;
-  std::vector<TableView> views_;
-  std::int64_t dims_ = 0;
-};
 
 BagIndices indices_of(const TableSet& tables, std::int64_t batch, std::uintptr_t values, std::int64_t num_values,
                       std::uintptr_t offsets, std::uintptr_t weights) {
@@ -119,7 +89,8 @@ void bind_embedding(py::module_& m) {
   py::class_<TableSet>(m, "TableSet")
       .def(py::init<const std::vector<TableSet::Row>&>())
       .def("__len__", &TableSet::size)
-      .def_property_readonly("dims", &TableSet::dims);
+      .def_property_readonly("dims", &TableSet::dims)
+      .def("serve_with", &TableSet::serve_with, py::arg("kernel"), py::arg("device_type"), py::arg("device_index"));
   // made once for an optimizer's settings; the step changes
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
       .def(py::init([](int kind, float lr, float eps, float weight_decay, float beta1, float beta2, bool stochastic,
@@ -142,6 +113,7 @@ void bind_embedding(py::module_& m) {
     raise_if_failed(validate(BagIndices{bags, 1, nullptr, num_values, reinterpret_cast<const std::int64_t*>(offsets)}));
   });
   m.def("bag_forward", &bag_forward);
+  bind_serve_bags(m);
   m.def("row_lookup", &row_lookup);
   m.def("bag_backward", &bag_backward);
 }

@@ -6,6 +6,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
+
 #include "octavo/types.hpp"
 
 namespace octavo::bindings {
@@ -39,6 +41,23 @@ void run_released(Work&& work) {
     status = work();
   }
   raise_if_failed(status);
+}
+
+// C++ exceptions become Python's; nullptr.
+template <class Body>
+PyObject* guarded(Body&& body) {
+  try {
+    return body();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
 }
 
 // Raises ValueError where a tensor of `elements` lies nowhere: fake tensors have an address of 0.

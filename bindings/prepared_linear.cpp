@@ -132,21 +132,6 @@ namespace {
 
 PreparedLinear& self_of(PyObject* object) { return *reinterpret_cast<PreparedLinear*>(object); }
 
-// C++ exceptions become Python's; nullptr.
-template <class Body>
-PyObject* guarded(Body&& body) {
-  try {
-    return body();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
 bool records_gradients(const Torch& torch, const PreparedLinear& self, std::initializer_list<PyObject*> arguments) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self.trainable); ++i)
     if (torch.requires_grad(PyTuple_GET_ITEM(self.trainable, i))) return true;

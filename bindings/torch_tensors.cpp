@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "module.hpp"
+#include "octavo/memory.hpp"
 
 #ifdef OCTAVO_WITH_CUDA
 #include "device/device.hpp"
@@ -15,6 +16,15 @@ namespace {
 
 // Whether torch's allocator says that there is no more, or reports that an earlier kernel failed.
 bool is_out_of_memory(std::string_view message) { return message.find("allocate") != std::string_view::npos; }
+
+constexpr std::int64_t kReuseFrom = 1 << 20, kReuseTo = 64 << 20;  // bytes
+
+// A tensor's memory that AlignedBuffer keeps for the next one of its size.
+struct ReusedMatrix {
+  AlignedBuffer buffer;
+  std::int64_t shape[2], strides[2];
+  DlManagedTensor managed;
+};
 
 }  // namespace
 
@@ -44,6 +54,21 @@ PyObject* Torch::allocate(DlTensor& prototype) const {
   }
   void* object = nullptr;
   return api->to_object(managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
+}
+
+PyObject* Torch::allocate_matrix(std::int64_t rows, std::int64_t cols, DlType type, DlDevice device) const {
+  std::int64_t shape[2] = {rows, cols};
+  const std::int64_t bytes = rows * cols * type.bits / 8;
+  if (type != kDlF32 || device.type != kDlCpu || bytes < kReuseFrom || bytes > kReuseTo) {
+    DlTensor prototype{nullptr, device, 2, type, shape, nullptr, 0};
+    return allocate(prototype);
+  }
+  auto* matrix = new ReusedMatrix{AlignedBuffer(static_cast<std::size_t>(bytes)), {rows, cols}, {cols, 1}, {}};
+  matrix->managed = {api->major, api->minor,
+                     matrix,     [](DlManagedTensor* self) { delete static_cast<ReusedMatrix*>(self->manager); },
+                     0,          {matrix->buffer.data(), device, 2, type, matrix->shape, matrix->strides, 0}};
+  void* object = nullptr;
+  return api->to_object(&matrix->managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
 }
 
 Status Torch::allocate_bytes(std::size_t bytes, DlDevice device, void*& memory, void*& owner) const {
@@ -144,6 +169,14 @@ void bind_torch_tensors(py::module_& m) {
       },
       py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"),
       py::arg("forward_ad"));
+  m.def(
+      "empty_matrix",
+      [](std::int64_t rows, std::int64_t cols, bool is_bf16) {
+        PyObject* made = Torch::instance().allocate_matrix(rows, cols, is_bf16 ? kDlBf16 : kDlF32, {kDlCpu, 0});
+        if (made == nullptr) throw py::error_already_set();
+        return py::reinterpret_steal<py::object>(made);
+      },
+      py::arg("rows"), py::arg("columns"), py::arg("is_bf16") = false);
   // What the kernels' scratch memory comes from, asked for on the CPU: bytes that can be written, given back at once.
   m.def("try_scratch", [](std::size_t bytes) {
     run_released([&] {

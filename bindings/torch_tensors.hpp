@@ -52,7 +52,7 @@ struct DlExchangeApi {
   int (*current_stream)(std::int32_t device_type, std::int32_t device_id, void** stream);
 };
 constexpr std::int32_t kDlCpu = 1, kDlCuda = 2;
-constexpr DlType kDlF32{2, 32, 1}, kDlBf16{4, 16, 1}, kDlU8{1, 8, 1};
+constexpr DlType kDlF32{2, 32, 1}, kDlBf16{4, 16, 1}, kDlI64{0, 64, 1}, kDlU8{1, 8, 1};
 
 // What octavo.ops hands over once, with _core.use_torch: see bind_prepared_linear.
 struct Torch {
@@ -76,6 +76,11 @@ struct Torch {
 
   // A new tensor, or nullptr with a Python exception.
   PyObject* allocate(DlTensor& prototype) const;
+
+  // As allocate, of a CPU's FP32 [rows, cols] from 1 to 64 MiB on memory that was used before: it starts on a cache
+  // line and does not resize. Fresh pages cost more than the lookups of short bags do: 2 MiB from an allocator that
+  // maps and unmaps take 500 page faults a call.
+  PyObject* allocate_matrix(std::int64_t rows, std::int64_t cols, DlType type, DlDevice device) const;
 
   // `bytes` of torch's allocator, which on a CUDA device belong to its current stream; needs no interpreter lock, nor
   // does giving them back.

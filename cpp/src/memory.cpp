@@ -17,8 +17,8 @@ namespace {
 constexpr std::size_t kHuge = std::size_t{2} << 20;
 constexpr int kScratchSlots = 8;
 
-// Freed buffers of 256 KiB and more, at most 32 MiB of them; the oldest goes first.
-constexpr std::size_t kKeepFrom = std::size_t{256} << 10, kKeepAtMost = std::size_t{32} << 20;
+// Freed buffers of 256 KiB and more, at most 96 MiB of them; the oldest goes first.
+constexpr std::size_t kKeepFrom = std::size_t{256} << 10, kKeepAtMost = std::size_t{96} << 20;
 struct Kept {
   std::mutex mutex;
   std::deque<std::pair<void*, std::size_t>> buffers;

@@ -234,6 +234,7 @@ def use_torch(
     out_of_memory: type[BaseException],
     forward_ad: dict[str, Any],
 ) -> None: ...
+def empty_matrix(rows: int, columns: int, is_bf16: bool = False) -> torch.Tensor: ...
 def try_scratch(bytes: int) -> None: ...
 
 class PreparedLinear:
@@ -374,6 +375,7 @@ class TableSet:
     def __len__(self) -> int: ...
     @property
     def dims(self) -> int: ...
+    def serve_with(self, kernel: Kernel, device_type: int, device_index: int) -> None: ...
 
 class OptimizerConfig:
     def __init__(
@@ -405,6 +407,16 @@ def bag_forward(
     out_dtype: int,
     stream: int,
 ) -> int: ...
+def serve_bags(
+    tables: TableSet,
+    values: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor | None,
+    bounds: int,
+    is_bf16: bool,
+    out: torch.Tensor | None,
+    /,
+) -> Any: ...
 def row_lookup(
     kernel: Kernel,
     tables: TableSet,

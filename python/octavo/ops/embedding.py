@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from octavo import _core
-from octavo.ops import _outputs, kernels
+from octavo.ops import kernels, qualification
 from octavo.ops._library import define
 from octavo.ops._types import choice, expect_no_tangents, expect_number
 from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
 _CPU = torch.device("cpu")
+_DLPACK = {"cpu": 1, "cuda": 2}  # devices as DLPack numbers them
 BOUNDS = {"error": 0, "warn": 1, "ignore": 2}
 POOLING = ("sum", "mean")
 _FORMAT_OF = {f.element: name for name, f in FORMATS.items() if name != "int4"}
@@ -168,7 +169,14 @@ def bag_forward(
     kernel: _core.Kernel | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one."""
+    """The eager path of :func:`embedding_bags`. ``kernel`` runs that one instead of the preferred one.
+
+    Once a kernel is settled, calls with nothing unusual about them are one C function, :func:`_core.serve_bags`.
+    """
+    if kernel is None:
+        y = _core.serve_bags(tables.core, values, offsets, weights, BOUNDS[bounds], out_dtype is torch.bfloat16, out)
+        if y is not NotImplemented:
+            return cast(torch.Tensor, y)
     batch = check_indices(len(tables), values, offsets, weights, tables.device)
     if out is None:
         out = new_out(batch, tables.dims, out_dtype, tables.device)
@@ -176,6 +184,8 @@ def bag_forward(
         check_out(out, [batch, tables.dims], out_dtype, tables.device)
     if kernel is None:
         kernel = kernels.serving(_core.Op.bag_forward, (tables.device.type,))
+        if qualification.is_settled(_core.Op.bag_forward):
+            tables.core.serve_with(kernel, _DLPACK[tables.device.type], tables.device.index or 0)
     skipped = _core.bag_forward(
         kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
         BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype], kernels.stream_of(values),
@@ -322,7 +332,7 @@ def check_indices(
 def new_out(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for an output [rows, columns] on the tables' device."""
     if device.type == "cpu":
-        return _outputs.empty(rows, columns, dtype)
+        return _core.empty_matrix(rows, columns, dtype is torch.bfloat16)
     return torch.empty((rows, columns), dtype=dtype, device=device)
 
 
