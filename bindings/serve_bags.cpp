@@ -84,12 +84,30 @@ PyObject* serve_bags(PyObject*, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
+// addresses(dicts of tensors or None ...): where their numbers lie, as bytes to compare.
+PyObject* addresses(PyObject*, PyObject* const* dicts, Py_ssize_t count) {
+  return guarded([&]() -> PyObject* {
+    std::vector<void*> found;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      PyObject *key, *tensor;
+      if (!PyDict_Check(dicts[i])) throw py::type_error("addresses: expected dicts of tensors");
+      for (Py_ssize_t at = 0; PyDict_Next(dicts[i], &at, &key, &tensor);)
+        found.push_back(tensor == Py_None ? nullptr : Torch::instance().address(tensor));
+    }
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(found.data()),
+                                     static_cast<Py_ssize_t>(found.size() * sizeof(void*)));
+  });
+}
+
+PyMethodDef g_addresses = {"addresses", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(addresses)),
+                           METH_FASTCALL, "Where the tensors of some dicts lie, as bytes to compare."};
 PyMethodDef g_serve_bags = {"serve_bags", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve_bags)),
                             METH_FASTCALL, "Pooled rows, or NotImplemented where octavo.ops has to look closer."};
 
 }  // namespace
 
 void bind_serve_bags(py::module_& m) {
+  m.attr("addresses") = py::reinterpret_steal<py::object>(PyCFunction_New(&g_addresses, nullptr));
   m.attr("serve_bags") = py::reinterpret_steal<py::object>(PyCFunction_New(&g_serve_bags, nullptr));
 }
 

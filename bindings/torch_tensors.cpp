@@ -40,6 +40,14 @@ bool Torch::view(PyObject* object, DlTensor& out) const {
   return false;
 }
 
+void* Torch::address(PyObject* tensor) const {
+  DlTensor t;
+  if (view(tensor, t)) return t.address();
+  const auto number = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, data_ptr_name));
+  if (!number) throw py::error_already_set();
+  return PyLong_AsVoidPtr(number.ptr());
+}
+
 PyObject* Torch::allocate(DlTensor& prototype) const {
   DlManagedTensor* managed = nullptr;
   const auto set_error = [](void* context, const char*, const char* message) {
@@ -161,6 +169,7 @@ void bind_torch_tensors(py::module_& m) {
                  out_of_memory.inc_ref().ptr(),
                  forward_ad.inc_ref().ptr(),
                  PyUnicode_InternFromString("_current_level"),
+                 PyUnicode_InternFromString("data_ptr"),
                  PyUnicode_InternFromString("requires_grad"),
                  PyUnicode_InternFromString("_version")};
 #ifdef OCTAVO_WITH_CUDA

@@ -63,6 +63,7 @@ struct Torch {
   PyObject* out_of_memory = nullptr;  // torch.OutOfMemoryError
   PyObject* forward_ad = nullptr;     // the names of torch.autograd.forward_ad
   PyObject* level_name = nullptr;
+  PyObject* data_ptr_name = nullptr;
   PyObject* requires_grad_name = nullptr;
   PyObject* version_name = nullptr;
 
@@ -73,6 +74,9 @@ struct Torch {
 
   // False when `object` has no memory to point to (functorch's wrappers, sparse, meta); no exception is left set.
   bool view(PyObject* object, DlTensor& out) const;
+
+  // Where the tensor's numbers lie, plain or not; throws the tensor's own error where it cannot say.
+  void* address(PyObject* tensor) const;
 
   // A new tensor, or nullptr with a Python exception.
   PyObject* allocate(DlTensor& prototype) const;

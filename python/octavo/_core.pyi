@@ -407,6 +407,7 @@ def bag_forward(
     out_dtype: int,
     stream: int,
 ) -> int: ...
+def addresses(*tensors: dict[str, torch.Tensor | None]) -> bytes: ...
 def serve_bags(
     tables: TableSet,
     values: torch.Tensor,

@@ -115,7 +115,7 @@ class EmbeddingBags(torch.nn.Module):
         self._touched: dict[str, torch.Tensor] = {}
         self._anchor = torch.empty(0, requires_grad=True)  # makes outputs require gradients: tables are no parameters
         self._set: embedding.TableSet | None = None
-        self._addresses: list[int] = []
+        self._addresses = b""
         self._device_ids: DeviceIds | None = None
         self.reset_parameters()
 
@@ -361,7 +361,7 @@ class EmbeddingBags(torch.nn.Module):
         twin.optimizer, twin.bounds, twin.rounding, twin.seed = None, self.bounds, self.rounding, self.seed
         twin.register_buffer("step", None)
         twin.rows, twin.scale, twin.state = TableTensors(), TableTensors(), TableTensors()
-        twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, []
+        twin._anchor, twin._set, twin._addresses = torch.empty(0, requires_grad=True), None, b""
         twin._device_ids = None
         twin.ids, twin._touched = copy.deepcopy(self.ids), {}
         for old, table in zip(self.tables, twin.tables, strict=True):
@@ -398,8 +398,7 @@ class EmbeddingBags(torch.nn.Module):
     def _table_set(self) -> embedding.TableSet:
         """The kernels' handle, made again when a tensor moved (``.to``, ``load_state_dict(assign=True)``)."""
         parts = self._modules  # not self.rows: Module.__getattr__ costs more than the check, which every call makes
-        buffers = [parts[name]._buffers.values() for name in ("rows", "scale", "state")]  # type: ignore[union-attr]
-        addresses = list(map(torch.Tensor.data_ptr, itertools.chain(*buffers)))  # type: ignore[arg-type]
+        addresses = _core.addresses(parts["rows"]._buffers, parts["scale"]._buffers, parts["state"]._buffers)  # type: ignore[union-attr]
         if self._set is None or addresses != self._addresses:
             rows, scales, names, pooling, int4_dims = self._table_lists()
             states = [self.state.get(name) for name in names]
@@ -426,7 +425,7 @@ class EmbeddingBags(torch.nn.Module):
 
 
 _CPU = torch.device("cpu")
-_UNCOPIED: dict[str, Any] = {"_set": None, "_addresses": [], "_device_ids": None}  # what names memory of one module
+_UNCOPIED: dict[str, Any] = {"_set": None, "_addresses": b"", "_device_ids": None}  # what names memory of one module
 _CHUNK = 1 << 16  # rows encoded at a time: bounds the FP32 copy of a table in a narrower format
 
 
