@@ -20,7 +20,7 @@ py::object output(const Torch& torch, PyObject* given, std::int64_t batch, std::
   py::object out;
   DlTensor t;
   if (given == Py_None) {
-    out = py::reinterpret_steal<py::object>(torch.allocate_matrix(batch, dims, type, device));
+    out = py::reinterpret_steal<py::object>(torch.allocate_output({batch, dims}, type, device));
     if (!out || torch.api->view(out.ptr(), &t) != 0) throw py::error_already_set();
   } else {
     if (!torch.is_plain(given) || !torch.view(given, t) || t.dtype != type || t.ndim != 2 || t.shape[0] != batch ||

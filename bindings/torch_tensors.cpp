@@ -1,7 +1,10 @@
 #include "torch_tensors.hpp"
 
+#include <pybind11/stl.h>
+
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "module.hpp"
 #include "octavo/memory.hpp"
@@ -20,9 +23,9 @@ bool is_out_of_memory(std::string_view message) { return message.find("allocate"
 constexpr std::int64_t kReuseFrom = 1 << 20, kReuseTo = 64 << 20;  // bytes
 
 // A tensor's memory that AlignedBuffer keeps for the next one of its size.
-struct ReusedMatrix {
+struct Reused {
   AlignedBuffer buffer;
-  std::int64_t shape[2], strides[2];
+  std::vector<std::int64_t> shape, strides;
   DlManagedTensor managed;
 };
 
@@ -64,19 +67,23 @@ PyObject* Torch::allocate(DlTensor& prototype) const {
   return api->to_object(managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
 }
 
-PyObject* Torch::allocate_matrix(std::int64_t rows, std::int64_t cols, DlType type, DlDevice device) const {
-  std::int64_t shape[2] = {rows, cols};
-  const std::int64_t bytes = rows * cols * type.bits / 8;
+PyObject* Torch::allocate_output(const std::vector<std::int64_t>& shape, DlType type, DlDevice device) const {
+  std::vector<std::int64_t> sizes = shape, strides(shape.size());
+  const auto ndim = static_cast<std::int32_t>(shape.size());
+  std::int64_t numbers = 1;
+  for (std::size_t d = shape.size(); d-- > 0; numbers *= shape[d]) strides[d] = numbers;
+  const std::int64_t bytes = numbers * type.bits / 8;
   if (type != kDlF32 || device.type != kDlCpu || bytes < kReuseFrom || bytes > kReuseTo) {
-    DlTensor prototype{nullptr, device, 2, type, shape, nullptr, 0};
+    DlTensor prototype{nullptr, device, ndim, type, sizes.data(), nullptr, 0};
     return allocate(prototype);
   }
-  auto* matrix = new ReusedMatrix{AlignedBuffer(static_cast<std::size_t>(bytes)), {rows, cols}, {cols, 1}, {}};
-  matrix->managed = {api->major, api->minor,
-                     matrix,     [](DlManagedTensor* self) { delete static_cast<ReusedMatrix*>(self->manager); },
-                     0,          {matrix->buffer.data(), device, 2, type, matrix->shape, matrix->strides, 0}};
+  auto* reused = new Reused{AlignedBuffer(static_cast<std::size_t>(bytes)), std::move(sizes), std::move(strides), {}};
+  reused->managed = {
+      api->major, api->minor,
+      reused,     [](DlManagedTensor* self) { delete static_cast<Reused*>(self->manager); },
+      0,          {reused->buffer.data(), device, ndim, type, reused->shape.data(), reused->strides.data(), 0}};
   void* object = nullptr;
-  return api->to_object(&matrix->managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
+  return api->to_object(&reused->managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;
 }
 
 Status Torch::allocate_bytes(std::size_t bytes, DlDevice device, void*& memory, void*& owner) const {
@@ -179,13 +186,13 @@ void bind_torch_tensors(py::module_& m) {
       py::arg("api"), py::arg("tensor"), py::arg("parameter"), py::arg("is_grad_enabled"), py::arg("out_of_memory"),
       py::arg("forward_ad"));
   m.def(
-      "empty_matrix",
-      [](std::int64_t rows, std::int64_t cols, bool is_bf16) {
-        PyObject* made = Torch::instance().allocate_matrix(rows, cols, is_bf16 ? kDlBf16 : kDlF32, {kDlCpu, 0});
+      "empty_output",
+      [](const std::vector<std::int64_t>& shape, bool is_bf16) {
+        PyObject* made = Torch::instance().allocate_output(shape, is_bf16 ? kDlBf16 : kDlF32, {kDlCpu, 0});
         if (made == nullptr) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(made);
       },
-      py::arg("rows"), py::arg("columns"), py::arg("is_bf16") = false);
+      py::arg("shape"), py::arg("is_bf16") = false);
   // What the kernels' scratch memory comes from, asked for on the CPU: bytes that can be written, given back at once.
   m.def("try_scratch", [](std::size_t bytes) {
     run_released([&] {

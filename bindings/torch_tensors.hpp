@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "octavo/types.hpp"
 
@@ -81,10 +82,10 @@ struct Torch {
   // A new tensor, or nullptr with a Python exception.
   PyObject* allocate(DlTensor& prototype) const;
 
-  // As allocate, of a CPU's FP32 [rows, cols] from 1 to 64 MiB on memory that was used before: it starts on a cache
+  // A new contiguous tensor; a CPU's FP32 one from 1 to 64 MiB on memory that was used before: it starts on a cache
   // line and does not resize. Fresh pages cost more than the lookups of short bags do: 2 MiB from an allocator that
   // maps and unmaps take 500 page faults a call.
-  PyObject* allocate_matrix(std::int64_t rows, std::int64_t cols, DlType type, DlDevice device) const;
+  PyObject* allocate_output(const std::vector<std::int64_t>& shape, DlType type, DlDevice device) const;
 
   // `bytes` of torch's allocator, which on a CUDA device belong to its current stream; needs no interpreter lock, nor
   // does giving them back.

@@ -234,7 +234,7 @@ def use_torch(
     out_of_memory: type[BaseException],
     forward_ad: dict[str, Any],
 ) -> None: ...
-def empty_matrix(rows: int, columns: int, is_bf16: bool = False) -> torch.Tensor: ...
+def empty_output(shape: Sequence[int], is_bf16: bool = False) -> torch.Tensor: ...
 def try_scratch(bytes: int) -> None: ...
 
 class PreparedLinear:
@@ -523,6 +523,18 @@ def add_norm(
     norm: Epilogue,
     out: int,
     out_transposed: int,
+    saved: int,
+) -> None: ...
+def add_norm_backward(
+    kernel: Kernel,
+    batch: int,
+    grad: _Batch | None,
+    grad_transposed: _Batch | None,
+    z: int,
+    norm: Epilogue,
+    grad_z: int,
+    grad_weight: int,
+    grad_bias: int,
 ) -> None: ...
 
 # --- cuda ---

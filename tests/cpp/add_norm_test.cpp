@@ -75,6 +75,85 @@ TEST(AddNorm, EveryKernelAgreesWithTheDefinition) {
   });
 }
 
+// Against differences of a sum of g * layer_norm(z) at z +- h, in FP64.
+void check_backward(const KernelInfo& kernel, std::int64_t tokens, std::int64_t depth, bool both) {
+  constexpr std::int64_t kBatch = 3;
+  const Operand z(kBatch, tokens, depth, false, 1), grad(kBatch, tokens, depth, false, 2),
+      across(kBatch, tokens, depth, true, 3);
+  std::vector<float> found(z.values.size()), weight(static_cast<std::size_t>(depth), 1.5f), of_weight(weight.size()),
+      of_bias(weight.size());
+  AddNormBackwardArgs args;
+  args.batch = kBatch;
+  if (both) args.grad = grad.view;
+  args.grad_transposed = across.view;
+  args.z = z.values.data();
+  args.norm = NormKind::layer;
+  args.weight = weight.data();
+  args.grad_z = found.data();
+  args.grad_weight = of_weight.data();
+  args.grad_bias = of_bias.data();
+  const Status status = kernel.run.add_norm_backward(args);
+  ASSERT_TRUE(status.ok()) << status.message();
+  std::vector<double> weights_sum(weight.size()), bias_sum(weight.size());
+  for (std::int64_t b = 0; b < kBatch; ++b)
+    for (std::int64_t i = 0; i < tokens; ++i) {
+      std::vector<double> row, g;
+      for (std::int64_t k = 0; k < depth; ++k) {
+        row.push_back(z.at(b, i, k));
+        g.push_back(across.at(b, i, k) + (both ? grad.at(b, i, k) : 0));
+      }
+      const auto total = [&](std::vector<double> moved) {
+        moved = layer_norm(moved);
+        double sum = 0;
+        for (std::size_t k = 0; k < moved.size(); ++k) sum += 1.5 * moved[k] * g[k];
+        return sum;
+      };
+      const std::vector<double> normal = layer_norm(row);
+      for (std::int64_t k = 0; k < depth; ++k) {
+        const auto at = static_cast<std::size_t>(k);
+        weights_sum[at] += g[at] * normal[at];
+        bias_sum[at] += g[at];
+        std::vector<double> up = row, down = row;
+        up[at] += 1e-5;
+        down[at] -= 1e-5;
+        const double expected = (total(up) - total(down)) / 2e-5;
+        ASSERT_NEAR(found[static_cast<std::size_t>((b * tokens + i) * depth + k)], expected,
+                    1e-4 * (1 + std::abs(expected)))
+            << b << " " << i << " " << k;
+      }
+    }
+  for (std::size_t k = 0; k < weight.size(); ++k) {
+    ASSERT_NEAR(of_weight[k], weights_sum[k], 1e-3);
+    ASSERT_NEAR(of_bias[k], bias_sum[k], 1e-3);
+  }
+}
+
+TEST(AddNorm, EveryBackwardAgreesWithDifferences) {
+  testing::at_every_level([] {
+    for (const KernelInfo* kernel : Registry::instance().all()) {
+      if (kernel->op != Op::add_norm || !kernel->is_supported()) continue;
+      SCOPED_TRACE(kernel->name);
+      for (const bool both : {false, true})
+        for (const std::int64_t depth : {5, 32})
+          for (const std::int64_t tokens : {1, 7, 33}) check_backward(*kernel, tokens, depth, both);
+    }
+  });
+}
+
+TEST(AddNorm, ABackwardNeedsAGradientAndWhatTheNormSaw) {
+  const Operand x(2, 3, 4, false, 1), y(2, 3, 5, true, 2);
+  AddNormBackwardArgs args;
+  args.batch = 2;
+  EXPECT_NE(validate(args).message().find("needs a gradient"), std::string::npos);
+  args.grad = x.view;
+  EXPECT_TRUE(validate(args).ok());
+  args.norm = NormKind::rms;
+  EXPECT_NE(validate(args).message().find("needs what it saw"), std::string::npos);
+  args.z = x.values.data();
+  args.grad_transposed = y.view;
+  EXPECT_NE(validate(args).message().find("the gradient of y^T is [3, 5]"), std::string::npos);
+}
+
 TEST(AddNorm, WhatDoesNotFitIsNamed) {
   const Operand x(2, 3, 4, false, 1), y(2, 3, 5, false, 2);
   const BatchView views[] = {x.view, y.view};

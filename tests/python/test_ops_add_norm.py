@@ -100,25 +100,82 @@ def test_bitwise_the_same_for_any_thread_count(isa, batch) -> None:
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_gradients(transposed) -> None:
-    parts, residual = [_normal(3, 4, 8), _normal(3, 8, 2).mT], _normal(3, 6, 8)
-    weight = torch.ones(8, requires_grad=True)
-    leaves = [t.detach().clone().requires_grad_() for t in (*parts, residual)]
-    found = ops.add_norm(leaves[:2], leaves[2], ops.Norm("layer", weight), transposed=transposed)
-    total = (
-        found[0].square().sum() + (found[1] * _normal(3, 8, 6, seed=3)).sum() if transposed else found.square().sum()
-    )
+@pytest.mark.parametrize("kind", [None, *NORMS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("used", ["y", "y^T", "both"])
+def test_gradients(isa, kind, dtype, used) -> None:
+    given = [_normal(9, 4, 24).to(dtype), _normal(9, 24, 15, seed=1).to(dtype).mT, _normal(9, 19, 24, seed=2).to(dtype)]
+    leaves = [t.detach().requires_grad_() for t in given]
+    twins = [t.detach().double().requires_grad_() for t in given]
+    norm, exact_norm = (_norm(kind, 24) for _ in range(2))
+    for n in (norm, exact_norm):
+        for v in (n.weight, n.bias) if n is not None else ():
+            if v is not None:
+                v.requires_grad_()
+    y, transposed = ops.add_norm(leaves[:2], leaves[2], norm, transposed=True)
+    exact = joined(twins[:2], twins[2], exact_norm)
+    g, gt = _normal(9, 19, 24, seed=3).to(dtype), _normal(9, 24, 19, seed=4).to(dtype)
+    total, wanted = torch.zeros(()), torch.zeros((), dtype=torch.float64)
+    if used != "y^T":
+        total, wanted = (y * g).float().sum(), (exact * g.double()).sum()
+    if used != "y":
+        total, wanted = total + (transposed * gt).float().sum(), wanted + (exact.mT * gt.double()).sum()
     total.backward()
-    twins = [t.detach().clone().double().requires_grad_() for t in (*parts, residual)]
-    y = torch.nn.functional.layer_norm(torch.cat(twins[:2], 1) + twins[2], (8,))
-    expected = y.square().sum() + ((y.mT * _normal(3, 8, 6, seed=3)).sum() if transposed else 0)
-    expected.backward()
-    for leaf, twin in zip(leaves, twins, strict=True):
-        assert torch.allclose(leaf.grad, twin.grad.float(), atol=1e-5)
+    wanted.backward()
+    bound = FP32_TOLERANCE if dtype == torch.float32 else 3 * BF16_TOLERANCE  # z is kept in BF16
+    pairs = list(zip(leaves, twins, strict=True))
+    if norm is not None:
+        pairs += [(norm.weight, exact_norm.weight), (norm.bias, exact_norm.bias)]
+    for leaf, twin in pairs:
+        if leaf is not None:
+            assert leaf.grad.dtype == leaf.dtype
+            assert relative_to_largest(leaf.grad, twin.grad.double()) <= bound
+
+
+def test_gradients_of_leaves_share_no_memory() -> None:
+    for parts, residual in (
+        ([_normal(1, 3, 4), _normal(1, 2, 4)], _normal(1, 5, 4)), ([_normal(2, 3, 4)], _normal(2, 3, 4)),
+        ([_normal(2, 3, 4)], None),
+    ):  # fmt: skip
+        leaves = [t.requires_grad_() for t in (*parts, residual) if t is not None]
+        ops.add_norm(parts, residual).sum().backward()
+        for leaf in leaves:
+            leaf.grad.add_(1)
+        assert all(bool((leaf.grad == 2).all()) for leaf in leaves)
+
+
+def test_what_needs_no_gradient_gets_none_and_empty_ones_work() -> None:
+    x, weight = _normal(2, 3, 4), torch.ones(4, requires_grad=True)
+    ops.add_norm([x], x, ops.Norm("rms", weight)).sum().backward()
     assert weight.grad is not None
-    with torch.no_grad():
-        assert torch.allclose(ops.add_norm(parts, residual, ops.Norm("layer", weight)), y.float(), atol=1e-5)
+    assert x.grad is None
+    for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
+        part, vector = torch.ones(shape, requires_grad=True), torch.ones(shape[2], requires_grad=True)
+        y, transposed = ops.add_norm([part], None, ops.Norm("rms", vector), transposed=True)
+        (y.sum() + transposed.sum()).backward()
+        assert part.grad.shape == shape
+        assert torch.equal(vector.grad, torch.zeros(shape[2]))
+    y, _ = ops.add_norm([x.requires_grad_()], None, ops.Norm("rms", weight), transposed=True)
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 200])
+def test_gradients_are_bitwise_the_same_for_any_thread_count(isa, batch) -> None:
+    part, residual = _normal(batch, 40, 75).mT.requires_grad_(), _normal(batch, 75, 40).requires_grad_()
+    norm, before, found = _norm("layer", 40), torch.get_num_threads(), []
+    assert norm is not None
+    leaves = [part, residual, norm.weight.requires_grad_(), norm.bias.requires_grad_()]
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, transposed = ops.add_norm([part], residual, norm, transposed=True)
+            found.append(torch.autograd.grad(y.square().sum() + transposed.exp().sum(), leaves))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def test_compiled_it_is_one_node_with_the_same_bits() -> None:

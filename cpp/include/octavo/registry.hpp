@@ -62,6 +62,7 @@ struct Launchers {
   GradientsLauncher gradients = nullptr;  // of a row of grad_input and one of grad_weight that work together
   PairwiseLauncher pairwise_dots = nullptr;
   AddNormLauncher add_norm = nullptr;
+  AddNormBackwardLauncher add_norm_backward = nullptr;  // of the same row
 };
 
 struct KernelInfo {

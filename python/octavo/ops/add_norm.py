@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 
 from octavo import _core
 from octavo.ops import kernels
@@ -33,8 +34,8 @@ def add_norm(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y = norm(cat(parts, 1) + residual) over the last dimension: [B, n, D] contiguous, of the parts' type.
 
-    So ends a Wukong layer (its FMB and LCB, the residual, the norm), and a transformer's ("add & norm"). Without
-    gradients it is one pass on a CPU: nothing is concatenated, added or transposed in memory. Threads share samples.
+    So ends a Wukong layer (its FMB and LCB, the residual, the norm), and a transformer's ("add & norm"). On a CPU it is
+    one pass, and its backward another: nothing is concatenated, added or transposed in memory. Threads share samples.
 
     Args:
         parts: [B, n_i, D] float32 or bfloat16, all of one type and on one device; n is the sum of n_i. Any
@@ -43,17 +44,24 @@ def add_norm(
         norm: over D, or None.
         transposed: give (y, y^T [B, D, n] contiguous), for layers over either side.
 
-    Kernels sum in FP32 and round once. Where gradients are recorded, and on CUDA, torch's operators run, which round
-    each step where the type is bfloat16. Results do not depend on the number of threads.
+    Kernels sum in FP32 and round once; gradients can be taken once. On CUDA, and in a graph that records gradients,
+    torch's operators run, which round each step where the type is bfloat16. Results do not depend on the number of
+    threads.
     Raises TypeError or ValueError that names the argument.
     """
     _check(parts, residual, norm)
     tensors = [t for t in (*parts, residual, *_vectors(norm)) if t is not None]
     records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if records or parts[0].is_cuda or any(map(_is_torchs, tensors)):
+    compiling = torch.compiler.is_compiling()
+    if parts[0].is_cuda or (records and compiling) or any(map(_is_torchs, tensors)):
         y = joined(parts, residual, norm)
         return (y, y.mT.contiguous()) if transposed else y
-    if torch.compiler.is_compiling():
+    if records:
+        recorded: tuple[torch.Tensor, ...] = _AddNorm.apply(  # type: ignore[no-untyped-call]
+            norm, transposed, *_vectors(norm), residual, *parts
+        )
+        return (recorded[0], recorded[1]) if transposed else recorded[0]
+    if compiling:
         recipe = (None, None, None, 0.0, 0) if norm is None else (
             norm.weight, norm.bias, norm.kind, norm.eps, norm.block)  # fmt: skip
         found = torch.ops.octavo.add_norm(list(parts), residual, *recipe, transposed)
@@ -76,25 +84,87 @@ def run(
     norm: Norm | None,
     transposed: bool,
     kernel: _core.Kernel | None = None,
+    saved: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The kernels' path of :func:`add_norm`: y and, ``transposed``, y^T. ``kernel`` runs that one instead of the
-    preferred one."""
+    preferred one. ``saved`` [B, n, D], contiguous: gets what the norm sees."""
     if kernel is None:
         kernel = kernels.serving(_core.Op.add_norm, (parts[0].device.type,))
     inputs = [dense(part) for part in parts]
     added = None if residual is None else dense(residual)
     batch, _, depth = inputs[0].shape
     tokens = sum(part.shape[1] for part in inputs)
-    out = [inputs[0].new_empty((batch, tokens, depth))]
+    is_bf16 = inputs[0].dtype == torch.bfloat16
+    out = [_core.empty_output((batch, tokens, depth), is_bf16)]
     if transposed:
-        out.append(inputs[0].new_empty((batch, depth, tokens)))
+        out.append(_core.empty_output((batch, depth, tokens), is_bf16))
     epilogue, vectors = epilogue_of(None, norm, None)
     _core.add_norm(
         kernel, batch, [batch_view(part) for part in inputs], None if added is None else batch_view(added), epilogue,
-        out[0].data_ptr(), out[1].data_ptr() if transposed else 0,
+        out[0].data_ptr(), out[1].data_ptr() if transposed else 0, 0 if saved is None else saved.data_ptr(),
     )  # fmt: skip
     del vectors  # which the epilogue names
     return out
+
+
+def run_backward(
+    grad: torch.Tensor | None,
+    grad_transposed: torch.Tensor | None,
+    saved: torch.Tensor | None,
+    norm: Norm | None,
+    kernel: _core.Kernel | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of what the norm saw [B, n, D], of its weight and of its bias [D] (or None), for those of y and of y^T,
+    of which there is at least one.
+    """
+    views = [dense(g) for g in (grad, None if grad_transposed is None else grad_transposed.mT) if g is not None]
+    first = views[0]
+    if kernel is None:
+        kernel = kernels.serving(_core.Op.add_norm, (first.device.type,))
+    of_z = _core.empty_output(first.shape, first.dtype == torch.bfloat16)
+    weight, bias = _vectors(norm)
+    of_vectors = [
+        None if v is None else torch.zeros_like(v, memory_format=torch.contiguous_format) for v in (weight, bias)
+    ]
+    if of_z.numel() == 0:
+        return of_z, of_vectors[0], of_vectors[1]
+    epilogue, vectors = epilogue_of(None, norm, None)
+    seen = [batch_view(v) for v in views]
+    _core.add_norm_backward(
+        kernel, first.shape[0], seen[0], seen[1] if len(seen) > 1 else None, 0 if saved is None else saved.data_ptr(),
+        epilogue, of_z.data_ptr(), *(0 if g is None else g.data_ptr() for g in of_vectors),
+    )  # fmt: skip
+    del vectors
+    return of_z, of_vectors[0], of_vectors[1]
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, norm: Norm | None, transposed: bool, weight: Any, bias: Any, residual: Any, *parts: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        batch, _, depth = parts[0].shape
+        ctx.counts = [part.shape[1] for part in parts]
+        shape = (batch, sum(ctx.counts), depth)
+        saved = None if norm is None else _core.empty_output(shape, parts[0].dtype == torch.bfloat16)
+        out = run(parts, residual, norm, transposed, saved=saved)
+        ctx.norm, ctx.shares_none = norm, residual is not None and residual.is_leaf
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(saved, weight, bias)  # the vectors: that they changed is noticed
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor | None, grad_transposed: torch.Tensor | None = None) -> Any:
+        needs = ctx.needs_input_grad[2:]
+        if grad is None and grad_transposed is None:
+            return (None,) * (2 + len(needs))
+        of_z, of_weight, of_bias = run_backward(grad, grad_transposed, ctx.saved_tensors[0], ctx.norm)
+        # A leaf keeps the very tensor it is given: not memory that a part's gradient lies in too.
+        of_residual = of_z.clone() if needs[2] and ctx.shares_none else of_z
+        of_parts = of_z.split(ctx.counts, 1) if len(ctx.counts) > 1 else (of_z,)
+        found = (of_weight, of_bias, of_residual, *of_parts)
+        return None, None, *(g if need else None for g, need in zip(found, needs, strict=True))
 
 
 def _is_torchs(t: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from octavo import _core
 from octavo.ops._types import NORMS
-from octavo.ops.add_norm import joined, run
+from octavo.ops.add_norm import joined, run, run_backward
 from octavo.ops.checks import BF16_TOLERANCE, FP32_TOLERANCE, relative_to_largest
 from octavo.ops.epilogue import Norm
 
@@ -17,7 +17,7 @@ SHAPES = ((1, (1,), 1), (5, (16, 16), 32), (3, (5, 1, 20), 37), (2, (27,), 130))
 
 
 def check_add_norm(kernel: _core.Kernel) -> str:
-    """Each norm and none, with a residual and without, rows and columns contiguous, in each type, in FP64."""
+    """Each norm and none, with a residual and without, rows and columns contiguous, each type, both ways, in FP64."""
     for shape, dtype, kind, across in product(
         SHAPES, (torch.float32, torch.bfloat16), (None, *NORMS), ("none", "parts", "residual")
     ):
@@ -46,9 +46,23 @@ def _failure(
     norm = None if kind is None else Norm(kind, weight, bias, block=24)
     expected = joined([p.double() for p in parts], None if residual is None else residual.double(), norm)
     bound = FP32_TOLERANCE if dtype == torch.float32 else BF16_TOLERANCE
-    y, transposed = run(parts, residual, norm, True, kernel)
-    for name, result in (("y", y), ("y^T", transposed.mT)):
-        found = relative_to_largest(result, expected)
+    saved = torch.empty_like(expected, dtype=dtype)
+    y, transposed = run(parts, residual, norm, True, kernel, saved)
+    results = [("y", y, expected), ("y^T", transposed.mT, expected)]
+    # The backward starts from what the norm saw, whatever it was the sum of; over one column gradients are zero.
+    if not has_residual and depth > 1:
+        grads = operand(sum(tokens), False), operand(sum(tokens), True)
+        of_z, *of_vectors = run_backward(grads[0], grads[1].mT, saved, norm, kernel)
+        leaves = [saved.double(), *(v for v in (weight, bias) if v is not None)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        with torch.enable_grad():
+            total = (joined(leaves[:1], None, norm) * (grads[0].double() + grads[1].double())).sum()
+        wanted = torch.autograd.grad(total, leaves)
+        named = zip(("gradient of z", "of the weight", "of the bias"), (of_z, *of_vectors), wanted, strict=False)
+        results += [(name, result, exact) for name, result, exact in named if result is not None]
+    for name, result, exact in results:
+        found = relative_to_largest(result, exact)
         if not found <= bound:
             return (
                 f"add_norm b={batch}, tokens {list(tokens)}, d={depth} {dtype}, {kind or 'no'} norm, "

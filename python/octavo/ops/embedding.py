@@ -332,7 +332,7 @@ def check_indices(
 def new_out(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for an output [rows, columns] on the tables' device."""
     if device.type == "cpu":
-        return _core.empty_matrix(rows, columns, dtype is torch.bfloat16)
+        return _core.empty_output((rows, columns), dtype is torch.bfloat16)
     return torch.empty((rows, columns), dtype=dtype, device=device)
 
 

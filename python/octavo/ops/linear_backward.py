@@ -182,7 +182,7 @@ def run_grad_weight(kernel: _core.Kernel, gz: torch.Tensor, x: torch.Tensor) -> 
         kernel.count()
         return kernels.externals[kernel.name](gz, x)
     (m, n), k = gz.shape, x.shape[1]
-    out = gz.new_empty((n, k), dtype=torch.float32) if gz.is_cuda else _core.empty_matrix(n, k)
+    out = gz.new_empty((n, k), dtype=torch.float32) if gz.is_cuda else _core.empty_output((n, k))
     _core.linear_grad_weight(
         kernel, gz.data_ptr(), gz.stride(0) if m > 1 else n, int(DTYPES[gz.dtype]),
         x.data_ptr(), x.stride(0) if m > 1 else k, int(DTYPES[x.dtype]), m, n, k, out.data_ptr(),

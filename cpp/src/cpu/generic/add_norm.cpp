@@ -3,35 +3,11 @@
 
 #include <algorithm>
 
-#include "cpu/generic/row_panels.hpp"
+#include "cpu/generic/add_norm_panels.hpp"
 #include "octavo/memory.hpp"
 
 namespace octavo::OCTAVO_ISA_NAMESPACE {
 namespace {
-
-// f(element) summed over the rows' columns [begin, end), every lane its own row. Four chains.
-template <class F>
-[[gnu::always_inline]] inline Vec sum_rows(const float* panel, std::int64_t begin, std::int64_t end, F f) {
-  Vec s[4] = {};
-  std::int64_t k = begin;
-  for (; k + 4 <= end; k += 4)
-    for (int i = 0; i < 4; ++i) s[i] += f(load(panel + (k + i) * kLanes));
-  for (; k < end; ++k) s[0] += f(load(panel + k * kLanes));
-  return (s[0] + s[1]) + (s[2] + s[3]);
-}
-
-[[gnu::always_inline]] inline Vec reciprocal_root(Vec mean_square) {
-  Vec root;
-  for (int i = 0; i < kLanes; ++i) root[i] = __builtin_sqrtf(mean_square[i]);
-  return 1.0f / root;
-}
-
-// What a lane's row is multiplied by, of its columns [begin, end) less `mean`.
-[[gnu::always_inline]] inline Vec inverse_deviation(const float* panel, std::int64_t begin, std::int64_t end, Vec mean,
-                                                    float eps) {
-  const Vec squares = sum_rows(panel, begin, end, [&](Vec v) { return (v - mean) * (v - mean); });
-  return reciprocal_root(squares / static_cast<float>(end - begin) + eps);
-}
 
 void normalise(float* panel, std::int64_t depth, const AddNormArgs& a) {
   if (a.norm == NormKind::none) return;
@@ -48,18 +24,6 @@ void normalise(float* panel, std::int64_t depth, const AddNormArgs& a) {
       if (a.bias != nullptr) v += a.bias[k];
       store(panel + k * kLanes, a.norm == NormKind::swish_rms ? v * sigmoid(v) : v);
     }
-  }
-}
-
-// Sample b's rows of `view` into the panels, or onto them, as tokens from `token` on.
-template <bool kAdd, class T>
-void pack(const BatchView& view, std::int64_t b, std::int64_t token, std::int64_t depth, float* panels) {
-  const T* rows = static_cast<const T*>(view.data) + b * view.batch_stride;
-  for (std::int64_t row = 0; row < view.rows;) {
-    const std::int64_t lane = (token + row) % kLanes, count = std::min(view.rows - row, kLanes - lane);
-    pack_lanes<kAdd>(rows + row * view.row_stride, view.row_stride, view.col_stride, Range{lane, lane + count}, depth,
-                     panels + (token + row) / kLanes * depth * kLanes);
-    row += count;
   }
 }
 
@@ -82,11 +46,13 @@ void join_sample(const AddNormArgs& a, std::int64_t b, std::int64_t tokens, std:
     token += a.parts[i].rows;
   }
   if (a.residual.data != nullptr) pack<true, T>(a.residual, b, 0, depth, panels);
+  T* saved = a.saved == nullptr ? nullptr : static_cast<T*>(a.saved) + b * tokens * depth;
   T* rows = static_cast<T*>(a.out) + b * tokens * depth;
   T* columns = a.out_transposed == nullptr ? nullptr : static_cast<T*>(a.out_transposed) + b * tokens * depth;
   for (std::int64_t first = 0; first < tokens; first += kLanes) {
     float* panel = panels + first * depth;
     const std::int64_t count = std::min<std::int64_t>(tokens - first, kLanes);
+    if (saved != nullptr) unpack_rows(panel, count, depth, saved + first * depth);
     normalise(panel, depth, a);
     unpack_rows(panel, count, depth, rows + first * depth);
     if (columns != nullptr) store_columns(panel, count, depth, tokens, columns + first);
@@ -98,7 +64,7 @@ void join(const AddNormArgs& a) {
   const std::int64_t tokens = a.tokens(), depth = a.parts[0].cols;
   const int count = a.batch * tokens * depth < 16384 ? 1 : threads();
   parallel_region(count, [&](int thread, int n) {
-    const std::size_t bytes = static_cast<std::size_t>((tokens + kLanes - 1) / kLanes * depth * kLanes) * sizeof(float);
+    const std::size_t bytes = static_cast<std::size_t>(panel_floats(tokens, depth)) * sizeof(float);
     auto* panels = static_cast<float*>(scratch(0, bytes));
     std::memset(panels, 0, bytes);  // lanes beyond the last token are computed with, never kept
     const auto [begin, end] = partition(a.batch, thread, n);
