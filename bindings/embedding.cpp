@@ -90,7 +90,8 @@ void bind_embedding(py::module_& m) {
       .def(py::init<const std::vector<TableSet::Row>&>())
       .def("__len__", &TableSet::size)
       .def_property_readonly("dims", &TableSet::dims)
-      .def("serve_with", &TableSet::serve_with, py::arg("kernel"), py::arg("device_type"), py::arg("device_index"));
+      .def("serve_with", &TableSet::serve_with, py::arg("kernel"), py::arg("generation"), py::arg("device_type"),
+           py::arg("device_index"));
   // made once for an optimizer's settings; the step changes
   py::class_<OptimizerConfig>(m, "OptimizerConfig")
       .def(py::init([](int kind, float lr, float eps, float weight_decay, float beta1, float beta2, bool stochastic,

@@ -5,7 +5,7 @@ namespace octavo::bindings {
 
 namespace {
 
-// Below this many numbers read a call is over before another thread could take the interpreter lock.
+// Below this many numbers read and written a call is over before another thread could take the interpreter lock.
 constexpr std::int64_t kReleaseLockNumbers = 1 << 16;
 
 // A plain tensor [n] of this type, neighbours in memory, on the tables' device.
@@ -58,7 +58,8 @@ py::object serve(TableSet& tables, PyObject* values, PyObject* offsets, PyObject
   if (!y) return {};
   args.stream = torch.stream(device);
   ++kernel->calls;
-  if (lookups * tables.dims() < kReleaseLockNumbers * tables.size()) {
+  const std::int64_t numbers = bags + (lookups / tables.size() + args.indices.batch) * tables.dims();
+  if (device.type == kDlCpu && numbers < kReleaseLockNumbers) {
     raise_if_failed(kernel->run.bag_forward(args));
   } else {
     run_released([&] { return kernel->run.bag_forward(args); });

@@ -40,11 +40,12 @@ class TableSet {
   std::int64_t size() const { return static_cast<std::int64_t>(views_.size()); }
   std::int64_t dims() const { return dims_; }
 
-  // Calls of serve_bags run `kernel` from now on, until kernels are chosen anew. A device as DLPack numbers it.
-  void serve_with(KernelInfo& kernel, int device_type, int device_index) {
+  // Calls of serve_bags run `kernel` from now on, until kernels are chosen anew: it was chosen in this `generation`. A
+  // device as DLPack numbers it.
+  void serve_with(KernelInfo& kernel, std::uint64_t generation, int device_type, int device_index) {
     kernel_ = &kernel;
     device_ = {device_type, device_index};
-    generation_ = generation();
+    generation_ = generation;
   }
   KernelInfo* kernel() const { return generation_ == generation() ? kernel_ : nullptr; }
   DlDevice device() const { return device_; }

@@ -60,7 +60,16 @@ PyObject* Torch::allocate(DlTensor& prototype) const {
         message);
   };
   if (api->allocate(&prototype, &managed, const_cast<Torch*>(this), set_error) != 0) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "linear: torch could not allocate the output");
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "torch could not allocate an output");
+    return nullptr;
+  }
+  std::int64_t numbers = 1;
+  for (std::int32_t d = 0; d < prototype.ndim; ++d) numbers *= prototype.shape[d];
+  if (managed->tensor.data == nullptr && numbers > 0) {
+    managed->deleter(managed);
+    PyErr_SetString(PyExc_ValueError,
+                    "out: torch made an output without memory (inside a FakeTensorMode?); octavo computes with real "
+                    "tensors, and with fake ones only inside torch.compile and torch.export");
     return nullptr;
   }
   void* object = nullptr;

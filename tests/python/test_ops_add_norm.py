@@ -155,10 +155,51 @@ def test_what_needs_no_gradient_gets_none_and_empty_ones_work() -> None:
         (y.sum() + transposed.sum()).backward()
         assert part.grad.shape == shape
         assert torch.equal(vector.grad, torch.zeros(shape[2]))
-    y, _ = ops.add_norm([x.requires_grad_()], None, ops.Norm("rms", weight), transposed=True)
-    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+
+
+@pytest.mark.parametrize("kind", [None, *NORMS])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_gradients(kind, transposed) -> None:
+    given = [_normal(3, 4, 9), _normal(3, 9, 2, seed=1).mT, _normal(3, 6, 9, seed=2)]
+    norms = [_norm(kind, 9) for _ in range(2)]
+    leaves = [
+        [t.detach().clone().to(dtype).requires_grad_() for t in given] for dtype in (torch.float32, torch.float64)
+    ]
+    for norm, own in zip(norms, leaves, strict=True):
+        own += [v.requires_grad_() for v in (norm.weight, norm.bias) if v is not None] if norm is not None else []
+    slopes, found = _normal(3, 6, 9, seed=3), []
+    for norm, own, function in zip(norms, leaves, (ops.add_norm, joined), strict=True):
+        y = function(own[:2], own[2], norm, *([True] if transposed and function is ops.add_norm else []))
+        y = y[1].mT if isinstance(y, tuple) else y
+        firsts = torch.autograd.grad((y * slopes).sum() + y.pow(3).sum(), own, create_graph=True)
+        penalty = sum(g.double().square().sum() for g in firsts) + y.double().sum()
+        found.append(torch.autograd.grad(penalty, own, allow_unused=True, materialize_grads=True))
+    for ours, exact in zip(*found, strict=True):
+        assert relative_to_largest(ours, exact.double()) <= 1e-4
+    batched = torch.autograd.functional.jacobian(
+        lambda x: ops.add_norm([x], None, norms[0])[:, 0, 0], given[0][:1], vectorize=True
+    )
+    plain = torch.autograd.functional.jacobian(lambda x: joined([x], None, norms[0])[:, 0, 0], given[0][:1])
+    assert torch.allclose(batched, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [7, 16])
+def test_no_eps(tokens) -> None:
+    for kind in ("layer", "rms", "swish_rms"):
+        x, w = _normal(2, tokens, 8).requires_grad_(), [torch.ones(8, requires_grad=True) for _ in range(2)]
+        found = torch.autograd.grad(ops.add_norm([x], None, ops.Norm(kind, w[0], eps=0.0)).pow(3).sum(), [x, w[0]])
+        exact = torch.autograd.grad(joined([x], None, ops.Norm(kind, w[1], eps=0.0)).pow(3).sum(), [x, w[1]])
+        for ours, theirs in zip(found, exact, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_what_hooks_stored_otherwise_is_read_as_it_is() -> None:
+    x = _normal(2, 5, 8).requires_grad_()
+    expected = torch.autograd.grad(ops.add_norm([x], None, _norm("layer", 8)).pow(3).sum(), x)[0]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.mT.contiguous() if t.dim() == 3 else t,
+                                                  lambda t: t.mT if t.dim() == 3 else t):  # fmt: skip
+        y = ops.add_norm([x], None, _norm("layer", 8)).pow(3).sum()
+    assert torch.allclose(torch.autograd.grad(y, x)[0], expected)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 200])

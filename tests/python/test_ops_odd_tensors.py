@@ -5,8 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from octavo import ops
+from octavo import nn, ops
 from octavo.loka.statistics import Statistics
+from octavo.ops.embedding import TableSet
 
 _TABLE = torch.arange(12.0).reshape(4, 3)
 
@@ -89,3 +90,46 @@ def test_vectors_of_one_number_may_be_negated() -> None:
     for _ in range(2):
         torch.testing.assert_close(ops.linear(x, w, bias), torch.full((3, 1), -1.0))
         torch.testing.assert_close(ops.linear(x, w, bias.resolve_neg().neg()), torch.full((3, 1), 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_a_fake_optional_argument_is_not_taken_for_none() -> None:
+    with FakeTensorMode():
+        vector, matrix, scale = torch.empty(8), torch.empty(4, 8), torch.empty(4)
+    w, x = ops.pack_weight(torch.eye(8, 16)), torch.ones(4, 16)
+    lookups = torch.zeros(8, dtype=torch.int64), torch.tensor([0, 8])
+    codes = ops.quantize(_TABLE).data
+    for call in (
+        lambda: ops.linear(x, w, vector), lambda: ops.linear(x, w, norm=ops.Norm("layer", vector)),
+        lambda: ops.linear(x, w, residual=matrix), lambda: ops.embedding_bags([_TABLE], *lookups, vector),
+        lambda: ops.embedding_bags([codes], *lookups, scales=[scale]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="has no memory"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_real_tensors_inside_a_fake_mode_are_an_error() -> None:
+    w, x = ops.pack_weight(torch.eye(8, 16)), torch.ones(4, 16)
+    tables = TableSet([_TABLE])
+    lookups = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 2])
+    for call in (lambda: ops.linear(x, w), lambda: ops.embedding_bags(tables, *lookups)):
+        call()
+        call()
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="without memory|no memory"):
+            call()
+
+
+def test_negated_tensors_of_bags() -> None:
+    lookups = torch.tensor([1]), torch.tensor([0, 1])
+    minus = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+    assert torch.equal(ops.embedding_bags([_TABLE], *lookups, minus), -_TABLE[1:2])
+    with pytest.raises(ValueError, match="negated view"):
+        ops.embedding_bags([torch._neg_view(_TABLE)], *lookups)
+    with pytest.raises(ValueError, match="negated view"):
+        ops.embedding_bags([_TABLE], *lookups, out=torch._neg_view(torch.empty(1, 3)))
+    bags = nn.EmbeddingBags([nn.Table("t", 4, 1)], optimizer=nn.SGD(lr=1.0))
+    before = bags.rows.get("t").clone()
+    y = bags(*lookups)
+    (torch.complex(0 * y, y).conj() * 1j).real.sum().backward()  # y.sum(), whose gradient comes negated
+    assert torch.equal(bags.rows.get("t")[1], before[1] - 1)

@@ -48,6 +48,17 @@ def expect_tensor(
     return value
 
 
+def address(argument: str, tensor: torch.Tensor | None) -> int:
+    """Where an optional tensor lies; 0 for None alone. Raises ValueError for one that lies nowhere: a fake tensor."""
+    if tensor is None:
+        return 0
+    at = tensor.data_ptr()
+    if at == 0 and tensor.numel() > 0:
+        raise ValueError(f"{argument}: has no memory (a FakeTensor?); octavo computes with real tensors, and with fake "
+                         "ones only inside torch.compile and torch.export")  # fmt: skip
+    return at
+
+
 def tangent_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """The forward-mode gradient beside ``tensor``, inside torch.autograd.forward_ad.dual_level."""
     return None if forward_ad._current_level < 0 else forward_ad.unpack_dual(tensor).tangent

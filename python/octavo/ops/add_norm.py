@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import expect_tensor, tangent_of
+from octavo.ops._types import address, expect_tensor, tangent_of
 from octavo.ops.epilogue import Norm, apply_norm
+from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_call import epilogue_of
 
 _FLOATS = (torch.float32, torch.bfloat16)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 Parts = Sequence[torch.Tensor]
 
 
@@ -44,7 +45,7 @@ def add_norm(
         norm: over D, or None.
         transposed: give (y, y^T [B, D, n] contiguous), for layers over either side.
 
-    Kernels sum in FP32 and round once; gradients can be taken once. On CUDA, and in a graph that records gradients,
+    Kernels sum in FP32 and round once. On CUDA, in a graph that records gradients, and for gradients of gradients
     torch's operators run, which round each step where the type is bfloat16. Results do not depend on the number of
     threads.
     Raises TypeError or ValueError that names the argument.
@@ -121,6 +122,7 @@ def run_backward(
     first = views[0]
     if kernel is None:
         kernel = kernels.serving(_core.Op.add_norm, (first.device.type,))
+    z = None if saved is None else saved.to(first.dtype).contiguous()  # hooks may have stored it otherwise
     of_z = _core.empty_output(first.shape, first.dtype == torch.bfloat16)
     weight, bias = _vectors(norm)
     of_vectors = [
@@ -131,7 +133,7 @@ def run_backward(
     epilogue, vectors = epilogue_of(None, norm, None)
     seen = [batch_view(v) for v in views]
     _core.add_norm_backward(
-        kernel, first.shape[0], seen[0], seen[1] if len(seen) > 1 else None, 0 if saved is None else saved.data_ptr(),
+        kernel, first.shape[0], seen[0], seen[1] if len(seen) > 1 else None, address("z", z),
         epilogue, of_z.data_ptr(), *(0 if g is None else g.data_ptr() for g in of_vectors),
     )  # fmt: skip
     del vectors
@@ -139,40 +141,66 @@ def run_backward(
 
 
 class _AddNorm(torch.autograd.Function):
+    """y, with ``transposed`` y^T, and where there is a norm z, what it saw: gradients of gradients pass by it."""
+
     @staticmethod
     def forward(
         ctx: Any, norm: Norm | None, transposed: bool, weight: Any, bias: Any, residual: Any, *parts: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        batch, _, depth = parts[0].shape
         ctx.counts = [part.shape[1] for part in parts]
-        shape = (batch, sum(ctx.counts), depth)
-        saved = None if norm is None else _core.empty_output(shape, parts[0].dtype == torch.bfloat16)
-        out = run(parts, residual, norm, transposed, saved=saved)
-        ctx.norm, ctx.shares_none = norm, residual is not None and residual.is_leaf
+        shape = (parts[0].shape[0], sum(ctx.counts), parts[0].shape[2])
+        z = None if norm is None else _core.empty_output(shape, parts[0].dtype == torch.bfloat16)
+        out = run(parts, residual, norm, transposed, saved=z)
+        ctx.norm, ctx.transposed, ctx.is_leaf = norm, transposed, residual is not None and residual.is_leaf
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(saved, weight, bias)  # the vectors: that they changed is noticed
-        return tuple(out)
+        ctx.save_for_backward(z, weight, bias)
+        return (*out, z) if z is not None else tuple(out)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor | None, grad_transposed: torch.Tensor | None = None) -> Any:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         needs = ctx.needs_input_grad[2:]
-        if grad is None and grad_transposed is None:
+        given = grads[0], grads[1] if ctx.transposed else None
+        of_z = grads[-1] if ctx.norm is not None else None  # from a gradient of gradients
+        z, weight, bias = ctx.saved_tensors
+        found: Any = None
+        if any(g is not None for g in given):
+            by_kernel = not torch.is_grad_enabled() and not any(
+                g is not None and (_is_torchs(g) or torch._C._functorch.is_legacy_batchedtensor(g)) for g in given
+            )
+            through = run_backward if by_kernel else _backward_by_torch
+            norm = None if ctx.norm is None else replace(ctx.norm, weight=weight, bias=bias)
+            found = through(*given, z, norm)
+            of_z = found[0] if of_z is None else found[0] + of_z
+        if of_z is None:
             return (None,) * (2 + len(needs))
-        of_z, of_weight, of_bias = run_backward(grad, grad_transposed, ctx.saved_tensors[0], ctx.norm)
         # A leaf keeps the very tensor it is given: not memory that a part's gradient lies in too.
-        of_residual = of_z.clone() if needs[2] and ctx.shares_none else of_z
+        of_residual = of_z.clone() if needs[2] and ctx.is_leaf else of_z
         of_parts = of_z.split(ctx.counts, 1) if len(ctx.counts) > 1 else (of_z,)
-        found = (of_weight, of_bias, of_residual, *of_parts)
-        return None, None, *(g if need else None for g, need in zip(found, needs, strict=True))
+        all_of_them = (*((None, None) if found is None else found[1:]), of_residual, *of_parts)
+        return None, None, *(g if need else None for g, need in zip(all_of_them, needs, strict=True))
+
+
+def _backward_by_torch(
+    grad: torch.Tensor | None, grad_transposed: torch.Tensor | None, z: torch.Tensor | None, norm: Norm | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """:func:`run_backward` by torch's operators, which have gradients themselves."""
+    across = None if grad_transposed is None else grad_transposed.mT
+    total = grad + across if grad is not None and across is not None else grad if across is None else across
+    assert total is not None
+    if norm is None or z is None or total.numel() == 0:
+        weight, bias = (None if v is None else torch.zeros_like(v) for v in _vectors(norm))
+        return total, weight, bias
+    rows = total.float().reshape(-1, total.shape[-1]), z.float().reshape(-1, z.shape[-1])
+    of_z, of_weight, of_bias = epilogue_backward(*rows, norm, None)
+    return of_z.reshape(total.shape).to(total.dtype), of_weight, of_bias
 
 
 def _is_torchs(t: torch.Tensor) -> bool:
-    """Whether torch alone can compute with ``t``: numbers that are not at its address (fake, functorch's, sparse,
-    negated on the way), or a tangent beside them."""
+    """Whether torch alone can compute with ``t``: a subclass with rules of its own (fake tensors among them), numbers
+    that are not at its address (functorch's, sparse, negated on the way), or a tangent beside them."""
     if torch.compiler.is_compiling():
         return False
-    wrapped = isinstance(t, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    wrapped = type(t) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(t)
     return wrapped or tangent_of(t) is not None or t.layout != torch.strided or t.is_neg()
 
 

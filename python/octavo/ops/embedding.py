@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import torch
 
 from octavo import _core
-from octavo.ops import kernels, qualification
+from octavo.ops import kernels
 from octavo.ops._library import define
-from octavo.ops._types import choice, expect_no_tangents, expect_number
+from octavo.ops._types import address, choice, expect_no_tangents, expect_number
 from octavo.ops.output_checks import expect_writable, is_apart
 from octavo.ops.table_formats import FORMATS, POWER_OF_TWO, stored_columns
 
@@ -78,11 +78,12 @@ class TableSet:
             _check_table(name, table, scale, state, dim, self.device)
             self.widths.append(table.shape[1] if dim is None else dim)
             format = FORMATS[_FORMAT_OF[table.dtype] if dim is None else "int4"].core
-            apart, exponents = (0, _address(scale)) if _is_power_of_two(scale) else (_address(scale), 0)
+            at = address(f"scale of table '{name}'", scale)
+            apart, exponents = (0, at) if _is_power_of_two(scale) else (at, 0)
             core.append(
                 (name, table.data_ptr(), table.shape[0], self.widths[-1],
                  table.stride(0) if table.shape[0] > 1 else table.shape[1], int(format), apart, kind == "mean",
-                 _address(state), 0 if scale is None else scale.stride(0), exponents)
+                 address(f"state of table '{name}'", state), 0 if scale is None else scale.stride(0), exponents)
             )  # fmt: skip
         self.core = _core.TableSet(core)
         self.dims = sum(self.widths)
@@ -178,16 +179,20 @@ def bag_forward(
         if y is not NotImplemented:
             return cast(torch.Tensor, y)
     batch = check_indices(len(tables), values, offsets, weights, tables.device)
+    expect_no_tangents(("out", out), *zip(tables.names, tables.rows, strict=True))
+    weights = None if weights is None else weights.resolve_neg()
     if out is None:
         out = new_out(batch, tables.dims, out_dtype, tables.device)
     else:
         check_out(out, [batch, tables.dims], out_dtype, tables.device)
     if kernel is None:
-        kernel = kernels.serving(_core.Op.bag_forward, (tables.device.type,))
-        if qualification.is_settled(_core.Op.bag_forward):
-            tables.core.serve_with(kernel, _DLPACK[tables.device.type], tables.device.index or 0)
+        words = (tables.device.type,)
+        kernel = kernels.serving(_core.Op.bag_forward, words)
+        generation = kernels.generation
+        if kernels.kept(_core.Op.bag_forward, words) is kernel:
+            tables.core.serve_with(kernel, generation, _DLPACK[tables.device.type], tables.device.index or 0)
     skipped = _core.bag_forward(
-        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
+        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), address("weights", weights),
         BOUNDS[bounds], out.data_ptr(), out.stride(0), OUT_TYPES[out_dtype], kernels.stream_of(values),
     )  # fmt: skip
     if skipped and bounds == "warn":
@@ -245,7 +250,8 @@ def bag_backward(
         _check_vector("grad_weights", grad_weights, torch.float32, tables.device)
         if grad_weights.shape != values.shape:
             raise ValueError(f"grad_weights: expected one per value ({len(values)}), found {len(grad_weights)}")
-    grad = grad if grad.dtype == torch.float32 else grad.float()
+    grad = (grad if grad.dtype == torch.float32 else grad.float()).resolve_neg()
+    weights = None if weights is None else weights.resolve_neg()
     if grad.shape != (batch, tables.dims):
         raise ValueError(f"grad: shape {list(grad.shape)}; expected [{batch}, {tables.dims}]")
     if grad.device != tables.device:
@@ -266,8 +272,9 @@ def bag_backward(
         first_table,
     )
     _core.bag_backward(
-        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), _address(weights),
-        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), _address(grad_weights), config, kernels.stream_of(values),
+        kernel, tables.core, batch, values.data_ptr(), values.shape[0], offsets.data_ptr(), address("weights", weights),
+        BOUNDS[bounds], grad.data_ptr(), grad.stride(0), address("grad_weights", grad_weights), config,
+        kernels.stream_of(values),
     )  # fmt: skip
 
 
@@ -384,6 +391,8 @@ def _check_table(
         raise ValueError(f"{what}: is on {rows.device}; embedding bags run on cpu and cuda, move it with .to()")
     if rows.device != device:
         raise ValueError(f"{what}: is on {rows.device}, the first table on {device}; tables of a call share a device")
+    if rows.is_neg():
+        raise ValueError(f"{what}: is a negated view (Tensor.is_neg); pass .resolve_neg()")
     if rows.shape[1] > 1 and rows.stride(1) != 1:
         raise ValueError(f"{what}: columns must be contiguous, found strides {list(rows.stride())}")
     count = rows.shape[0]
@@ -410,10 +419,6 @@ def _check_table(
 
 def _is_power_of_two(scale: torch.Tensor | None) -> bool:
     return scale is not None and scale.dtype == POWER_OF_TWO
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def table_set(

@@ -38,6 +38,9 @@ def _activation_backward(grad: torch.Tensor, z: torch.Tensor, activation: str | 
         return _aten.threshold_backward(grad, z, 0)
     if activation == "sigmoid":
         return _aten.sigmoid_backward(grad, torch.sigmoid(z))
+    if activation == "silu":  # whose aten operator has no gradient itself
+        s = torch.sigmoid(z)
+        return grad * (s * (1 + z * (1 - s)))
     backward: torch.Tensor = getattr(_aten, f"{activation}_backward")(grad, z)
     return backward
 

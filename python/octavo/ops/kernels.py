@@ -92,6 +92,11 @@ def serving(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel:
     return kernel
 
 
+def kept(op: _core.Op, words: tuple[str, ...]) -> _core.Kernel | None:
+    """The kernel that :func:`serving` will give for as long as this generation lasts; None where it may yet change."""
+    return _serving.get((op, *words))
+
+
 def why_not(device: str) -> str:
     """What keeps octavo's kernels from serving this kind of device, as the end of an error."""
     problem = _core.cuda_problem() if device == "cuda" else ""

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, choice, expect_no_tangents, expect_tensor
+from octavo.ops._types import ACTIVATIONS, DTYPES, FORMATS, NORMS, address, choice, expect_no_tangents, expect_tensor
 from octavo.ops.epilogue import Norm, apply_epilogue, describe
 from octavo.ops.output_checks import expect_writable
 from octavo.ops.packing import PackedWeight, activation_scaling
@@ -418,15 +418,15 @@ class Layer:
             as_rows(y).stride(0) if m > 1 else n,
             _DTYPES[y.dtype],
             self.epilogue,
-            0 if r is None else r.data_ptr(),
+            address("residual", r),
             0 if r is None else r.stride(0) if r.shape[0] > 1 else n,
             _F32 if r is None else _DTYPES[r.dtype],
             self.before,
             kernels.stream_of(x),
-            0 if x_scale is None else x_scale.data_ptr(),
+            address("x.scale", x_scale),
             0 if y_scale is None else y_scale.data_ptr(),
             0 if saved is None else saved.data_ptr(),
-            0 if residual_rows is None else residual_rows.data_ptr(),
+            address("residual_rows", residual_rows),
             0 if r is None else r.shape[0],
         )
         return y
@@ -453,7 +453,8 @@ def epilogue_of(
 
 
 def _epilogue(vectors: Sequence[torch.Tensor | None], norm: Norm | None, activation: str | None) -> _core.Epilogue:
-    bias, weight, shift = (0 if v is None else v.data_ptr() for v in vectors)
+    names = ("bias", "norm.weight", "norm.bias")
+    bias, weight, shift = (address(name, v) for name, v in zip(names, vectors, strict=True))
     if norm is None:
         return _core.Epilogue(bias, 0, 0, 0, 0.0, 256, _ACTIVATION_KINDS[activation])
     kind = _NORM_KINDS[norm.kind]

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
+from octavo.ops._types import address
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_backward import by_kernels, gradients
@@ -190,13 +191,9 @@ class _TracedLinear(torch.autograd.Function):
 def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
     """The weight of these codes, the same object while they live: it holds an alias of them, not them."""
     w: PackedWeight | None = _weights.get(codes)
-    if w is None or w.numerics != numerics or _address(w.scale) != _address(scale):
+    if w is None or w.numerics != numerics or address("w.scale", w.scale) != address("scale", scale):
         w = _weights[codes] = PackedWeight(codes.detach(), scale, numerics)
     return w
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _linear(

@@ -21,12 +21,14 @@ def is_apart(tensor: torch.Tensor) -> bool:
 
 
 def expect_writable(argument: str, out: torch.Tensor) -> None:
-    """Raise ValueError for elements that share memory, and for a tensor whose gradients autograd would record."""
+    """Raise ValueError for elements that share memory or are read negated, and where autograd records gradients."""
     if not is_apart(out):
         raise ValueError(
             f"{argument}: its elements overlap in memory, strides {list(out.stride())} of shape {list(out.shape)}; "
             "pass a tensor of its own"
         )
+    if out.is_neg():
+        raise ValueError(f"{argument}: is a negated view (Tensor.is_neg); pass {argument}.resolve_neg()")
     if out.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{argument}: requires gradients, which do not flow through it; pass {argument}.detach()")
 

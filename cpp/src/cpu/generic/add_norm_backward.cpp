@@ -18,8 +18,9 @@ struct Sums {
   if (sums != nullptr) store(sums + k * kLanes, load(sums + k * kLanes) + v);
 }
 
-// `grad`: of y, on the way out of z. `z` is left normalised. Lanes without a row hold zeros and give zeros.
-void pull(const AddNormBackwardArgs& a, std::int64_t depth, float* z, float* grad, Sums sums) {
+// `grad`: of y, on the way out of z. `z` is left normalised. Of a panel the first `rows` lanes are rows; the others
+// hold zeros and give zeros, whatever eps makes of their deviation.
+void pull(const AddNormBackwardArgs& a, std::int64_t depth, std::int64_t rows, float* z, float* grad, Sums sums) {
   const std::int64_t block = a.norm == NormKind::block ? a.norm_block : depth;
   const bool centred = a.norm == NormKind::layer;
   for (std::int64_t begin = 0; begin < depth; begin += block) {
@@ -27,7 +28,7 @@ void pull(const AddNormBackwardArgs& a, std::int64_t depth, float* z, float* gra
     const auto count = static_cast<float>(end - begin);
     Vec mean{};
     if (centred) mean = sum_rows(z, begin, end, [](Vec v) { return v; }) / count;
-    const Vec inverse = inverse_deviation(z, begin, end, mean, a.eps);
+    const Vec inverse = keep_first(inverse_deviation(z, begin, end, mean, a.eps), rows);
     Vec total{}, product{};
     for (std::int64_t k = begin; k < end; ++k) {
       const Vec x = (load(z + k * kLanes) - mean) * inverse;
@@ -75,8 +76,9 @@ void pull_sample(const AddNormBackwardArgs& a, std::int64_t b, std::int64_t toke
   }
   T* out = static_cast<T*>(a.grad_z) + b * tokens * depth;
   for (std::int64_t first = 0; first < tokens; first += kLanes) {
-    if (a.norm != NormKind::none) pull(a, depth, z + first * depth, grad + first * depth, sums);
-    unpack_rows(grad + first * depth, std::min<std::int64_t>(tokens - first, kLanes), depth, out + first * depth);
+    const std::int64_t rows = std::min<std::int64_t>(tokens - first, kLanes);
+    if (a.norm != NormKind::none) pull(a, depth, rows, z + first * depth, grad + first * depth, sums);
+    unpack_rows(grad + first * depth, rows, depth, out + first * depth);
   }
 }
 
