@@ -55,6 +55,7 @@ PYBIND11_MODULE(_core, m) {
       .value("i64", octavo::DType::i64)
       .value("u4", octavo::DType::u4)
       .finalize();
+  m.def("expect_memory", &expect_memory);
   bind_isa(m);
   bind_registry(m);
   bind_dispatch(m);

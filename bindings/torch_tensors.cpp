@@ -67,10 +67,7 @@ PyObject* Torch::allocate(DlTensor& prototype) const {
   for (std::int32_t d = 0; d < prototype.ndim; ++d) numbers *= prototype.shape[d];
   if (managed->tensor.data == nullptr && numbers > 0) {
     managed->deleter(managed);
-    PyErr_SetString(PyExc_ValueError,
-                    "out: torch made an output without memory (inside a FakeTensorMode?); octavo computes with real "
-                    "tensors, and with fake ones only inside torch.compile and torch.export");
-    return nullptr;
+    raise_no_memory("out");  // a FakeTensorMode is active
   }
   void* object = nullptr;
   return api->to_object(managed, &object) == 0 ? static_cast<PyObject*>(object) : nullptr;

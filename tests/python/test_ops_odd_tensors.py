@@ -116,7 +116,7 @@ def test_real_tensors_inside_a_fake_mode_are_an_error() -> None:
     for call in (lambda: ops.linear(x, w), lambda: ops.embedding_bags(tables, *lookups)):
         call()
         call()
-        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="without memory|no memory"):
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="out: has no memory"):
             call()
 
 

@@ -53,9 +53,7 @@ def address(argument: str, tensor: torch.Tensor | None) -> int:
     if tensor is None:
         return 0
     at = tensor.data_ptr()
-    if at == 0 and tensor.numel() > 0:
-        raise ValueError(f"{argument}: has no memory (a FakeTensor?); octavo computes with real tensors, and with fake "
-                         "ones only inside torch.compile and torch.export")  # fmt: skip
+    _core.expect_memory(argument, at, tensor.numel())
     return at
 
 
