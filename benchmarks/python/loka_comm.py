@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import harness
 import loka_quality_figures as figures
@@ -37,6 +39,10 @@ FORMATS = ("e4m3", "int8")
 ARMS = ("fp32", "aa", *FORMATS)
 RANKS = {"smoke": (2,), "quick": (2, 4), "full": (2, 4)}
 STEPS = {"smoke": 2, "quick": 10, "full": 50}
+_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
+WITHOUT_BUFFERS: dict[str, Any] = {  # torch 2.13 renamed the argument
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 _BYTES_ACKED = 120  # its offset in struct tcp_info (linux/tcp.h)
 
 
@@ -75,7 +81,7 @@ def bytes_rank(rank: int, world: int, folder: str, source: str, steps: int) -> N
         batches = list(log.batches(len(log) // steps))[:steps]
         for format in ("fp32", *FORMATS):
             model = models.build(log.schema, config.model)
-            ddp = DistributedDataParallel(model, forward_sync_buffers=False)
+            ddp = DistributedDataParallel(model, **WITHOUT_BUFFERS)
             state = None
             if format != "fp32":
                 state, hook = loka.comm.compressed(format)

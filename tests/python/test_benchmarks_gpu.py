@@ -65,7 +65,9 @@ def test_the_list_names_the_scripts() -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_smoke(name: str, tmp_path: Path) -> None:
+def test_smoke(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if name in ("gpu_gemm", "gpu_linear_norm"):
+        request.getfixturevalue("row_scales")  # of their peers
     script, out = importlib.import_module(name), tmp_path / f"{name}.jsonl"
     assert gpu_run.main(name, script.body, ["--device", "cpu", "--smoke", "--json", "--out", str(out)]) == 0
     head, *rows, summary = map(json.loads, out.read_text().splitlines())
