@@ -60,7 +60,7 @@ def inference_routes(
         "prepared": lambda i: prepared(x),
         "prepared, out=": lambda i: prepared(x, y),
         "torch.ops.octavo.linear": lambda i: operator(
-            x, w.codes, w.scale, NUMERICS, bias, *vectors, activation, None, False, None
+            x, w.codes, w.scale, NUMERICS, True, bias, *vectors, activation, None, False, None
         ),
         "nn": lambda i: module(x),
     }

@@ -274,7 +274,7 @@ def test_weights_of_traced_calls_die_with_their_codes() -> None:
     for _ in range(3):
         w = ops.pack_weight(torch.randn(8, 12), "bf16")
         torch.ops.octavo.linear(
-            torch.randn(2, 12), w.codes, None, "bf16", *[None] * 4, 1e-5, 256, None, None, False, None
+            torch.randn(2, 12), w.codes, None, "bf16", True, *[None] * 4, 1e-5, 256, None, None, False, None
         )
         del w
     gc.collect()

@@ -76,7 +76,7 @@ def test_no_out_with_gradients() -> None:
 def test_operator_is_well_formed(numerics) -> None:
     w = pack_as(torch.randn(8, 12), numerics)
     x, bias, ones, residual = torch.randn(2, 3, 12), torch.randn(8), torch.ones(8), torch.randn(2, 3, 8)
-    arguments = (x, w.codes, w.scale, numerics, bias, "layer", ones, ones, 1e-5, 256, "relu", residual, False)
+    arguments = (x, w.codes, w.scale, numerics, True, bias, "layer", ones, ones, 1e-5, 256, "relu", residual, False)
     # torch's schema check multiplies what it compares, which it cannot do in FP8
     schema = ("test_schema",) if numerics in ("bf16", "int8_dynamic") else ()
     tests = (*schema, "test_faketensor", "test_aot_dispatch_dynamic")

@@ -222,6 +222,7 @@ def test_operator_is_well_formed(numerics, out_format) -> None:
         w.codes,
         w.scale,
         numerics,
+        True,
         _normal(8),
         "rms",
         torch.ones(8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +22,7 @@ FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch
 NUMERICS = ("fp32", "bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")  # what every machine has kernels of
 ALL_NUMERICS = (*NUMERICS, "e4m3_row_fast", "e4m3_block")  # and what only Hopper gains by
 ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "sigmoid")
+T = TypeVar("T")
 NORMS = ("layer", "rms", "block", "swish_rms")
 
 
@@ -55,6 +57,24 @@ def address(argument: str, tensor: torch.Tensor | None) -> int:
     at = tensor.data_ptr()
     _core.expect_memory(argument, at, tensor.numel())
     return at
+
+
+def requires_grad(*tensors: object) -> bool:
+    """Whether one of them does; they may still be anything."""
+    return any(getattr(t, "requires_grad", False) for t in tensors)
+
+
+def within_transform() -> bool:
+    """Whether a graph is traced inside torch.func's transforms (grad, vmap, ...)."""
+    return torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def traced(tensor: T) -> T:
+    """``tensor``; inside a transform an alias of it, whose ``requires_grad`` is right: that of torch.func.grad's
+    arguments is False in a graph, and their gradients would be zeros."""
+    if not isinstance(tensor, torch.Tensor) or not within_transform():
+        return tensor
+    return cast(T, tensor.view_as(tensor))
 
 
 def tangent_of(tensor: torch.Tensor) -> torch.Tensor | None:

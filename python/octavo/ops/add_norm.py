@@ -12,7 +12,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import address, expect_tensor, tangent_of
+from octavo.ops._types import address, expect_tensor, requires_grad, tangent_of, within_transform
 from octavo.ops.epilogue import Norm, apply_norm
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_call import epilogue_of
@@ -52,7 +52,7 @@ def add_norm(
     """
     _check(parts, residual, norm)
     tensors = [t for t in (*parts, residual, *_vectors(norm)) if t is not None]
-    records = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    records = torch.is_grad_enabled() and (requires_grad(*tensors) or within_transform())
     compiling = torch.compiler.is_compiling()
     if parts[0].is_cuda or (records and compiling) or any(map(_is_torchs, tensors)):
         y = joined(parts, residual, norm)

@@ -9,7 +9,7 @@ import torch
 
 from octavo import _core
 from octavo.ops.epilogue import Norm
-from octavo.ops.linear import linear
+from octavo.ops.linear import linear, records
 from octavo.ops.linear_call import layer_for, run
 from octavo.ops.output_checks import expect_distinct
 from octavo.ops.packing import PackedWeight
@@ -46,7 +46,7 @@ def grouped_linear(
     groups = _groups(count, xs=xs, biases=_each(biases, count), norms=_each(norms, count),
                      activations=_each(activations, count))  # fmt: skip
     arguments = [(x, w, *rest) for (x, *rest), w in zip(groups, ws, strict=True)]
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(_records(a) for a in arguments)):
+    if torch.compiler.is_compiling() or any(records(*a[:4]) for a in arguments):
         return [_named(i, linear, *a, out_dtype=out_dtype) for i, a in enumerate(arguments)]
     layers = tuple(_named(i, _prepared, *a, out_dtype) for i, a in enumerate(arguments))
     own = [a[0] for a in arguments]
@@ -148,9 +148,3 @@ def _prepared(
     if not isinstance(w, PackedWeight):
         raise TypeError(f"ws: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     return layer_for(x, w, bias, norm, activation, out_dtype=out_dtype).prepared
-
-
-def _records(arguments: tuple[Any, ...]) -> bool:
-    x, w, bias, norm, _ = arguments
-    tensors = [x, getattr(w, "master", None), bias, getattr(norm, "weight", None), getattr(norm, "bias", None)]
-    return any(getattr(t, "requires_grad", False) for t in tensors)

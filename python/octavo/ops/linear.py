@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast, overload
 
 import torch
 
+from octavo.ops._types import requires_grad, traced, within_transform
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_backward import Backward, backward_classes, check_codes
 from octavo.ops.linear_call import check, run
@@ -110,12 +112,15 @@ def linear(
                 return cast(torch.Tensor, y)
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
+    x, bias, residual = traced(x), traced(bias), traced(residual)
+    if within_transform() and isinstance(norm, Norm):
+        norm = replace(norm, weight=traced(norm.weight), bias=traced(norm.bias))
     eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
-    records = torch.is_grad_enabled() and _any_requires_grad(x, w.master, bias, norm, residual)
-    if residual_rows is not None and (records or (eight_bit and torch.compiler.is_compiling())):
+    recorded = records(x, w, bias, norm, residual)
+    if residual_rows is not None and (recorded or (eight_bit and torch.compiler.is_compiling())):
         check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
         residual, residual_rows = gathered(expect_rows(residual, residual_rows, x, w), residual_rows), None
-    if records:
+    if recorded:
         if eight_bit:
             name = "x" if out_format is None else "out_format"
             raise ValueError(f"{name}: eight-bit rows record no gradients; use torch.no_grad() or float rows")
@@ -149,14 +154,7 @@ def linear(
     )  # fmt: skip
 
 
-def _any_requires_grad(
-    x: torch.Tensor | QuantizedTensor,
-    master: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    norm: Norm | None,
-    residual: torch.Tensor | None,
-) -> bool:
-    tensors: list[object] = [x, master, bias, residual]
-    if isinstance(norm, Norm):
-        tensors += [norm.weight, norm.bias]
-    return any(getattr(t, "requires_grad", False) for t in tensors)
+def records(x: object, w: object, bias: object, norm: object, residual: object = None) -> bool:
+    """Whether :func:`linear` keeps what gradients need; its arguments may still be of any type."""
+    vectors = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    return torch.is_grad_enabled() and requires_grad(x, getattr(w, "master", None), bias, residual, *vectors)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
-from octavo.ops._types import address
+from octavo.ops._types import address, traced
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_backward import by_kernels, gradients
@@ -19,7 +19,7 @@ from octavo.ops.linear_call import epilogue_of, record, run
 from octavo.ops.packing import PackedWeight
 
 ARGUMENTS = (
-    "Tensor x, Tensor codes, Tensor? scale, str numerics, Tensor? bias, str? norm, Tensor? norm_weight, "
+    "Tensor x, Tensor codes, Tensor? scale, str numerics, bool kept, Tensor? bias, str? norm, Tensor? norm_weight, "
     "Tensor? norm_bias, float eps, int block, str? activation, Tensor? residual, bool residual_before_norm"
 )
 _weights = WeakTensorKeyDictionary()  # codes -> PackedWeight, so that layouts outlive a call
@@ -42,6 +42,7 @@ def traced_linear(
         w.codes,
         w.scale,
         w.numerics,
+        w.kept,
         bias,
         *norm_arguments(norm),
         activation,
@@ -85,6 +86,7 @@ def fp32_with_gradients(
     backward_weight: PackedWeight | None,
 ) -> torch.Tensor:
     """A layer by torch in FP32 whose gradients are computed in ``classes``; None: grad_input is in FP32 too."""
+    weight = traced(weight)
     w = PackedWeight(weight.detach(), None, "fp32", weight if weight.requires_grad else None)
     return linear_with_gradients(x, w, bias, norm, activation, None, False, None, classes, backward_weight)
 
@@ -143,8 +145,8 @@ class _Linear(torch.autograd.Function):
         x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
         numerics, kind, eps, block, activation, before = ctx.recipe
         grads = _linear_backward(
-            x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
-            None, grad, "fp32", "fp32", needs,
+            x, codes, scale, numerics, False, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
+            before, None, grad, "fp32", "fp32", needs,
         )  # fmt: skip
         return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7)
 
@@ -164,23 +166,23 @@ class _TracedLinear(torch.autograd.Function):
             z = y.new_empty(0) if z is None else z
         else:
             y, z = torch.ops.octavo.linear_recorded(
-                x, w.codes, w.scale, w.numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
-                before, out_dtype,
+                x, w.codes, w.scale, w.numerics, w.kept, bias, kind, norm_weight, norm_bias, eps, block, activation,
+                residual, before, out_dtype,
             )  # fmt: skip
         w = backward_weight
         ctx.save_for_backward(x, z, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
-        ctx.recipe = (w.numerics, kind, eps, block, activation, before, classes)
+        ctx.recipe = (w.numerics, w.kept, kind, eps, block, activation, before, classes)
         ctx.master = None if master is None else master.dtype
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, z, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
-        numerics, kind, eps, block, activation, before, classes = ctx.recipe
+        numerics, kept, kind, eps, block, activation, before, classes = ctx.recipe
         needs = list(ctx.needs_input_grad[:6])
         grads = torch.ops.octavo.linear_backward(
-            x, codes, scale, numerics, bias, kind, norm_weight, norm_bias, eps, block, activation, residual, before,
-            z, grad, *classes, needs,
+            x, codes, scale, numerics, kept, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
+            before, z, grad, *classes, needs,
         )  # fmt: skip
         found = [g if need else None for g, need in zip(grads, needs, strict=True)]
         if found[1] is not None and ctx.master != torch.float32:
@@ -188,8 +190,13 @@ class _TracedLinear(torch.autograd.Function):
         return (*found, *[None] * 7)
 
 
-def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) -> PackedWeight:
-    """The weight of these codes, the same object while they live: it holds an alias of them, not them."""
+def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool) -> PackedWeight:
+    """The weight of these codes; where they are ``kept`` the same object while they live: it holds an alias of them.
+
+    A graph that packs its weights may write the next one's codes over the last one's, in the same tensor and unnoticed.
+    """
+    if not kept:
+        return PackedWeight(codes, scale, numerics)
     w: PackedWeight | None = _weights.get(codes)
     if w is None or w.numerics != numerics or address("w.scale", w.scale) != address("scale", scale):
         w = _weights[codes] = PackedWeight(codes.detach(), scale, numerics)
@@ -197,12 +204,13 @@ def weight_of(codes: torch.Tensor, scale: torch.Tensor | None, numerics: str) ->
 
 
 def _linear(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
     residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    w = weight_of(codes, scale, numerics)
+    w = weight_of(codes, scale, numerics, kept)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
     return run(
         x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype, residual_rows=residual_rows
@@ -210,8 +218,9 @@ def _linear(
 
 
 def _fake_linear(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
     residual_rows: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
@@ -220,32 +229,35 @@ def _fake_linear(
 
 
 def _linear_recorded(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """y, and what the norm saw in y's type; empty where neither norm nor activation follows the product."""
-    w = weight_of(codes, scale, numerics)
+    w = weight_of(codes, scale, numerics, kept)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
     y, z, _ = record(x, w, bias, normalise, activation, residual, residual_before_norm, out_dtype)
     return y, y.new_empty(0) if z is None else z
 
 
 def _fake_linear_recorded(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, out_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     y = _fake_linear(
-        x, codes, scale, numerics, bias, norm, norm_weight, norm_bias, eps, block, activation, residual,
+        x, codes, scale, numerics, kept, bias, norm, norm_weight, norm_bias, eps, block, activation, residual,
         residual_before_norm, out_dtype,
     )  # fmt: skip
     return y, y.new_empty(0) if norm is None and activation is None else torch.empty_like(y)
 
 
 def _linear_backward(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
     grad_input: str, grad_weight: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip
@@ -255,7 +267,7 @@ def _linear_backward(
     """
     classes = grad_input, grad_weight
     if by_kernels(x.device, classes):
-        w = weight_of(codes, scale, numerics)
+        w = weight_of(codes, scale, numerics, kept)
         normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
         epilogue = epilogue_of(None, normalise, activation)
         found = gradients(
@@ -290,8 +302,9 @@ def _linear_backward(
 
 
 def _fake_linear_backward(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, before: bool, z: torch.Tensor | None, grad: torch.Tensor,
     grad_input: str, grad_weight: str, needs: Sequence[bool],
 ) -> list[torch.Tensor]:  # fmt: skip

@@ -27,20 +27,21 @@ def traced_quantized_linear(
     """The layer as one node of a graph."""
     rows, x_scale = (x.data, scales_of(x)) if isinstance(x, QuantizedTensor) else (x, None)
     y, scale = torch.ops.octavo.linear_quantized(
-        rows, w.codes, w.scale, w.numerics, bias, *norm_arguments(norm), activation, residual, residual_before_norm,
-        x_scale, out_dtype, out_format,
+        rows, w.codes, w.scale, w.numerics, w.kept, bias, *norm_arguments(norm), activation, residual,
+        residual_before_norm, x_scale, out_dtype, out_format,
     )  # fmt: skip
     return y if out_format is None else QuantizedTensor(y, scale, out_format, "row")
 
 
 def _linear_quantized(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, x_scale: torch.Tensor | None,
     out_dtype: torch.dtype | None, out_format: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Numbers and an empty scale, or codes and a scale per row."""
-    w = weight_of(codes, scale, numerics)
+    w = weight_of(codes, scale, numerics, kept)
     normalise = None if norm is None else Norm(norm, norm_weight, norm_bias, eps, block)
     format = "e4m3" if x.dtype == FORMATS["e4m3"] else "int8"
     rows = x if x_scale is None else QuantizedTensor(x, x_scale, format, activation_scaling(numerics))
@@ -49,8 +50,9 @@ def _linear_quantized(
 
 
 def _fake_linear_quantized(
-    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, bias: torch.Tensor | None,
-    norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None, eps: float, block: int,
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, kept: bool,
+    bias: torch.Tensor | None, norm: str | None, norm_weight: torch.Tensor | None, norm_bias: torch.Tensor | None,
+    eps: float, block: int,
     activation: str | None, residual: torch.Tensor | None, residual_before_norm: bool, x_scale: torch.Tensor | None,
     out_dtype: torch.dtype | None, out_format: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import DTYPES, choice, expect_tensor
+from octavo.ops._types import DTYPES, choice, expect_tensor, traced
 from octavo.ops.quantization import QuantizedTensor, dequantize, quantize, scale_shape
 
 
@@ -47,11 +47,12 @@ class PackedWeight:
     ``codes`` [N, K] (float8_e4m3fn, int8 or bfloat16), ``scale`` FP32 or None (bf16): [N], one number for all rows, or
     for ``e4m3_block`` [ceil(N / 128), ceil(K / 128)]; ``master``: the FP32 weight that gradients flow to
     (straight-through), or None. ``preferred``: kernels that a plan names, by the largest M of their bucket. Changing
-    ``codes`` in place drops the kernels' layouts.
+    ``codes`` in place drops the kernels' layouts. ``kept``: whether graphs remember those; False for a weight that is
+    packed in the graph, by every call.
     """
 
-    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "master", "n", "numerics", "preferred", "scale",
-                 "served")  # fmt: skip
+    __slots__ = ("_core_weight", "_routes", "_version", "codes", "k", "kept", "master", "n", "numerics", "preferred",
+                 "scale", "served")  # fmt: skip
 
     def __init__(
         self, codes: torch.Tensor, scale: torch.Tensor | None, numerics: str, master: torch.Tensor | None = None
@@ -59,6 +60,7 @@ class PackedWeight:
         self.codes, self.numerics, self.master = codes.contiguous(), numerics, master
         self.scale = None if scale is None else _scales(scale, self.codes.shape, numerics)
         self.n, self.k = codes.shape
+        self.kept = not torch.compiler.is_compiling()
         self.preferred: dict[int, str] = {}
         self._version = (-1, -1)
         self._core_weight: _core.PackedWeight | None = None
@@ -158,6 +160,7 @@ def pack_weight(
     through the rounding.
     """
     numerics = _class_of(weight, 2, format, activations, scaling)
+    weight = traced(weight)
     master = weight if weight.requires_grad else None
     if format == "bf16":
         return PackedWeight(weight.detach().to(torch.bfloat16), None, numerics, master)
@@ -175,6 +178,7 @@ def pack_weights(
     kernels' layouts of all.
     """
     numerics = _class_of(weights, 3, format, activations, scaling)
+    weights = traced(weights)
     masters = weights.unbind() if weights.requires_grad else [None] * weights.shape[0]
     if format == "bf16":
         return [

@@ -11,7 +11,7 @@ from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import choice, expect_no_tangents, expect_tensor
+from octavo.ops._types import choice, expect_no_tangents, expect_tensor, requires_grad, traced
 from octavo.ops.output_checks import expect_writable
 
 PAIRS = ("all", "lower", "upper")
@@ -47,6 +47,7 @@ def pairwise_dots(
     Gradients run on the same kernels in the same class. Results do not depend on the number of threads.
     Raises TypeError or ValueError that names the argument.
     """
+    x, y = traced(x), traced(y)
     expect_tensor("x", x, _FLOATS, 3)
     choice("pairs", pairs, PAIRS)
     if y is not None:
@@ -66,7 +67,7 @@ def pairwise_dots(
         out_dtype = x.dtype if out is None else out.dtype
     if out_dtype not in _CODES:
         raise TypeError(f"out_dtype: expected torch.float32 or torch.bfloat16, found {out_dtype}")
-    records = torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
+    records = torch.is_grad_enabled() and requires_grad(x, y)
     if out is not None:
         if records or torch.compiler.is_compiling():
             raise ValueError("out: cannot be combined with gradients or tracing; leave it out")
