@@ -336,8 +336,9 @@ TEST(Embedding, BadOffsetsAreRefusedBeforeAnythingIsWrittenAndIndicesOnTheWay) {
           &table.view, {2, 1, values, 2, c.offsets.data(), nullptr}, Bounds::error, {out.data(), 2, 3, 3, DType::f32}};
       const Status status = kernel->run.bag_forward(args);
       EXPECT_EQ(status.code(), c.code) << status.message();
-      if (c.code == Code::invalid_argument)
+      if (c.code == Code::invalid_argument) {
         for (const float y : out) EXPECT_EQ(y, -1.0f);
+      }
     }
 }
 

@@ -46,6 +46,7 @@ def test_compiled_gradients_of_functions_are_those_of_backward(name: str) -> Non
     assert torch.allclose(compiled(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
 @pytest.mark.parametrize("name", ["pairwise_dots", "add_norm", "linear", "weight"])
 def test_compiled_vmap_is_a_loop(name: str) -> None:
     x = torch.randn(3, 6, 16, 16, generator=GENERATOR)
