@@ -30,6 +30,13 @@ def said(batch=BATCH, tasks=TASKS, seed: int = 1) -> Records:
     return replace(known, logits=logits, version=one)
 
 
+def test_a_scaled_gradient_has_a_gradient():
+    x = torch.tensor([2.0], requires_grad=True)
+    (grad,) = torch.autograd.grad(scale_gradient(x, 3.0) ** 2, x, create_graph=True)
+    (second,) = torch.autograd.grad(grad, x)
+    assert (grad.item(), second.item()) == (12.0, 18.0)  # scaled once by each way back
+
+
 def test_the_gradient_is_scaled_and_the_value_is_not():
     x = torch.randn(3, 2, requires_grad=True)
     y = scale_gradient(x, 2.5)

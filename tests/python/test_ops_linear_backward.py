@@ -239,13 +239,6 @@ def test_a_weight_changed_after_the_forward_is_noticed() -> None:
         y.sum().backward()
 
 
-def test_second_derivatives_are_refused() -> None:
-    x = torch.randn(3, 6).requires_grad_()
-    (g,) = torch.autograd.grad(ops.linear(x, pack_as(torch.randn(4, 6), "bf16")).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
-
-
 def test_compiled_training_equals_eager() -> None:
     layer = nn.LinearNorm(12, 8)
     layer.numerics = "bf16"

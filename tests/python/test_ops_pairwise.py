@@ -209,10 +209,3 @@ def test_the_core_names_what_it_cannot_take() -> None:
         run(_normal(2, 4), _normal(2, 5, 3), "lower", "all", "fp32", torch.float32)
     with pytest.raises(ValueError, match="a triangle needs as many rows in y as in x, found 5 and 3"):
         run(_normal(2, 3, 4), _normal(2, 5, 4), "all", "lower", "fp32", torch.float32, torch.empty(2, 3))
-
-
-def test_second_derivatives_are_refused() -> None:
-    x = torch.randn(2, 3, 4, requires_grad=True)
-    (g,) = torch.autograd.grad(ops.pairwise_dots(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.square().sum().backward()

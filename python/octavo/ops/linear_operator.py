@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
 from octavo.ops._types import address, traced
+from octavo.ops.double_backward import linear_gradients
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_backward import by_kernels, gradients
@@ -106,7 +106,8 @@ def norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, 
 
 
 class _Linear(torch.autograd.Function):
-    """The eager path: compiled calls both ways. Saved: x, what the norm saw in y's type, codes and norm parameters."""
+    """The eager path: compiled calls both ways. Saved: x, what the norm saw in y's type, codes and norm parameters;
+    for gradients of gradients also a residual that the norm saw."""
 
     @staticmethod
     def forward(
@@ -114,8 +115,9 @@ class _Linear(torch.autograd.Function):
         norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
         backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
+        ctx.of_again, ctx.parameters = (norm, activation, before), (master, bias)
         if not by_kernels(w.codes.device, classes):
-            ctx.classes = None
+            ctx.classes, ctx.w = None, w
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
             ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
@@ -129,13 +131,15 @@ class _Linear(torch.autograd.Function):
         ctx.w, ctx.classes, ctx.before = backward_weight, classes, before
         ctx.residual = None if residual is None else residual.dtype
         ctx.master = None if master is None else master.dtype
-        ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias)  # codes and parameters: changes are noticed
+        # Codes and parameters: changes are noticed.
+        ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias, residual if before else None)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled():
+            return (*_recorded_gradients(ctx, needs, grad), *[None] * 7)
         if ctx.classes is not None:
             x, z, *_ = ctx.saved_tensors
             found = gradients(grad, x, z, ctx.w, ctx.epilogue[0], ctx.classes, ctx.residual, ctx.before, needs)
@@ -149,6 +153,17 @@ class _Linear(torch.autograd.Function):
             before, None, grad, "fp32", "fp32", needs,
         )  # fmt: skip
         return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7)
+
+
+def _recorded_gradients(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> list[torch.Tensor | None]:
+    if ctx.classes is None:
+        x, _, norm_weight, norm_bias, residual, *_ = ctx.saved_tensors
+        z = None
+    else:
+        x, z, _, norm_weight, norm_bias, residual = ctx.saved_tensors
+        residual = grad.new_empty(0, dtype=ctx.residual) if residual is None and ctx.residual is not None else residual
+    inputs = (x, *ctx.parameters, norm_weight, norm_bias, residual)
+    return linear_gradients(inputs, needs, grad, ctx.w, z, *ctx.of_again)
 
 
 class _TracedLinear(torch.autograd.Function):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from octavo import _core
 from octavo.ops import kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
 from octavo.ops._types import choice, expect_no_tangents, expect_tensor, requires_grad, traced
+from octavo.ops.double_backward import recorded_gradients
 from octavo.ops.output_checks import expect_writable
 
 PAIRS = ("all", "lower", "upper")
@@ -44,8 +44,8 @@ def pairwise_dots(
         out: tensor to write to, last dimension contiguous, on x's device: a column slice of a larger [B, ...] will do,
             an expanded tensor will not. Not with gradients.
 
-    Gradients run on the same kernels in the same class. Results do not depend on the number of threads.
-    Raises TypeError or ValueError that names the argument.
+    Gradients run on the same kernels in the same class, those of gradients by torch in FP32. Results do not
+    depend on the number of threads. Raises TypeError or ValueError that names the argument.
     """
     x, y = traced(x), traced(y)
     expect_tensor("x", x, _FLOATS, 3)
@@ -151,7 +151,26 @@ class _TracedPairwise(torch.autograd.Function):
 
 
 class _Pairwise(_TracedPairwise):
-    backward = staticmethod(once_differentiable(_TracedPairwise.backward))  # type: ignore[assignment]
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        if not torch.is_grad_enabled():
+            return _TracedPairwise.backward(ctx, grad)
+        recipe, needs = ctx.recipe, ctx.needs_input_grad[:2]
+        found = recorded_gradients(lambda x, y: _by_torch(x, y, *recipe), ctx.saved_tensors, needs, grad)
+        return *found, None, None, None
+
+
+def _by_torch(x: torch.Tensor, y: torch.Tensor | None, pairs: str, numerics: str) -> torch.Tensor:
+    """The products, straight through the rounding of operands."""
+    left, right = (
+        (t + (t.bfloat16() - t).detach() if numerics == "bf16" else t).float() for t in (x, x if y is None else y)
+    )
+    products = left @ right.mT
+    if pairs == "all":
+        return products
+    f = x.shape[1]
+    row, column = torch.tril_indices(f, f, -1) if pairs == "lower" else torch.triu_indices(f, f, 1)
+    return products[:, row.to(x.device), column.to(x.device)]
 
 
 def _call(

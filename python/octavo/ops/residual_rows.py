@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from octavo.ops._library import define
 from octavo.ops._types import expect_tensor
@@ -57,7 +56,6 @@ class _Gathered(torch.autograd.Function):
         return _gather(residual, rows)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
         count, dtype = ctx.residual
