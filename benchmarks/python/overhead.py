@@ -1,9 +1,11 @@
-"""What a call costs: a linear of M, N, K = 1, 64, 64, whose own work is a fraction of a microsecond.
+"""What a call costs: a linear of M, N, K = 1, 64, 64 and the other calls of a served ranker for one sample, whose own
+work is a fraction of a microsecond.
 
 Routes to octavo from the raw compiled call to a recorded gradient, class bf16 with FP32 in and out, against torch's
 linear, alone and with LayerNorm and hardswish. Each mode (without gradients, recording them) is a contest of its own.
 Only forward calls are timed. Bars are for the layer with norm and activation against torch's eager chain: half its time
-through ``octavo.ops``, a quarter prepared.
+through ``octavo.ops``, a quarter prepared. Bags (eight tables, a row each), products of pairs and a Wukong layer's end
+meet the torch operators that a user would write.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from octavo import nn, ops
 from octavo.ops.packing import pack_as
 
 M, N, K = 1, 64, 64
+TABLES = 8
 NUMERICS = "bf16"
 FUSED, PLAIN = "bias+layer+hardswish", "bias"
 ROUTES = {"_core.linear": "core_linear", "ops.linear": "ops_linear", "ops.linear, out=": "ops_linear_out",
@@ -115,12 +118,47 @@ def contest(run: harness.Run, fused: bool, gradients: bool) -> None:
     run.contest("linear", {"m": M, "n": N, "k": K, "epilogue": epilogue, "mode": mode}, ours, rivals)
 
 
+def other_calls(run: harness.Run) -> None:
+    """Bags, products of pairs and the end of a Wukong layer, for one sample and without gradients."""
+    generator = torch.Generator().manual_seed(1)
+    bags = nn.EmbeddingBags([nn.Table(f"t{i}", rows=1000, dim=16) for i in range(TABLES)]).eval()
+    rows, offsets = torch.randint(1000, (TABLES,), generator=generator), torch.arange(TABLES + 1)
+    tables, starts = list(bags.buffers()), torch.zeros(1, dtype=torch.int64)
+    x, low, high = (torch.randn(1, n, 16, generator=generator) for n in (8, 3, 5))
+    above, below = torch.tril_indices(8, 8, -1).unbind()
+    weight, bias = torch.rand(16, generator=generator), torch.rand(16, generator=generator)
+    norm = ops.Norm("layer", weight, bias)
+
+    def bags_of_torch(i: int) -> torch.Tensor:
+        pooled = [
+            functional.embedding_bag(rows[t : t + 1], table, starts, mode="sum") for t, table in enumerate(tables)
+        ]
+        return torch.cat(pooled, 1)
+
+    calls: dict[str, tuple[str, Callable[[int], torch.Tensor], Callable[[int], torch.Tensor]]] = {
+        "bags": ("bag_forward", lambda i: bags(rows, offsets), bags_of_torch),
+        "pairwise_dots": ("pairwise_dots", lambda i: ops.pairwise_dots(x, pairs="lower"),
+                          lambda i: torch.bmm(x, x.mT)[:, above, below]),
+        "add_norm": ("add_norm", lambda i: ops.add_norm([low, high], x, norm),
+                     lambda i: functional.layer_norm(torch.cat([low, high], 1) + x, (16,), weight, bias)),
+    }  # fmt: skip
+    for route, (op, ours, theirs) in calls.items():
+        torch.testing.assert_close(ours(0), theirs(0))
+        mine = harness.Entry(f"octavo {route}", ours, io="float32", group=route, facts={"route": route})
+        run.contest(
+            op, {"samples": 1, "call": route}, [mine], [harness.Entry("torch", theirs, io="float32", group="eager")]
+        )
+        run.finding(f"overhead_{route}_vs_torch", where(route=route), where(group="eager"))
+
+
 def body(run: harness.Run) -> None:
-    """Both epilogues in both modes, then the figures."""
+    """Both epilogues in both modes, the other calls, then the figures."""
     for fused in (False, True):
         with torch.no_grad():
             contest(run, fused, gradients=False)
         contest(run, fused, gradients=True)
+    with torch.no_grad():
+        other_calls(run)
     eager = where(group="eager")
     for route, slug in ROUTES.items():
         fused = where(route=route, mode="inference", fused=True)

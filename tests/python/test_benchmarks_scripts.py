@@ -19,7 +19,7 @@ OPS = {
     "embedding_forward": "bag_forward",
     "embedding_backward": "bag_backward",
     "quantize": "quantize",
-    "overhead": "linear",
+    "overhead": "linear bag_forward pairwise_dots add_norm",
     "train_step": "bag_backward",
     "dispatch_regret": "linear",
     "dynamic_table": "bag_forward bag_backward",
