@@ -70,5 +70,6 @@ PYBIND11_MODULE(_core, m) {
   bind_id_map(m);
   bind_pairwise(m);
   bind_add_norm(m);
+  bind_serve_tokens(m);
   bind_statistics(m);
 }

@@ -28,6 +28,7 @@ void bind_embedding(py::module_& m);
 void bind_id_map(py::module_& m);
 void bind_pairwise(py::module_& m);
 void bind_add_norm(py::module_& m);
+void bind_serve_tokens(py::module_& m);
 void bind_statistics(py::module_& m);
 
 // Runs Python-visible work without the interpreter lock and turns a Status into the exception of its code.

@@ -132,6 +132,13 @@ bool Torch::requires_grad(PyObject* tensor) const {
   return value == Py_True;
 }
 
+bool Torch::is_negated(PyObject* tensor) const {
+  PyObject* value = PyObject_CallMethodNoArgs(tensor, is_neg_name);
+  if (value == nullptr) throw py::error_already_set();
+  Py_DECREF(value);
+  return value == Py_True;
+}
+
 std::int64_t Torch::version(PyObject* tensor) const {
   PyObject* value = PyObject_GetAttr(tensor, version_name);
   if (value == nullptr) {
@@ -184,7 +191,8 @@ void bind_torch_tensors(py::module_& m) {
                  PyUnicode_InternFromString("_current_level"),
                  PyUnicode_InternFromString("data_ptr"),
                  PyUnicode_InternFromString("requires_grad"),
-                 PyUnicode_InternFromString("_version")};
+                 PyUnicode_InternFromString("_version"),
+                 PyUnicode_InternFromString("is_neg")};
 #ifdef OCTAVO_WITH_CUDA
         cuda::use_scratch_source({scratch_of_torch, Torch::release_bytes});
 #endif

@@ -67,6 +67,7 @@ struct Torch {
   PyObject* data_ptr_name = nullptr;
   PyObject* requires_grad_name = nullptr;
   PyObject* version_name = nullptr;
+  PyObject* is_neg_name = nullptr;
 
   static Torch& instance();
 
@@ -97,6 +98,9 @@ struct Torch {
   // Whether tensors may have tangents: inside torch.autograd.forward_ad.dual_level.
   bool has_dual_level() const;
   bool requires_grad(PyObject* tensor) const;
+
+  // Whether memory holds its numbers with the other sign (torch._neg_view, z.conj().imag).
+  bool is_negated(PyObject* tensor) const;
 
   // torch's count of in-place changes; -1 for inference tensors, which have none.
   std::int64_t version(PyObject* tensor) const;

@@ -26,14 +26,16 @@ def test_a_layer(numerics: str, norm: str | None, before: bool) -> None:
     x, weight, bias, residual = _leaf(7, 12), _leaf(9, 12), _leaf(9), _leaf(7, 9)
     vectors = {"layer": (_leaf(9), _leaf(9)), "rms": (_leaf(9), None)}.get(norm or "", (None, None))
     seed = torch.randn(7, 9, generator=GENERATOR)
-    leaves = [t for t in (x, weight, bias, residual, *vectors) if t is not None]
+    if before:  # one that trains is refused
+        residual = residual.detach()
+    leaves = [t for t in (x, weight, bias, residual, *vectors) if t is not None and t.requires_grad]
     w = pack_as(weight, numerics)
     normal = None if norm is None else ops.Norm(norm, *vectors, block=4)
     y = ops.linear(x, w, bias, normal, "silu", residual, residual_before_norm=before, backward="fp32")
     found = torch.autograd.grad(_penalty(y, x, seed), leaves, allow_unused=True)
 
     twins = {id(t): t.detach().double().requires_grad_() for t in leaves}
-    own = [None if t is None else twins[id(t)] for t in (x, weight, bias, residual, *vectors)]
+    own = [None if t is None else twins.get(id(t), t.double()) for t in (x, weight, bias, residual, *vectors)]
     exact_weight = own[1] + (w.dequantize().double() - own[1]).detach()
     z = own[0] @ exact_weight.T + own[2] + (own[3] if before else 0)
     with torch.no_grad():
@@ -63,14 +65,52 @@ def test_a_linear_layer_whose_gradient_is_linear_in_its_weight() -> None:
     assert torch.allclose(found, (6 * weight.bfloat16().float().sum(0)).expand(4, 6), rtol=1e-4, atol=1e-4)
 
 
-def test_a_module_that_is_its_own_residual() -> None:
-    layer, x = nn.Linear(8, 8), _leaf(5, 8)
-    layer.numerics = "bf16"
-    y = ops.linear(x, layer.packed(), residual=x, activation="silu", residual_before_norm=True)
+def test_a_layer_that_is_its_own_residual() -> None:
+    x, weight, seed = _leaf(5, 8), _leaf(8, 8), torch.randn(5, 8, generator=GENERATOR)
+    found = []
+    for residual in (x, x.clone()):
+        y = ops.linear(x, pack_as(weight, "bf16"), residual=residual, activation="silu", backward="fp32")
+        found.append(torch.autograd.grad(_penalty(y, x, seed), (x, weight)))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_before_the_norm_that_trains_is_refused_when_it_matters() -> None:
+    x, weight, residual = _leaf(5, 8), _leaf(8, 8), _leaf(5, 8)
+    w = pack_as(weight, "bf16")
+    y = ops.linear(x, w, norm=ops.Norm("rms"), residual=residual, residual_before_norm=True)
+    found = torch.autograd.grad(y.square().sum(), (x, weight, residual), create_graph=True, retain_graph=True)
+    for a, b in zip(found, torch.autograd.grad(y.square().sum(), (x, weight, residual)), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="ops.linear: no gradients of gradients with a residual before the norm"):
+        found[0].sum().backward()
+
+
+def test_a_residual_may_be_overwritten_and_infinite() -> None:
+    x, residual = _leaf(5, 8), torch.zeros(5, 8)
+    residual[:, 3] = float("-inf")
+    y = ops.linear(x, pack_as(_leaf(8, 8), "bf16"), None, None, "sigmoid", residual, residual_before_norm=True)
+    residual.zero_()
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    (plain,) = torch.autograd.grad(ops.linear(x, layer.packed(), residual=x, activation="silu",
-                                              residual_before_norm=True, backward="fp32").sum(), x)  # fmt: skip
-    assert torch.allclose(grad, plain, rtol=1e-3, atol=1e-3)
+    assert grad.isfinite().all()
+
+
+def test_autocast_does_not_round() -> None:
+    x = _leaf(4, 5, 8)
+    y = ops.pairwise_dots(x)
+    (plain,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_bags_are_refused() -> None:
+    bags = nn.EmbeddingBags([nn.Table("t", rows=10, dim=4)]).eval()
+    weights = torch.rand(3, generator=GENERATOR).requires_grad_()
+    y = bags(torch.tensor([1, 5, 2]), torch.tensor([0, 2, 3]), weights)
+    (grad,) = torch.autograd.grad(y.sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"nn.EmbeddingBags: its weights have no gradients of gradients"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("pairs", ["all", "lower", "upper"])
@@ -96,12 +136,13 @@ def test_products_of_pairs(pairs: str, numerics: str, two: bool) -> None:
         assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
-def test_a_residual_shared_by_rows() -> None:
-    x, weight, residual, rows = _leaf(5, 6), _leaf(4, 6), _leaf(3, 4), torch.tensor([2, 0, 2, 2, 1])
-    seed, found = torch.randn(5, 4, generator=GENERATOR), []
-    for shared, named in ((residual, rows), (residual[rows], None)):
-        y = ops.linear(x, pack_as(weight, "bf16"), None, ops.Norm("rms"), "silu", shared, residual_before_norm=True,
-                       residual_rows=named)  # fmt: skip
+@pytest.mark.parametrize("rows", [[2, 0, 2, 2, 1], []])
+def test_a_residual_shared_by_rows(rows: list[int]) -> None:
+    m = len(rows)
+    x, weight, residual, named = _leaf(m, 6), _leaf(4, 6), _leaf(3, 4), torch.tensor(rows, dtype=torch.int64)
+    seed, found = torch.randn(m, 4, generator=GENERATOR), []
+    for shared, of in ((residual, named), (residual[named], None)):
+        y = ops.linear(x, pack_as(weight, "bf16"), None, ops.Norm("rms"), "silu", shared, residual_rows=of)
         found.append(torch.autograd.grad(_penalty(y, x, seed), (x, weight, residual)))
     for a, b in zip(*found, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)

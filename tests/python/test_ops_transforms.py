@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from octavo import nn, ops
+from octavo.exfm import scale_gradient
 from octavo.ops.packing import pack_as
 
 CLASSES = ("bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")
@@ -13,18 +14,26 @@ GENERATOR = torch.Generator().manual_seed(11)
 W = torch.randn(16, 16, generator=GENERATOR) / 4
 NORM = ops.Norm("layer", torch.rand(16, generator=GENERATOR), torch.randn(16, generator=GENERATOR))
 OTHER = torch.randn(6, 3, 16, generator=GENERATOR)
+
+
+def _linear(x: torch.Tensor, numerics: str = "bf16", **options: object) -> torch.Tensor:
+    return ops.linear(x, pack_as(W, numerics), backward="fp32", **options)
+
+
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "pairwise_dots": lambda x: ops.pairwise_dots(x, pairs="lower").square(),
     "pairwise_dots of y": lambda x: ops.pairwise_dots(OTHER, x).square(),
     "add_norm": lambda x: ops.add_norm([x], x, NORM) ** 3,
-    "linear": lambda x: ops.linear(x, pack_as(W, "bf16"), norm=NORM, activation="silu"),
-    "residual": lambda x: ops.linear(
-        x * 2, pack_as(W, "int8_dynamic"), residual=x, residual_before_norm=True, norm=NORM
-    ),
-    "bias": lambda x: ops.linear(W, pack_as(W, "bf16"), bias=x[0, 0]).square(),
-    "norm": lambda x: ops.linear(W, pack_as(W, "bf16"), norm=ops.Norm("layer", x[0, 0], x[1, 0])).square(),
-    "weight": lambda x: ops.linear(OTHER, ops.pack_weight(x[0])).square(),
-    "grouped": lambda x: ops.grouped_linear([x, x * 2], [pack_as(W, "bf16")] * 2)[1].square(),
+    "linear": lambda x: _linear(x, norm=NORM, activation="silu"),
+    "residual": lambda x: _linear(x * 2, "int8_dynamic", residual=x, residual_before_norm=True, norm=NORM).square(),
+    "late residual": lambda x: _linear(x * 2, residual=x, activation="silu").square(),
+    "rows of a residual": lambda x: _linear(
+        OTHER[:, 0], residual=x[0], residual_rows=torch.tensor([4, 0, 0, 2, 1, 4]), activation="gelu"
+    ).square(),
+    "bias": lambda x: _linear(W, bias=x[0, 0]).square(),
+    "norm": lambda x: _linear(W, norm=ops.Norm("layer", x[0, 0], x[1, 0])).square(),
+    "weight": lambda x: ops.linear(OTHER, ops.pack_weight(x[0]), backward="fp32").square(),
+    "scaled gradient": lambda x: scale_gradient(x, 3.0).square(),
 }
 
 
@@ -35,15 +44,52 @@ def _fresh_graphs() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def _equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    assert expected.abs().max() > 0.01
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def _compiled(f: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return torch.compile(f, fullgraph=True, backend="aot_eager")
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_gradients_of_functions_are_those_of_backward(name: str) -> None:
     """Dynamo believes that torch.func.grad's argument requires no gradient."""
     x = torch.randn(6, 5, 16, generator=GENERATOR)
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(FUNCTIONS[name](leaf).sum(), leaf)
-    compiled = torch.compile(torch.func.grad(lambda x: FUNCTIONS[name](x).sum()), fullgraph=True, backend="aot_eager")
-    assert expected.abs().max() > 0.01
-    assert torch.allclose(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    assert _equal(_compiled(torch.func.grad(lambda x: FUNCTIONS[name](x).sum()))(x), expected)
+
+
+def test_grouped_layers_too() -> None:
+    x, w = torch.randn(6, 5, 16, generator=GENERATOR), pack_as(W, "bf16")
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(_linear(leaf * 2).square().sum(), leaf)
+    grouped = torch.func.grad(lambda x: ops.grouped_linear([x, x * 2], [w, w])[1].square().sum())
+    assert _equal(_compiled(grouped)(x), expected)
+
+
+@pytest.mark.parametrize("name", ["pairwise_dots", "add_norm", "linear", "late residual", "weight"])
+def test_gradients_of_gradients_in_a_graph(name: str) -> None:
+    x = torch.randn(6, 5, 16, generator=GENERATOR) if name != "weight" else torch.randn(1, 16, 16, generator=GENERATOR)
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(FUNCTIONS[name](leaf).sum(), leaf, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), leaf)
+    inner = torch.func.grad(lambda x: FUNCTIONS[name](x).sum())
+    assert _equal(_compiled(torch.func.grad(lambda x: inner(x).square().sum()))(x), expected)
+
+
+@pytest.mark.parametrize("classes", ["fp32", ("bf16", "bf16"), ("fp32", "bf16"), ("int8_dynamic", "fp32")])
+@pytest.mark.parametrize("numerics", ["fp32", "bf16"])
+def test_modules_under_a_plan(numerics: str, classes: object) -> None:
+    layer, x = nn.Linear(16, 16), torch.randn(5, 16, generator=GENERATOR)
+    layer.numerics, layer.backward_numerics = numerics, classes
+    exact = layer.weight if numerics == "fp32" else layer.weight.bfloat16().float()
+    leaf = x.clone().requires_grad_()
+    rounded = leaf if numerics == "fp32" else leaf + (leaf.bfloat16() - leaf).detach()
+    (expected,) = torch.autograd.grad((rounded @ exact.T + layer.bias).square().sum(), leaf)
+    assert _equal(_compiled(torch.func.grad(lambda x: layer(x).square().sum()))(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from octavo.ops._types import within_transform
+
 
 class _Scaled(torch.autograd.Function):
     @staticmethod
@@ -20,5 +22,7 @@ class _Scaled(torch.autograd.Function):
 
 def scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
     """x itself, whose gradient is multiplied by ``factor`` (the paper's beta) on its way back."""
+    if within_transform():
+        return x.detach() + (x - x.detach()) * factor
     y: torch.Tensor = _Scaled.apply(x, factor)  # type: ignore[no-untyped-call]
     return y

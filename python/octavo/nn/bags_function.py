@@ -13,6 +13,7 @@ from torch.nn import functional
 from octavo.nn.dynamic import SHARED
 from octavo.nn.table_optimizers import SGD
 from octavo.ops import embedding
+from octavo.ops.by_torch import refused
 
 if TYPE_CHECKING:
     from octavo.nn.embedding_bags import EmbeddingBags
@@ -68,8 +69,16 @@ class BagsFunction(torch.autograd.Function):
         return embedding.bag_forward(tables, values, offsets, weights, bags.bounds)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            of_weights = BagsFunction._update(ctx, grad)
+        if again:
+            (of_weights,) = refused([of_weights], "nn.EmbeddingBags: its weights have no gradients of gradients")
+        return None, of_weights, None, None, None, None
+
+    @staticmethod
+    def _update(ctx: Any, grad: torch.Tensor) -> torch.Tensor | None:
         weights, values, offsets, ids = ctx.saved_tensors
         bags = ctx.bags
         if ids is not None and bags.ids.removed != ctx.removed:  # a row may be another id's since
@@ -95,4 +104,4 @@ class BagsFunction(torch.autograd.Function):
         _call_backward(bags, tables, values, offsets, weights, grad, kind, optimizer, wanted, step)
         if ctx.trains and bags.step is not None:
             bags.step.fill_(step)
-        return None, grad_weights, None, None, None, None
+        return grad_weights

@@ -18,7 +18,7 @@ from octavo.nn.table import Table
 from octavo.nn.table_memory import TableTensors, allocate, put_rows, sent, zeros
 from octavo.nn.table_optimizers import Adam, Optimizer
 from octavo.ops import embedding
-from octavo.ops._types import choice, traced
+from octavo.ops._types import choice, within_transform
 from octavo.ops.jagged import Jagged
 from octavo.ops.table_formats import (
     FORMATS,
@@ -215,7 +215,9 @@ class EmbeddingBags(torch.nn.Module):
             values, offsets, weights = jagged.values, jagged.offsets, jagged.weights
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
-        weights, trains = traced(weights), self._updates()
+        trains = self._updates()
+        if weights is not None and within_transform():
+            raise NotImplementedError("weights: have no gradients in torch.func's transforms; use autograd")
         ids, values, offsets = self._rows_of(values, offsets, trains)
         if trains or (torch.is_grad_enabled() and weights is not None and weights.requires_grad):
             return self._recorded(values, offsets, weights, trains, ids)

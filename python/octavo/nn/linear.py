@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from octavo import ops
-from octavo.ops._types import ACTIVATIONS, ALL_NUMERICS, NORMS, choice, requires_grad, traced, within_transform
+from octavo.ops._types import ACTIVATIONS, ALL_NUMERICS, NORMS, choice, requires_grad, within_transform
 from octavo.ops.epilogue import apply_epilogue
 from octavo.ops.linear_backward import Backward, backward_classes, by_kernels, multiplies
 from octavo.ops.linear_operator import fp32_with_gradients
@@ -44,8 +44,7 @@ class _Codes:
     def of(self, weight: torch.Tensor, preferred: dict[int, str]) -> PackedWeight:
         """The weight's, packed again where it changed."""
         if torch.compiler.is_compiling():
-            weight = traced(weight)
-            if weight.requires_grad:  # in the graph: a memo would keep the weight of the trace
+            if weight.requires_grad or within_transform():  # in the graph: a memo would keep the weight of the trace
                 return pack_as(weight if torch.is_grad_enabled() else weight.detach(), self.numerics)
             # Never called outside a graph (an export of a model just loaded): packed in it.
             return pack_as(weight, self.numerics) if self._packed is None else self._packed
@@ -138,9 +137,9 @@ class _Numerics(torch.nn.Module):
         return z if norm is None and activation is None else apply_epilogue(z, None, norm, activation)
 
     def _has_kernel_gradients(self, x: torch.Tensor) -> bool:
-        if self._classes == ("fp32", "fp32") or not by_kernels(self.weight.device, self._classes):
+        if within_transform() or self._classes == ("fp32", "fp32") or not by_kernels(self.weight.device, self._classes):
             return False
-        return within_transform() or requires_grad(x, *self.parameters(recurse=False))
+        return requires_grad(x, *self.parameters(recurse=False))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = self.__class__.__new__(self.__class__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -22,7 +21,6 @@ FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch
 NUMERICS = ("fp32", "bf16", "e4m3_row", "e4m3_weight_only", "int8_dynamic")  # what every machine has kernels of
 ALL_NUMERICS = (*NUMERICS, "e4m3_row_fast", "e4m3_block")  # and what only Hopper gains by
 ACTIVATIONS = ("relu", "silu", "gelu", "hardswish", "sigmoid")
-T = TypeVar("T")
 NORMS = ("layer", "rms", "block", "swish_rms")
 
 
@@ -65,16 +63,18 @@ def requires_grad(*tensors: object) -> bool:
 
 
 def within_transform() -> bool:
-    """Whether a graph is traced inside torch.func's transforms (grad, vmap, ...)."""
-    return torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a graph is traced inside torch.func's transforms (grad, jvp, vmap, ...). ``requires_grad`` of grad's
+    arguments is False there, and a tangent or an autograd function over them is lost: only torch's operators will do.
+    """
+    return torch.compiler.is_compiling() and _transforms() > 0
 
 
-def traced(tensor: T) -> T:
-    """``tensor``; inside a transform an alias of it, whose ``requires_grad`` is right: that of torch.func.grad's
-    arguments is False in a graph, and their gradients would be zeros."""
-    if not isinstance(tensor, torch.Tensor) or not within_transform():
-        return tensor
-    return cast(T, tensor.view_as(tensor))
+def _transforms() -> int:
+    return len(torch._C._functorch.get_interpreter_stack() or ())
+
+
+# As torch.compiler.assume_constant_result, which imports torch._dynamo: asked while a graph is traced.
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def tangent_of(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
@@ -50,10 +50,14 @@ def add_norm(
     threads.
     Raises TypeError or ValueError that names the argument.
     """
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        served = _core.serve_add_norm(parts, residual, norm, transposed)  # where nothing is unusual
+        if served is not NotImplemented:
+            return cast("torch.Tensor | tuple[torch.Tensor, torch.Tensor]", served)
     _check(parts, residual, norm)
     tensors = [t for t in (*parts, residual, *_vectors(norm)) if t is not None]
     records = torch.is_grad_enabled() and (requires_grad(*tensors) or within_transform())
-    compiling = torch.compiler.is_compiling()
     if parts[0].is_cuda or (records and compiling) or any(map(_is_torchs, tensors)):
         y = joined(parts, residual, norm)
         return (y, y.mT.contiguous()) if transposed else y
@@ -91,6 +95,9 @@ def run(
     preferred one. ``saved`` [B, n, D], contiguous: gets what the norm sees."""
     if kernel is None:
         kernel = kernels.serving(_core.Op.add_norm, (parts[0].device.type,))
+        generation = kernels.generation
+        if kernels.kept(_core.Op.add_norm, (parts[0].device.type,)) is kernel:
+            _core.serve_add_norm_with(kernel, generation, Norm)
     inputs = [dense(part) for part in parts]
     added = None if residual is None else dense(residual)
     batch, _, depth = inputs[0].shape

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, cast, overload
 
 import torch
 
-from octavo.ops._types import requires_grad, traced, within_transform
+from octavo.ops import by_torch
+from octavo.ops._types import requires_grad, within_transform
 from octavo.ops.epilogue import Norm
 from octavo.ops.linear_backward import Backward, backward_classes, check_codes
 from octavo.ops.linear_call import check, run
@@ -112,10 +112,13 @@ def linear(
                 return cast(torch.Tensor, y)
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
-    x, bias, residual = traced(x), traced(bias), traced(residual)
-    if within_transform() and isinstance(norm, Norm):
-        norm = replace(norm, weight=traced(norm.weight), bias=traced(norm.bias))
     eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
+    if within_transform() and not eight_bit and out is None:
+        check(x, w, bias, norm, activation, None if residual_rows is not None else residual, out_dtype, None)
+        x = cast(torch.Tensor, x)
+        if residual is not None and residual_rows is not None:
+            residual = residual[residual_rows]
+        return by_torch.linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
     recorded = records(x, w, bias, norm, residual)
     if residual_rows is not None and (recorded or (eight_bit and torch.compiler.is_compiling())):
         check(x, w, bias, norm, activation, None, out_dtype, out, out_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from octavo.ops._library import define
-from octavo.ops._types import address, traced
-from octavo.ops.double_backward import linear_gradients
+from octavo.ops._types import address
+from octavo.ops.by_torch import product, recorded_gradients, refused, with_value
 from octavo.ops.epilogue import Norm, apply_epilogue
 from octavo.ops.epilogue_backward import epilogue_backward
 from octavo.ops.linear_backward import by_kernels, gradients
@@ -86,7 +87,6 @@ def fp32_with_gradients(
     backward_weight: PackedWeight | None,
 ) -> torch.Tensor:
     """A layer by torch in FP32 whose gradients are computed in ``classes``; None: grad_input is in FP32 too."""
-    weight = traced(weight)
     w = PackedWeight(weight.detach(), None, "fp32", weight if weight.requires_grad else None)
     return linear_with_gradients(x, w, bias, norm, activation, None, False, None, classes, backward_weight)
 
@@ -106,8 +106,7 @@ def norm_arguments(norm: Norm | None) -> tuple[str | None, torch.Tensor | None, 
 
 
 class _Linear(torch.autograd.Function):
-    """The eager path: compiled calls both ways. Saved: x, what the norm saw in y's type, codes and norm parameters;
-    for gradients of gradients also a residual that the norm saw."""
+    """The eager path: compiled calls both ways. Saved: x, what the norm saw in y's type, codes and norm parameters."""
 
     @staticmethod
     def forward(
@@ -117,7 +116,7 @@ class _Linear(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         ctx.of_again, ctx.parameters = (norm, activation, before), (master, bias)
         if not by_kernels(w.codes.device, classes):
-            ctx.classes, ctx.w = None, w
+            ctx.classes, ctx.w, ctx.residual = None, w, None if residual is None else residual.dtype
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
             ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
@@ -132,38 +131,55 @@ class _Linear(torch.autograd.Function):
         ctx.residual = None if residual is None else residual.dtype
         ctx.master = None if master is None else master.dtype
         # Codes and parameters: changes are noticed.
-        ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias, residual if before else None)
+        ctx.save_for_backward(x, z, w.codes, norm_weight, norm_bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[:6]
-        if torch.is_grad_enabled():
-            return (*_recorded_gradients(ctx, needs, grad), *[None] * 7)
-        if ctx.classes is not None:
-            x, z, *_ = ctx.saved_tensors
-            found = gradients(grad, x, z, ctx.w, ctx.epilogue[0], ctx.classes, ctx.residual, ctx.before, needs)
-            if found[1] is not None:
-                found[1] = found[1].to(ctx.master)
-            return (*found, *[None] * 7)
-        x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
-        numerics, kind, eps, block, activation, before = ctx.recipe
-        grads = _linear_backward(
-            x, codes, scale, numerics, False, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
-            before, None, grad, "fp32", "fp32", needs,
-        )  # fmt: skip
-        return (*(g if need else None for g, need in zip(grads, needs, strict=True)), *[None] * 7)
+        found = _by_torch(ctx, needs, grad) if torch.is_grad_enabled() else _by_kernels(ctx, needs, grad)
+        return (*found, *[None] * 7)
 
 
-def _recorded_gradients(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> list[torch.Tensor | None]:
-    if ctx.classes is None:
-        x, _, norm_weight, norm_bias, residual, *_ = ctx.saved_tensors
-        z = None
-    else:
-        x, z, _, norm_weight, norm_bias, residual = ctx.saved_tensors
-        residual = grad.new_empty(0, dtype=ctx.residual) if residual is None and ctx.residual is not None else residual
-    inputs = (x, *ctx.parameters, norm_weight, norm_bias, residual)
-    return linear_gradients(inputs, needs, grad, ctx.w, z, *ctx.of_again)
+def _by_kernels(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
+    if ctx.classes is not None:
+        x, z, *_ = ctx.saved_tensors
+        found = gradients(grad, x, z, ctx.w, ctx.epilogue[0], ctx.classes, ctx.residual, ctx.before, needs)
+        if found[1] is not None:
+            found[1] = found[1].to(ctx.master)
+        return found
+    x, bias, norm_weight, norm_bias, residual, codes, scale = ctx.saved_tensors
+    numerics, kind, eps, block, activation, before = ctx.recipe
+    grads = _linear_backward(
+        x, codes, scale, numerics, False, bias, kind, norm_weight, norm_bias, eps, block, activation, residual,
+        before, None, grad, "fp32", "fp32", needs,
+    )  # fmt: skip
+    return [g if need else None for g, need in zip(grads, needs, strict=True)]
+
+
+def _by_torch(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
+    """The gradients in a graph. The norm is taken at what it saw in the forward, where that was kept. Of a residual
+    only the type is known: what it has to do with the others' gradients, behind which the norm is, is refused."""
+    norm, activation, before = ctx.of_again
+    x, z = ctx.saved_tensors[0], ctx.saved_tensors[1] if ctx.classes is not None else None
+    norm_weight, norm_bias = ctx.saved_tensors[3:5] if ctx.classes is not None else ctx.saved_tensors[2:4]
+    bends = norm is not None or activation is not None
+    if before and ctx.residual is not None and bends and (needs[5] or z is None):
+        with torch.no_grad():
+            found = _by_kernels(ctx, needs, grad)
+        return refused(found, "ops.linear: no gradients of gradients with a residual before the norm that trains; "
+                              "add it behind, or keep the layer in FP32")  # fmt: skip
+
+    def layer(x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any) -> torch.Tensor:
+        seen = product(x, ctx.w, master, bias)
+        if z is not None:
+            seen = with_value(seen, z)
+        own = None if norm is None else replace(norm, weight=norm_weight, bias=norm_bias)
+        return apply_epilogue(seen, None, own, activation)
+
+    inputs = (x, *ctx.parameters, norm_weight, norm_bias)
+    of_residual = grad.to(ctx.residual) if needs[5] else None
+    return [*recorded_gradients(layer, inputs, needs[:5], grad), of_residual]
 
 
 class _TracedLinear(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch
 
 from octavo import _core
 from octavo.ops import kernels
-from octavo.ops._types import DTYPES, choice, expect_tensor, traced
+from octavo.ops._types import DTYPES, choice, expect_tensor, within_transform
 from octavo.ops.quantization import QuantizedTensor, dequantize, quantize, scale_shape
 
 
@@ -160,8 +160,7 @@ def pack_weight(
     through the rounding.
     """
     numerics = _class_of(weight, 2, format, activations, scaling)
-    weight = traced(weight)
-    master = weight if weight.requires_grad else None
+    master = weight if weight.requires_grad or within_transform() else None
     if format == "bf16":
         return PackedWeight(weight.detach().to(torch.bfloat16), None, numerics, master)
     q = quantize(weight.detach(), format, scaling)
@@ -178,8 +177,7 @@ def pack_weights(
     kernels' layouts of all.
     """
     numerics = _class_of(weights, 3, format, activations, scaling)
-    weights = traced(weights)
-    masters = weights.unbind() if weights.requires_grad else [None] * weights.shape[0]
+    masters = weights.unbind() if weights.requires_grad or within_transform() else [None] * weights.shape[0]
     if format == "bf16":
         return [
             PackedWeight(codes, None, numerics, master)

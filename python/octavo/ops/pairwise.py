@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from octavo import _core
-from octavo.ops import kernels
+from octavo.ops import by_torch, kernels
 from octavo.ops._batches import batch_view, dense
 from octavo.ops._library import define
-from octavo.ops._types import choice, expect_no_tangents, expect_tensor, requires_grad, traced
-from octavo.ops.double_backward import recorded_gradients
+from octavo.ops._types import choice, expect_no_tangents, expect_tensor, requires_grad, within_transform
 from octavo.ops.output_checks import expect_writable
 
 PAIRS = ("all", "lower", "upper")
@@ -47,7 +46,10 @@ def pairwise_dots(
     Gradients run on the same kernels in the same class, those of gradients by torch in FP32. Results do not
     depend on the number of threads. Raises TypeError or ValueError that names the argument.
     """
-    x, y = traced(x), traced(y)
+    if numerics is None and out_dtype is None and out is None and not torch.compiler.is_compiling():
+        found = _core.serve_pairwise_dots(x, y, pairs)  # where nothing is unusual, and a kernel was chosen before
+        if found is not NotImplemented:
+            return cast(torch.Tensor, found)
     expect_tensor("x", x, _FLOATS, 3)
     choice("pairs", pairs, PAIRS)
     if y is not None:
@@ -73,6 +75,9 @@ def pairwise_dots(
             raise ValueError("out: cannot be combined with gradients or tracing; leave it out")
         _check_out(out, x, y, pairs, out_dtype)
         return run(x, x if y is None else y, "all", pairs, numerics, out_dtype, out)
+    if within_transform():
+        value = _call(x.detach(), (x if y is None else y).detach(), "all", pairs, numerics, torch.float32)
+        return by_torch.with_value(by_torch.pairwise_dots(x, y, pairs, numerics), value).to(out_dtype)
     if records:
         function = _TracedPairwise if torch.compiler.is_compiling() else _Pairwise
         recorded: torch.Tensor = function.apply(x, y, pairs, numerics, out_dtype)  # type: ignore[no-untyped-call]
@@ -96,7 +101,11 @@ def run(
     diagonal; y is [B, G, F].
     """
     if kernel is None:
-        kernel = kernels.serving(_core.Op.pairwise_dots, (x.device.type, numerics))
+        words = (x.device.type, numerics)
+        kernel = kernels.serving(_core.Op.pairwise_dots, words)
+        generation = kernels.generation
+        if x.device.type == "cpu" and kernels.kept(_core.Op.pairwise_dots, words) is kernel:
+            _core.serve_pairwise_dots_with(kernel, generation, numerics == "bf16")
     if x_pairs != "all":
         x = x.unsqueeze(1)
     same = x is y
@@ -156,21 +165,10 @@ class _Pairwise(_TracedPairwise):
         if not torch.is_grad_enabled():
             return _TracedPairwise.backward(ctx, grad)
         recipe, needs = ctx.recipe, ctx.needs_input_grad[:2]
-        found = recorded_gradients(lambda x, y: _by_torch(x, y, *recipe), ctx.saved_tensors, needs, grad)
+        found = by_torch.recorded_gradients(
+            lambda x, y: by_torch.pairwise_dots(x, y, *recipe), ctx.saved_tensors, needs, grad
+        )
         return *found, None, None, None
-
-
-def _by_torch(x: torch.Tensor, y: torch.Tensor | None, pairs: str, numerics: str) -> torch.Tensor:
-    """The products, straight through the rounding of operands."""
-    left, right = (
-        (t + (t.bfloat16() - t).detach() if numerics == "bf16" else t).float() for t in (x, x if y is None else y)
-    )
-    products = left @ right.mT
-    if pairs == "all":
-        return products
-    f = x.shape[1]
-    row, column = torch.tril_indices(f, f, -1) if pairs == "lower" else torch.triu_indices(f, f, 1)
-    return products[:, row.to(x.device), column.to(x.device)]
 
 
 def _call(

@@ -59,6 +59,8 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
         count, dtype = ctx.residual
+        if rows.numel() == 0:  # where torch has no second derivative
+            return grad.new_zeros((count, grad.shape[-1]), dtype=dtype), None
         # An embedding's gradient: sums in FP32, in a fixed order on both devices. Rows outside fill one row more.
         places = torch.where((rows >= 0) & (rows < count), rows, count)
         sums = torch.ops.aten.embedding_dense_backward(grad.float(), places, count + 1, count, False)
