@@ -101,8 +101,9 @@ def linear(
 
     Returns [..., N]. The fastest qualified kernel of the class runs (``octavo.ops.dispatch.explain`` says which).
     Gradients of x, bias, norm, residual and w's master weight pass straight through the rounding of the forward; what
-    the norm saw is kept for them in the output's type. Gradients of gradients are torch's, in FP32. Eight-bit rows, in
-    or out, record none: use ``torch.no_grad()`` there. Raises TypeError or ValueError that names the argument.
+    the norm saw is kept for them in the output's type. With ``create_graph=True`` they are
+    torch's, in FP32, whatever ``backward`` says. Eight-bit rows, in or out, record none: use ``torch.no_grad()`` there.
+    Raises TypeError or ValueError that names the argument.
     """
     if not torch.compiler.is_compiling():
         served = getattr(w, "served", None)
