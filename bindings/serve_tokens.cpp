@@ -131,11 +131,13 @@ py::object add_norm(PyObject* parts, PyObject* residual, PyObject* norm, PyObjec
   if (kernel == nullptr || call.torch.has_dual_level() || !(PyList_Check(parts) || PyTuple_Check(parts)) ||
       !(transposed == Py_True || transposed == Py_False))
     return {};
-  std::vector<BatchView> views(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(parts)));
+  const auto held = py::reinterpret_steal<py::object>(PySequence_Tuple(parts));  // a list may change without the lock
+  if (!held) throw py::error_already_set();
+  std::vector<BatchView> views(static_cast<std::size_t>(PyTuple_GET_SIZE(held.ptr())));
   AddNormArgs args;
   for (std::size_t i = 0; i < views.size(); ++i) {
     std::int64_t batch = 0;
-    if (!call.tokens(PySequence_Fast_GET_ITEM(parts, static_cast<Py_ssize_t>(i)), views[i], batch)) return {};
+    if (!call.tokens(PyTuple_GET_ITEM(held.ptr(), static_cast<Py_ssize_t>(i)), views[i], batch)) return {};
     if (i == 0) args.batch = batch;
     if (batch != args.batch || views[i].cols != views[0].cols || views[i].dtype != views[0].dtype) return {};
   }

@@ -92,6 +92,20 @@ def test_modules_under_a_plan(numerics: str, classes: object) -> None:
     assert _equal(_compiled(torch.func.grad(lambda x: layer(x).square().sum()))(x), expected)
 
 
+@pytest.mark.parametrize("numerics", ["fp32", "bf16", "int8_dynamic"])
+def test_parameters_of_a_module(numerics: str) -> None:
+    layer, x = nn.LinearNorm(16, 16), torch.randn(5, 16, generator=GENERATOR)
+    layer.numerics, layer.backward_numerics = numerics, "fp32"
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    expected = torch.autograd.grad((layer(x) ** 3).sum(), list(layer.parameters()))
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (torch.func.functional_call(layer, parameters, (x,)) ** 3).sum()
+
+    for a, b in zip(_compiled(torch.func.grad(loss))(parameters).values(), expected, strict=True):
+        assert _equal(a, b)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
 @pytest.mark.parametrize("name", ["pairwise_dots", "add_norm", "linear", "weight"])
 def test_compiled_vmap_is_a_loop(name: str) -> None:

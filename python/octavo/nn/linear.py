@@ -249,7 +249,9 @@ class LinearNorm(_Numerics):
             return None
         known = spec is not None and (spec.kind, spec.block) == (self.norm, self.block)
         if spec is None or not known or spec.weight is not self.norm_weight or spec.bias is not self.norm_bias:
-            spec = self._norm_spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
+            spec = ops.Norm(self.norm, self.norm_weight, self.norm_bias, self.eps, self.block)
+            if not torch.compiler.is_compiling():  # in a graph they may be wrappers that end with it
+                self._norm_spec = spec
         return spec
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
