@@ -11,7 +11,8 @@ constexpr std::int64_t kReleaseLockNumbers = 1 << 16;
 // A plain tensor [n] of this type, neighbours in memory, on the tables' device.
 bool as_vector(const Torch& torch, PyObject* object, DlType type, DlDevice device, DlTensor& out) {
   return torch.is_plain(object) && torch.view(object, out) && out.dtype == type && out.ndim == 1 &&
-         out.strides[0] == 1 && out.device.type == device.type && out.device.id == device.id;
+         out.strides[0] == 1 && out.device.type == device.type && out.device.id == device.id &&
+         (out.address() != nullptr || out.shape[0] == 0);
 }
 
 // [batch, dims] that a kernel may write to: new, or `given` where nothing about it wants a closer look.

@@ -40,7 +40,7 @@ struct Call {
     DlTensor t;
     if (!torch.view(object, t) || t.device.type != kDlCpu || (t.dtype != kDlF32 && t.dtype != kDlBf16) || t.ndim != 3 ||
         t.shape[0] < 1 || t.shape[1] < 1 || t.shape[2] < 1 || (records && torch.requires_grad(object)) ||
-        torch.is_negated(object))
+        torch.is_negated(object) || t.address() == nullptr)
       return false;
     const bool rows_lie_along = t.shape[2] > 1 && t.strides[2] == 1, columns = t.shape[1] > 1 && t.strides[1] == 1;
     if (!rows_lie_along && !columns) return false;
@@ -56,7 +56,8 @@ struct Call {
     if (object == Py_None) return true;
     DlTensor t;
     if (!torch.view(object, t) || t.device.type != kDlCpu || t.dtype != kDlF32 || t.ndim != 1 || t.shape[0] != depth ||
-        depth < 2 || t.strides[0] != 1 || (records && torch.requires_grad(object)) || torch.is_negated(object))
+        depth < 2 || t.strides[0] != 1 || (records && torch.requires_grad(object)) || torch.is_negated(object) ||
+        t.address() == nullptr)
       return false;
     out = static_cast<const float*>(t.address());
     return true;
@@ -81,9 +82,10 @@ void run(std::int64_t size, Work&& work) {
 }
 
 bool as_pairs(PyObject* name, Pairs& out) {
-  const char* text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : nullptr;
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, &size) : nullptr;
   if (text == nullptr) return PyErr_Clear(), false;
-  const std::string_view pairs = text;
+  const std::string_view pairs(text, static_cast<std::size_t>(size));
   out = pairs == "lower" ? Pairs::lower : pairs == "upper" ? Pairs::upper : Pairs::all;
   return out != Pairs::all || pairs == "all";
 }
@@ -118,9 +120,11 @@ bool as_norm(const Call& call, PyObject* norm, std::int64_t depth, AddNormArgs& 
   if (norm == Py_None) return true;
   if (reinterpret_cast<PyObject*>(Py_TYPE(norm)) != g_norm_type) return false;
   const py::handle handle(norm);
-  const auto kind = handle.attr("kind").cast<std::string_view>();
+  const py::object eps = handle.attr("eps"), name = handle.attr("kind");
+  if (!PyFloat_Check(eps.ptr()) || !PyUnicode_Check(name.ptr())) return false;
+  const auto kind = name.cast<std::string_view>();
   args.norm = kind == "layer" ? NormKind::layer : kind == "rms" ? NormKind::rms : NormKind::none;
-  args.eps = handle.attr("eps").cast<float>();
+  args.eps = static_cast<float>(PyFloat_AS_DOUBLE(eps.ptr()));
   return args.norm != NormKind::none && call.vector(handle.attr("weight").ptr(), depth, args.weight) &&
          call.vector(handle.attr("bias").ptr(), depth, args.bias);
 }

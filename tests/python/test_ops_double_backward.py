@@ -104,6 +104,13 @@ def test_autocast_does_not_round() -> None:
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_the_weight_is_the_forwards() -> None:
+    layer, x = nn.Linear(8, 8), _leaf(5, 8)
+    layer.numerics, layer.backward_numerics = "bf16", ("int8_dynamic", "bf16")
+    (found,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    assert torch.allclose(found, layer.weight.bfloat16().float().sum(0).expand(5, 8), atol=1e-6)
+
+
 def test_weights_of_bags_are_refused() -> None:
     bags = nn.EmbeddingBags([nn.Table("t", rows=10, dim=4)]).eval()
     weights = torch.rand(3, generator=GENERATOR).requires_grad_()

@@ -133,3 +133,42 @@ def test_negated_tensors_of_bags() -> None:
     y = bags(*lookups)
     (torch.complex(0 * y, y).conj() * 1j).real.sum().backward()  # y.sum(), whose gradient comes negated
     assert torch.equal(bags.rows.get("t")[1], before[1] - 1)
+
+
+def test_tensors_whose_memory_was_given_back() -> None:
+    """As FSDP and offloading do it."""
+    x, vector = torch.randn(2, 3, 4), torch.rand(4)
+    for _ in range(2):
+        ops.pairwise_dots(x)
+        ops.add_norm([x], None, ops.Norm("rms", vector))
+    vector.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="norm.weight: has no memory"):
+        ops.add_norm([x], None, ops.Norm("rms", vector))
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="x: has no memory"):
+        ops.pairwise_dots(x)
+    with pytest.raises(ValueError, match="parts: has no memory"):
+        ops.add_norm([x])
+
+
+def test_weights_of_bags_whose_memory_was_given_back() -> None:
+    bags, weights = nn.EmbeddingBags([nn.Table("t", rows=10, dim=4)]).eval(), torch.rand(3)
+    values, offsets = torch.tensor([1, 5, 2]), torch.tensor([0, 2, 3])
+    for _ in range(2):
+        bags(values, offsets, weights)
+    weights.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="weights: has no memory"):
+        bags(values, offsets, weights)
+
+
+def test_no_samples_in_strides() -> None:
+    x = torch.randn(0, 10, 10)[:, ::2, ::2]
+    assert ops.pairwise_dots(x).shape == (0, 5, 5)
+    assert ops.add_norm([x]).shape == (0, 5, 5)
+
+
+@pytest.mark.parametrize("pairs", ["all\0", "some", None])
+def test_pairs_that_there_are_not(pairs: object) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="pairs: found"):
+            ops.pairwise_dots(torch.randn(2, 3, 4), pairs=pairs)

@@ -138,3 +138,60 @@ def test_modules_evaluated_in_a_graph(numerics: str) -> None:
     x = torch.randn(5, 32, generator=GENERATOR)
     with torch.no_grad():
         assert torch.equal(torch.compile(layers, fullgraph=True)(x), layers(x))
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"), [([0, 1, -1, 2, 4], IndexError), ([0, 1], ValueError), ([0.0, 1, 2, 3, 4], TypeError)]
+)
+def test_rows_are_checked_in_transforms_too(rows: list[int], error: type[Exception]) -> None:
+    x, residual = torch.randn(5, 16, generator=GENERATOR), torch.randn(5, 16, generator=GENERATOR)
+    f = torch.func.grad(lambda x: _linear(x, residual=residual, residual_rows=torch.tensor(rows)).square().sum())
+    with pytest.raises((error, torch._dynamo.exc.Unsupported), match="residual_rows|Observed exception"):
+        _compiled(f)(x)
+
+
+def test_options_are_checked_in_transforms_too() -> None:
+    x, w = torch.randn(5, 16, generator=GENERATOR), pack_as(W, "int8_dynamic")
+    q = ops.quantize(x, "int8")
+    for f in (
+        lambda b: ops.linear(q, w, bias=b).square().sum(),  # eight-bit rows record no gradients
+        lambda b: ops.linear(x, w, bias=b, backward="foo").sum(),
+    ):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="Observed exception"):
+            _compiled(torch.func.grad(f))(torch.zeros(16))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+def test_autocast_leaves_the_values_of_a_class() -> None:
+    x = torch.randn(3, 2, 4, 32, generator=GENERATOR)
+    expected = torch.stack([ops.pairwise_dots(one) for one in x])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(_compiled(torch.func.vmap(ops.pairwise_dots))(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_constant_weights_of_bags_pass() -> None:
+    bags = nn.EmbeddingBags([nn.Table("t", rows=10, dim=4)]).eval()
+    values, offsets, weights = torch.tensor([1, 5, 2]), torch.tensor([0, 2, 3]), torch.rand(3, generator=GENERATOR)
+
+    def loss(dense: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return (bags(values, offsets, weights) @ dense).square().sum()
+
+    dense = torch.randn(4, generator=GENERATOR)
+    pooled = bags(values, offsets, weights)
+    assert _equal(
+        torch.compile(torch.func.grad(loss), backend="aot_eager")(dense, weights), 2 * pooled.T @ (pooled @ dense)
+    )
+    with pytest.raises(RuntimeError):  # torch's or octavo's, as the graph breaks
+        torch.compile(torch.func.grad(loss, argnums=1), backend="aot_eager")(dense, weights)
+
+
+def test_a_scaled_gradient_leaves_infinities() -> None:
+    x = torch.tensor([1.0, float("-inf"), 3.0])
+    assert torch.equal(_compiled(torch.func.vmap(lambda x: scale_gradient(x, 0.5)))(x), x)
+
+
+def test_add_norm_without_grad_mode() -> None:
+    x = torch.randn(3, 4, 5, 16, generator=GENERATOR)
+    with torch.no_grad():
+        found = _compiled(torch.func.vmap(lambda x: ops.add_norm([x], x, NORM)))(x)
+    assert _equal(found, torch.stack([ops.add_norm([one], one, NORM) for one in x]))

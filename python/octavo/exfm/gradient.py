@@ -23,6 +23,7 @@ class _Scaled(torch.autograd.Function):
 def scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
     """x itself, whose gradient is multiplied by ``factor`` (the paper's beta) on its way back."""
     if within_transform():
-        return x.detach() + (x - x.detach()) * factor
+        finite = torch.where(x.isfinite(), x, 0.0)
+        return x.detach() + (finite - finite.detach()) * factor
     y: torch.Tensor = _Scaled.apply(x, factor)  # type: ignore[no-untyped-call]
     return y

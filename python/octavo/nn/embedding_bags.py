@@ -18,7 +18,7 @@ from octavo.nn.table import Table
 from octavo.nn.table_memory import TableTensors, allocate, put_rows, sent, zeros
 from octavo.nn.table_optimizers import Adam, Optimizer
 from octavo.ops import embedding
-from octavo.ops._types import choice, within_transform
+from octavo.ops._types import choice, requires_grad, within_transform
 from octavo.ops.jagged import Jagged
 from octavo.ops.table_formats import (
     FORMATS,
@@ -216,7 +216,7 @@ class EmbeddingBags(torch.nn.Module):
         elif offsets is None:
             raise TypeError("offsets: missing; pass values and offsets, or one Jagged")
         trains = self._updates()
-        if weights is not None and within_transform():
+        if within_transform() and torch.is_grad_enabled() and requires_grad(weights):
             raise NotImplementedError("weights: have no gradients in torch.func's transforms; use autograd")
         ids, values, offsets = self._rows_of(values, offsets, trains)
         if trains or (torch.is_grad_enabled() and weights is not None and weights.requires_grad):

@@ -11,7 +11,7 @@ def dense(t: torch.Tensor) -> torch.Tensor:
     """``t`` [B, R, C], copied unless its rows or its columns are neighbours and its numbers are what memory holds."""
     t = t.resolve_neg()
     near = t.shape[2] <= 1 or t.stride(2) == 1 or t.shape[1] <= 1 or t.stride(1) == 1
-    return t if near else t.contiguous()
+    return t if near else t.clone(memory_format=torch.contiguous_format)  # also of no numbers
 
 
 def batch_view(t: torch.Tensor) -> tuple[int, int, int, int, int, int, int]:

@@ -58,8 +58,9 @@ def address(argument: str, tensor: torch.Tensor | None) -> int:
 
 
 def requires_grad(*tensors: object) -> bool:
-    """Whether one of them does; they may still be anything."""
-    return any(getattr(t, "requires_grad", False) for t in tensors)
+    """Whether one of them does; they may still be anything. Inside a transform, what an alias of it says is right."""
+    inside = within_transform()
+    return any((t.view_as(t) if inside else t).requires_grad for t in tensors if isinstance(t, torch.Tensor))
 
 
 def within_transform() -> bool:

@@ -57,7 +57,7 @@ def add_norm(
             return cast("torch.Tensor | tuple[torch.Tensor, torch.Tensor]", served)
     _check(parts, residual, norm)
     tensors = [t for t in (*parts, residual, *_vectors(norm)) if t is not None]
-    records = torch.is_grad_enabled() and (requires_grad(*tensors) or within_transform())
+    records = (torch.is_grad_enabled() and requires_grad(*tensors)) or within_transform()
     if parts[0].is_cuda or (records and compiling) or any(map(_is_torchs, tensors)):
         y = joined(parts, residual, norm)
         return (y, y.mT.contiguous()) if transposed else y

@@ -83,7 +83,8 @@ def pairwise_dots(x: torch.Tensor, y: torch.Tensor | None, pairs: str, numerics:
     operands = [x, x if y is None else y]
     if numerics == "bf16":
         operands = [with_value(t, t.bfloat16()) for t in operands]
-    products = operands[0].float() @ operands[1].float().mT
+    with torch.autocast(x.device.type, enabled=False):
+        products = operands[0].float() @ operands[1].float().mT
     if pairs == "all":
         return products
     f = x.shape[1]

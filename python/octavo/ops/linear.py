@@ -114,13 +114,8 @@ def linear(
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
-    if within_transform() and not eight_bit and out is None:
-        check(x, w, bias, norm, activation, None if residual_rows is not None else residual, out_dtype, None)
-        x = cast(torch.Tensor, x)
-        if residual is not None and residual_rows is not None:
-            residual = residual[residual_rows]
-        return by_torch.linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
-    recorded = records(x, w, bias, norm, residual)
+    inside = within_transform()
+    recorded = records(x, w, bias, norm, residual) or (inside and not eight_bit)
     if residual_rows is not None and (recorded or (eight_bit and torch.compiler.is_compiling())):
         check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
         residual, residual_rows = gathered(expect_rows(residual, residual_rows, x, w), residual_rows), None
@@ -139,6 +134,8 @@ def linear(
         if backward_weight is not None and backward_weight.device != w.device:
             raise ValueError(f"backward_weight: is on {backward_weight.device}, w is on {w.device}; pack it there too")
         check_codes(classes[0], (backward_weight or w).numerics)
+        if inside:
+            return by_torch.linear(x, w, bias, norm, activation, residual, residual_before_norm, out_dtype)
         return linear_with_gradients(
             x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, classes, backward_weight
         )

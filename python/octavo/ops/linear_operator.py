@@ -114,9 +114,9 @@ class _Linear(torch.autograd.Function):
         norm: Norm | None, activation: str | None, before: bool, out_dtype: Any, classes: tuple[str, str],
         backward_weight: PackedWeight,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.of_again, ctx.parameters = (norm, activation, before), (master, bias)
+        ctx.of_again, ctx.parameters = (w, norm, activation, before), (master, bias)
         if not by_kernels(w.codes.device, classes):
-            ctx.classes, ctx.w, ctx.residual = None, w, None if residual is None else residual.dtype
+            ctx.classes, ctx.residual = None, None if residual is None else residual.dtype
             kind, _, _, eps, block = norm_arguments(norm)
             ctx.recipe = (w.numerics, kind, eps, block, activation, before)
             ctx.save_for_backward(x, bias, norm_weight, norm_bias, residual, w.codes, w.scale)
@@ -160,7 +160,7 @@ def _by_kernels(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> Sequence
 def _by_torch(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> Sequence[torch.Tensor | None]:
     """The gradients in a graph. The norm is taken at what it saw in the forward, where that was kept. Of a residual
     only the type is known: what it has to do with the others' gradients, behind which the norm is, is refused."""
-    norm, activation, before = ctx.of_again
+    w, norm, activation, before = ctx.of_again
     x, z = ctx.saved_tensors[0], ctx.saved_tensors[1] if ctx.classes is not None else None
     norm_weight, norm_bias = ctx.saved_tensors[3:5] if ctx.classes is not None else ctx.saved_tensors[2:4]
     bends = norm is not None or activation is not None
@@ -171,7 +171,7 @@ def _by_torch(ctx: Any, needs: Sequence[bool], grad: torch.Tensor) -> Sequence[t
                               "add it behind, or keep the layer in FP32")  # fmt: skip
 
     def layer(x: Any, master: Any, bias: Any, norm_weight: Any, norm_bias: Any) -> torch.Tensor:
-        seen = product(x, ctx.w, master, bias)
+        seen = product(x, w, master, bias)
         if z is not None:
             seen = with_value(seen, z)
         own = None if norm is None else replace(norm, weight=norm_weight, bias=norm_bias)

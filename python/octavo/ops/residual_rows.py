@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from octavo.ops._library import define
-from octavo.ops._types import expect_tensor
+from octavo.ops._types import expect_tensor, within_transform
+from octavo.ops.by_torch import with_value
 from octavo.ops.packing import PackedWeight
 from octavo.ops.quantization import QuantizedTensor
 
@@ -41,6 +42,9 @@ def gathered(residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     A row outside raises IndexError on a CPU; on CUDA, where nothing waits for the device, it is NaN and its gradient is
     dropped.
     """
+    if within_transform():
+        near = residual[rows.clamp(0, max(residual.shape[0] - 1, 0))]
+        return with_value(near, torch.ops.octavo.residual_rows(residual.detach(), rows))
     found: torch.Tensor = _Gathered.apply(residual, rows)  # type: ignore[no-untyped-call]
     return found
 
@@ -59,7 +63,8 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
         count, dtype = ctx.residual
-        if rows.numel() == 0:  # where torch has no second derivative
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and rows.numel() == 0:
+            # where torch has no second derivative
             return grad.new_zeros((count, grad.shape[-1]), dtype=dtype), None
         # An embedding's gradient: sums in FP32, in a fixed order on both devices. Rows outside fill one row more.
         places = torch.where((rows >= 0) & (rows < count), rows, count)
