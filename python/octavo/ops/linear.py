@@ -105,7 +105,8 @@ def linear(
     torch's, in FP32, whatever ``backward`` says. Eight-bit rows, in or out, record none: use ``torch.no_grad()`` there.
     Raises TypeError or ValueError that names the argument.
     """
-    if not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
         served = getattr(w, "served", None)
         if served is not None and out_format is None and residual_rows is None:
             y = served.serve(x, w.master, bias, norm, activation, residual, out_dtype, out, residual_before_norm)
@@ -114,9 +115,9 @@ def linear(
     if not isinstance(w, PackedWeight):
         raise TypeError(f"w: expected a PackedWeight from octavo.ops.pack_weight, found {type(w).__name__}")
     eight_bit = out_format is not None or isinstance(x, QuantizedTensor)
-    inside = within_transform()
+    inside = compiling and within_transform()
     recorded = records(x, w, bias, norm, residual) or (inside and not eight_bit)
-    if residual_rows is not None and (recorded or (eight_bit and torch.compiler.is_compiling())):
+    if residual_rows is not None and (recorded or (eight_bit and compiling)):
         check(x, w, bias, norm, activation, None, out_dtype, out, out_format)
         residual, residual_rows = gathered(expect_rows(residual, residual_rows, x, w), residual_rows), None
     if recorded:
@@ -126,7 +127,7 @@ def linear(
         if out is not None:
             raise ValueError("out: cannot be combined with gradients; leave it out or use torch.no_grad()")
         x = cast(torch.Tensor, x)
-        if torch.compiler.is_compiling():
+        if compiling:
             check(x, w, bias, norm, activation, residual, out_dtype, out)
         classes = backward_classes(backward)
         if backward_weight is not None and backward_weight.shape != w.shape:
@@ -139,7 +140,7 @@ def linear(
         return linear_with_gradients(
             x, w, bias, norm, activation, residual, residual_before_norm, out_dtype, classes, backward_weight
         )
-    if torch.compiler.is_compiling():
+    if compiling:
         if out is not None:
             raise ValueError("out: cannot be combined with tracing; leave it out")
         if eight_bit:
