@@ -145,10 +145,13 @@ def other_calls(run: harness.Run) -> None:
     for route, (op, ours, theirs) in calls.items():
         torch.testing.assert_close(ours(0), theirs(0))
         mine = harness.Entry(f"octavo {route}", ours, io="float32", group=route, facts={"route": route})
-        run.contest(
-            op, {"samples": 1, "call": route}, [mine], [harness.Entry("torch", theirs, io="float32", group="eager")]
-        )
+        rivals = [harness.Entry("torch", theirs, io="float32", group="eager")]
+        if not run.is_smoke:
+            fast = torch.compile(lambda theirs=theirs: theirs(0))
+            rivals.append(harness.Entry("torch compiled", lambda i, fast=fast: fast(), io="float32", group="compiled"))
+        run.contest(op, {"samples": 1, "call": route}, [mine], rivals)
         run.finding(f"overhead_{route}_vs_torch", where(route=route), where(group="eager"))
+        run.finding(f"overhead_{route}_vs_torch_compiled", where(route=route), where(group="compiled"))
 
 
 def body(run: harness.Run) -> None:
